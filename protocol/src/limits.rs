@@ -1,0 +1,82 @@
+//! Every bound of the protocol, in one place, with its reason.
+
+use std::time::Duration;
+
+/// Largest payload of one write op, in bytes. The adapter asks its kernel for
+/// requests no larger than this.
+pub const MAX_PAYLOAD: usize = 1 << 20;
+
+/// Largest frame on the wire, in bytes after the length word: a payload and the
+/// largest header that may stand before it.
+pub const MAX_FRAME: usize = MAX_PAYLOAD + (64 << 10);
+
+/// Longest name in a directory, in bytes (`NAME_MAX` of Linux; a Windows name of
+/// 255 UTF-16 units may need three bytes each and is refused beyond this bound).
+pub const MAX_NAME: usize = 255;
+
+/// Longest symbolic link target, in bytes (`PATH_MAX`).
+pub const MAX_TARGET: usize = 4096;
+
+/// Longest extended attribute name, in bytes (`XATTR_NAME_MAX`).
+pub const MAX_XATTR_NAME: usize = 255;
+
+/// Largest extended attribute value, in bytes (`XATTR_SIZE_MAX`).
+pub const MAX_XATTR_VALUE: usize = 64 << 10;
+
+/// Largest file offset plus length, in bytes: what a signed 64-bit offset can address.
+pub const MAX_OFFSET: u64 = i64::MAX as u64;
+
+/// Unit of the dirty map, in bytes. Resync moves whole blocks of this size.
+pub const BLOCK: u64 = 4096;
+
+/// Largest file whose blocks the dirty map can tell apart: 2^32 blocks. Marks
+/// beyond it fall together into the last block's place as "whole file".
+pub const MAX_MAPPED_FILE: u64 = (1 << 32) * BLOCK;
+
+/// Unit of the intent log for file ranges, in bytes: large enough that a steady
+/// workload seldom touches a cold one, small enough that what was hot in a crash
+/// is soon compared.
+pub const EXTENT: u64 = 4 << 20;
+
+/// New file ids that one durable note covers, so that a burst of creations costs one sync.
+pub const ID_BLOCK: u64 = 4096;
+
+/// Names of one directory kept apart in the dirty map before it collapses to "the whole directory".
+pub const MAX_MARKED_NAMES: usize = 4096;
+
+/// Bytes of ops shipped but not yet acknowledged, per module. Beyond it writers wait.
+pub const MAX_IN_FLIGHT_BYTES: usize = 64 << 20;
+
+/// Ops shipped but not yet acknowledged, per module. Beyond it writers wait.
+pub const MAX_IN_FLIGHT_OPS: usize = 16_384;
+
+/// Bytes of resync data in flight when nothing else runs.
+pub const RESYNC_WINDOW_IDLE: usize = 8 << 20;
+
+/// Bytes of resync data in flight while the application writes: what may stand
+/// before a write in the one stream.
+pub const RESYNC_WINDOW_BUSY: usize = 256 << 10;
+
+/// How long after the application's last write resync uses its idle window.
+pub const RESYNC_BUSY_FOR: Duration = Duration::from_millis(50);
+
+/// Largest piece of file data that resync moves in one op, in bytes.
+pub const RESYNC_CHUNK: usize = 256 << 10;
+
+/// Entries of a directory in one resync op.
+pub const MAX_PUT_ENTRIES: usize = 1024;
+
+/// Generations kept in a copy's history, newest first.
+pub const MAX_HISTORY: usize = 16;
+
+/// Marks in one control message.
+pub const MAX_MARKS_PER_FRAME: usize = 4096;
+
+/// Blocks compared by one compare request.
+pub const MAX_COMPARE_BLOCKS: usize = 4096;
+
+/// Longest reason text in a control message, in bytes.
+pub const MAX_REASON: usize = 1024;
+
+/// Longest module name, in bytes.
+pub const MAX_MODULE_NAME: usize = 64;

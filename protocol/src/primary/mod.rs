@@ -1,0 +1,676 @@
+//! The primary's side of replication: what is shipped, what is acknowledged when,
+//! what is held, and what is marked.
+//!
+//! Ops come from the file system; receipts from the peer; decisions from the
+//! caller. Replies, frames and [`Action`]s come out. The local disk is just
+//! another voter: an op is acknowledged when the local vote and, while the peer
+//! counts, the peer's vote are in.
+//!
+//! ```text
+//!            peer_ready            resync_finished        Synced(end)
+//!   Alone ───────────────▶ Syncing ──────────────▶ Finishing ────────▶ Paired
+//!     ▲ ▲                    │                        │  ▲              │  ▲
+//!     │ └──────peer_lost─────┘                        │  │ resume       │  │ resume
+//!     │                                    peer_lost  ▼  │              ▼  │
+//!     │                                             Bridging ◀──────────┘  │
+//!     │                                      deadline │  └─────────────────┘
+//!     │ alone_is_durable           go_alone           ▼
+//!     └───────────────── Leaving ◀──────────────── Holding ──resume──▶ (back)
+//! ```
+//!
+//! While Bridging, Holding and Leaving nothing that needs the peer's vote is
+//! acknowledged (invariant 4): the peer may be current, and may be promoted.
+
+mod resync;
+mod window;
+
+use std::time::Duration;
+
+use crate::ids::{Seq, SessionId};
+use crate::limits;
+use crate::marks::{DirtyMap, Intent};
+use crate::op::{Op, Sequenced, Stability};
+use crate::time::{Instant, Timestamp};
+use crate::wire::Receipt;
+
+pub use resync::Progress;
+use window::{Entry, Local, Vote, Window};
+
+/// What an acknowledgement means, chosen per module (promise 1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum AckMode {
+    /// The secondary has it on stable storage.
+    Disk,
+    /// The secondary has applied it.
+    Memory,
+    /// The primary has applied it; syncs wait for both disks.
+    Flush,
+}
+
+/// How long a primary waits for what.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// What an acknowledgement means.
+    pub mode: AckMode,
+    /// The peer is dropped when it makes no progress at all for this long while ops wait.
+    pub stall: Duration,
+    /// The peer is dropped when one op waits for this long, however busy it seems.
+    pub op: Duration,
+    /// As `op`, for syncs and for acknowledgements in mode `disk`.
+    pub sync: Duration,
+    /// How long a broken connection may be resumed before the caller is asked.
+    pub bridge: Duration,
+}
+
+/// The relation to the peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Link {
+    /// Nobody to wait for; everything is marked.
+    Alone,
+    /// The peer is being brought up; it is shipped to, not waited for.
+    Syncing,
+    /// Everything is moved; the peer flushes and becomes up to date. From here on its vote counts.
+    Finishing {
+        /// The number of the op that ends the resync.
+        end: Seq,
+    },
+    /// The peer is up to date; its vote counts.
+    Paired,
+    /// The connection is lost and may come back.
+    Bridging {
+        /// When the caller is asked.
+        until: Instant,
+    },
+    /// The caller has been asked; replies are held until it decides.
+    Holding,
+    /// The caller decided to go on alone; the new generation is being made durable.
+    Leaving,
+}
+
+/// What the driver must do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Close the connection: the peer did not keep a deadline.
+    DropPeer {
+        /// For the operator.
+        reason: String,
+    },
+    /// Report that the peer is lost and ask whether to go on alone.
+    AskToGoAlone {
+        /// For the operator.
+        reason: String,
+    },
+    /// Make a new generation durable, then call [`Primary::alone_is_durable`].
+    MakeAlone,
+    /// The peer is up to date: note durably that no base is needed any more.
+    PeerIsCurrent,
+    /// Both copies have flushed everything before the checkpoint that has now ended.
+    CheckpointDone,
+}
+
+/// Where an op went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Submitted {
+    /// The number under which the local vote is to be given; `None`: no peer is
+    /// waited for, reply as soon as the local copy has it.
+    pub seq: Option<Seq>,
+    /// There is something for the wire.
+    pub output: bool,
+}
+
+/// The primary's replication state. `R` is a reply that waits.
+#[derive(Debug)]
+pub struct Primary<R> {
+    config: Config,
+    link: Link,
+    /// Where a resumed connection goes back to.
+    before: Link,
+    session: Option<SessionId>,
+    window: Window<R>,
+    progress: Instant,
+    /// What must be moved before the peer is current.
+    dirty: DirtyMap,
+    /// What the peer had, but perhaps not on its disk, when it was lost: compared when
+    /// it returns, and moved only where it differs.
+    suspect: DirtyMap,
+    /// Shipped and applied by the peer after the last checkpoint began.
+    fresh: DirtyMap,
+    /// Shipped and applied by the peer before it.
+    older: DirtyMap,
+    checkpoint: Option<Checkpoint>,
+    /// The directory whose listing is being sent.
+    listing: Option<crate::ids::FileId>,
+    last_app_op: Instant,
+    replies: Vec<R>,
+    actions: Vec<Action>,
+    stats: Progress,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Checkpoint {
+    seq: Seq,
+    local: bool,
+    peer: bool,
+}
+
+impl<R> Primary<R> {
+    /// A primary that goes on alone, with these marks from before.
+    pub fn new(config: Config, dirty: DirtyMap) -> Primary<R> {
+        Primary {
+            config,
+            link: Link::Alone,
+            before: Link::Alone,
+            session: None,
+            window: Window::new(Seq(1)),
+            progress: Instant::default(),
+            dirty,
+            suspect: DirtyMap::default(),
+            fresh: DirtyMap::default(),
+            older: DirtyMap::default(),
+            checkpoint: None,
+            listing: None,
+            last_app_op: Instant::default(),
+            replies: Vec::new(),
+            actions: Vec::new(),
+            stats: Progress::default(),
+        }
+    }
+
+    /// The relation to the peer.
+    pub fn link(&self) -> Link {
+        self.link
+    }
+
+    /// The current session.
+    pub fn session(&self) -> Option<SessionId> {
+        self.session
+    }
+
+    /// The number the next op will get.
+    pub fn next_seq(&self) -> Seq {
+        self.window.next()
+    }
+
+    /// Ops shipped or waiting to be shipped that the peer has not applied, and their bytes.
+    pub fn in_flight(&self) -> (u64, usize) {
+        (self.window.unapplied(), self.window.unapplied_bytes)
+    }
+
+    /// The marks of what must be moved.
+    pub fn dirty(&self) -> &DirtyMap {
+        &self.dirty
+    }
+
+    /// The marks of what must be compared when the peer returns.
+    pub fn suspect(&self) -> &DirtyMap {
+        &self.suspect
+    }
+
+    /// Adds marks of what must be compared.
+    pub fn add_suspects(&mut self, marks: DirtyMap) {
+        self.suspect.unite(marks);
+    }
+
+    /// Takes the marks of what must be compared; what cannot be compared after all
+    /// comes back with [`Primary::add_suspects`].
+    pub fn take_suspects(&mut self) -> DirtyMap {
+        std::mem::take(&mut self.suspect)
+    }
+
+    /// Marks of what the peer has applied but not provably flushed.
+    pub fn unflushed_counts(&self) -> (usize, usize) {
+        let (a, b) = (self.fresh.counts(), self.older.counts());
+        (a.0 + b.0, a.1 + b.1)
+    }
+
+    /// Whether another op of this many bytes has room. Otherwise its writer waits.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.link == Link::Alone
+            || (self.window.unapplied_bytes + bytes <= limits::MAX_IN_FLIGHT_BYTES
+                && self.window.unapplied() < limits::MAX_IN_FLIGHT_OPS as u64)
+    }
+
+    /// Whether the peer's vote counts.
+    fn peer_counts(&self) -> bool {
+        !matches!(self.link, Link::Alone | Link::Syncing)
+    }
+
+    /// An op of the application, in its place in the order. The caller holds the
+    /// lock over what the op touches. `old_size` is the file's size before it.
+    pub fn submit(&mut self, now: Instant, time: Timestamp, op: Op, old_size: u64) -> Submitted {
+        debug_assert!(!op.is_resync());
+        self.last_app_op = now;
+        let local_only = Submitted {
+            seq: None,
+            output: false,
+        };
+        match self.link {
+            Link::Alone => {
+                self.dirty.mark_op(&op, old_size);
+                return local_only;
+            }
+            Link::Syncing => {
+                if matches!(op, Op::Sync { .. } | Op::Checkpoint) {
+                    return local_only;
+                }
+                if !self.can_ship(&op) {
+                    self.dirty.mark_op(&op, old_size);
+                    return local_only;
+                }
+            }
+            _ => {}
+        }
+        let vote = if self.peer_counts() {
+            self.vote_for(&op)
+        } else {
+            Vote::None
+        };
+        let seq = self.push(now, time, op, old_size, vote);
+        Submitted {
+            seq: (vote != Vote::None).then_some(seq),
+            output: self.is_connected(),
+        }
+    }
+
+    fn push(&mut self, now: Instant, time: Timestamp, op: Op, old_size: u64, vote: Vote) -> Seq {
+        let bytes = op.payload_len() + 64;
+        self.window.push(Entry {
+            time,
+            submitted: now,
+            op: Some(op),
+            old_size,
+            bytes,
+            vote,
+            synced: false,
+            local: if vote == Vote::None {
+                Local::Settled
+            } else {
+                Local::Pending
+            },
+        })
+    }
+
+    fn vote_for(&self, op: &Op) -> Vote {
+        match op {
+            Op::Sync { .. } | Op::Checkpoint | Op::ResyncEnd => Vote::Synced,
+            Op::Write { stability, .. } if *stability != Stability::Mode => Vote::Synced,
+            Op::Times { .. } => Vote::None,
+            op if op.is_resync() => Vote::None,
+            _ => match self.config.mode {
+                AckMode::Disk => Vote::Durable,
+                AckMode::Memory => Vote::Applied,
+                AckMode::Flush => Vote::None,
+            },
+        }
+    }
+
+    /// Whether a connection carries frames.
+    pub fn is_connected(&self) -> bool {
+        matches!(
+            self.link,
+            Link::Syncing | Link::Finishing { .. } | Link::Paired
+        )
+    }
+
+    /// The local copy has op `seq`. Hands the reply back when nothing is left to wait for.
+    pub fn local_done(&mut self, seq: Seq, reply: R) -> Option<R> {
+        let reply = self.window.local_done(seq, reply);
+        if reply.is_some() {
+            self.window.trim();
+        }
+        reply
+    }
+
+    /// The next op for the wire, if the connection can carry one.
+    pub fn next_op(&mut self) -> Option<Sequenced> {
+        if !self.is_connected() {
+            return None;
+        }
+        self.window.ship()
+    }
+
+    /// Whether [`Primary::next_op`] would give one.
+    pub fn has_output(&self) -> bool {
+        self.is_connected() && self.window.has_output()
+    }
+
+    /// Replies to be sent and actions to be taken, since the last call.
+    pub fn drain(&mut self, replies: &mut Vec<R>, actions: &mut Vec<Action>) {
+        replies.append(&mut self.replies);
+        actions.append(&mut self.actions);
+    }
+
+    /// A receipt from the peer. An error is a broken protocol: drop the peer.
+    pub fn receipt(&mut self, now: Instant, receipt: Receipt) -> Result<(), String> {
+        if !self.is_connected() {
+            return Ok(()); // Late, from a connection already given up.
+        }
+        match receipt {
+            Receipt::Applied { applied, durable } => {
+                if applied >= self.window.next() || durable > applied {
+                    return Err(format!(
+                        "the peer acknowledges op {applied} (durable {durable}), but only {} were sent",
+                        self.window.next().0 - 1
+                    ));
+                }
+                if applied > self.window.applied || durable > self.window.durable {
+                    self.progress = now;
+                }
+                self.applied(applied);
+                self.window.durable_up_to(durable, &mut self.replies);
+            }
+            Receipt::Synced { seq } => {
+                self.progress = now;
+                if seq > self.window.applied {
+                    return Err(format!("the peer synced op {seq} before it applied it"));
+                }
+                if self.window.synced(seq, &mut self.replies) {
+                    self.sync_ended(seq);
+                }
+            }
+            Receipt::Failed { seq, reason } => {
+                self.actions.push(Action::DropPeer {
+                    reason: format!("the peer could not apply op {seq}: {reason}"),
+                });
+                self.peer_left(false);
+            }
+        }
+        self.window.trim();
+        Ok(())
+    }
+
+    fn applied(&mut self, applied: Seq) {
+        let checkpoint = match self.link {
+            Link::Finishing { end } => Some(end),
+            _ => self.checkpoint.map(|c| c.seq),
+        };
+        let (fresh, older) = (&mut self.fresh, &mut self.older);
+        let stats = &mut self.stats;
+        self.window.applied_up_to(
+            applied,
+            |seq, op, old_size| {
+                let map = match checkpoint {
+                    Some(c) if seq < c => &mut *older,
+                    _ => &mut *fresh,
+                };
+                map.mark_op(op, old_size);
+                resync::mark_moved(map, op);
+                stats.acknowledged(op);
+            },
+            &mut self.replies,
+        );
+    }
+
+    fn sync_ended(&mut self, seq: Seq) {
+        if let Link::Finishing { end } = self.link
+            && end == seq
+        {
+            self.link = Link::Paired;
+            self.older = DirtyMap::default();
+            self.actions.push(Action::PeerIsCurrent);
+        }
+        if let Some(checkpoint) = &mut self.checkpoint
+            && checkpoint.seq == seq
+        {
+            checkpoint.peer = true;
+            self.checkpoint_progress();
+        }
+    }
+
+    /// Begins a checkpoint: both nodes flush, then marks made before it are dropped.
+    /// Does nothing unless paired and no other one runs. Returns whether one began:
+    /// the driver then flushes the local copy and calls [`Primary::checkpoint_flushed`].
+    pub fn begin_checkpoint(&mut self, now: Instant, time: Timestamp) -> bool {
+        if self.link != Link::Paired || self.checkpoint.is_some() {
+            return false;
+        }
+        self.rotate_marks();
+        let seq = self.push(now, time, Op::Checkpoint, 0, Vote::Synced);
+        self.settle_internal(seq);
+        self.checkpoint = Some(Checkpoint {
+            seq,
+            local: false,
+            peer: false,
+        });
+        true
+    }
+
+    fn rotate_marks(&mut self) {
+        let fresh = std::mem::take(&mut self.fresh);
+        self.older.unite(fresh);
+    }
+
+    /// Nobody waits for this entry's reply.
+    fn settle_internal(&mut self, seq: Seq) {
+        if let Some(entry) = self.window.get(seq) {
+            entry.local = Local::Settled;
+        }
+    }
+
+    /// The local copy has flushed everything before the running checkpoint.
+    pub fn checkpoint_flushed(&mut self) {
+        if let Some(checkpoint) = &mut self.checkpoint {
+            checkpoint.local = true;
+            self.checkpoint_progress();
+        }
+    }
+
+    fn checkpoint_progress(&mut self) {
+        if self.checkpoint.is_some_and(|c| c.local && c.peer) {
+            self.checkpoint = None;
+            self.older = DirtyMap::default();
+            self.actions.push(Action::CheckpointDone);
+        }
+    }
+
+    /// A peer has shaken hands and shall be brought up in this session. Everything
+    /// from now on has numbers from [`Primary::next_seq`] on. `target` are its marks.
+    pub fn peer_ready(
+        &mut self,
+        now: Instant,
+        session: SessionId,
+        target: impl IntoIterator<Item = Intent>,
+    ) {
+        debug_assert_eq!(self.link, Link::Alone);
+        for intent in target {
+            self.mark_intent(intent);
+        }
+        self.session = Some(session);
+        self.window = Window::new(self.window.next());
+        self.progress = now;
+        self.listing = None;
+        self.checkpoint = None;
+        self.stats = Progress::default();
+        self.link = Link::Syncing;
+    }
+
+    /// Whether a connection that asks to go on with `session` may.
+    pub fn can_resume(&self, session: SessionId, applied: Seq) -> bool {
+        self.session == Some(session)
+            && matches!(self.link, Link::Bridging { .. } | Link::Holding)
+            && applied >= self.window.applied
+            && applied < self.window.next()
+    }
+
+    /// The session goes on over a new connection; the peer has applied up to `applied`.
+    pub fn resume(&mut self, now: Instant, applied: Seq) {
+        debug_assert!(matches!(self.link, Link::Bridging { .. } | Link::Holding));
+        self.link = self.before;
+        self.progress = now;
+        self.applied(applied);
+        self.window.trim();
+        self.window.rewind();
+    }
+
+    /// The connection is lost.
+    pub fn peer_lost(&mut self, now: Instant, reason: &str) {
+        match self.link {
+            Link::Alone | Link::Bridging { .. } | Link::Holding | Link::Leaving => {}
+            Link::Syncing => self.back_to_alone(),
+            Link::Finishing { .. } | Link::Paired => {
+                self.before = self.link;
+                if self.config.bridge.is_zero() {
+                    self.hold(reason);
+                } else {
+                    self.link = Link::Bridging {
+                        until: now.after(self.config.bridge),
+                    };
+                }
+            }
+        }
+    }
+
+    fn hold(&mut self, reason: &str) {
+        self.link = Link::Holding;
+        self.actions.push(Action::AskToGoAlone {
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// The peer has declared, durably, that its copy is not up to date any more.
+    /// Nobody can promote it, so nothing needs to be asked.
+    pub fn peer_left(&mut self, flushed: bool) {
+        if flushed {
+            // What it applied is on its disk; what it did not apply is still in the window.
+            self.fresh = DirtyMap::default();
+            self.older = DirtyMap::default();
+        }
+        match self.link {
+            Link::Alone | Link::Leaving => {}
+            Link::Syncing => self.back_to_alone(),
+            _ => self.leave(),
+        }
+    }
+
+    /// The caller decided that this node goes on alone. False when there is nothing to decide.
+    pub fn go_alone(&mut self) -> bool {
+        if !matches!(self.link, Link::Bridging { .. } | Link::Holding) {
+            return false;
+        }
+        self.leave();
+        true
+    }
+
+    fn leave(&mut self) {
+        self.link = Link::Leaving;
+        self.actions.push(Action::MakeAlone);
+    }
+
+    /// The new generation is durable: what was held is released, what the peer may
+    /// lack is suspect.
+    pub fn alone_is_durable(&mut self) {
+        debug_assert_eq!(self.link, Link::Leaving);
+        self.back_to_alone();
+    }
+
+    fn back_to_alone(&mut self) {
+        let fresh = std::mem::take(&mut self.fresh);
+        let older = std::mem::take(&mut self.older);
+        self.suspect.unite(fresh);
+        self.suspect.unite(older);
+        if let Some(directory) = self.listing.take() {
+            self.dirty.mark_directory(directory);
+        }
+        let window = std::mem::replace(&mut self.window, Window::new(Seq(1)));
+        // Even what it never acknowledged it may have applied.
+        let suspect = &mut self.suspect;
+        self.window = window.abandon(
+            |op, old_size| {
+                suspect.mark_op(op, old_size);
+                resync::mark_moved(suspect, op);
+            },
+            &mut self.replies,
+        );
+        self.checkpoint = None;
+        self.session = None;
+        self.link = Link::Alone;
+    }
+
+    /// Looks at every deadline. Call at least at [`Primary::next_deadline`].
+    pub fn tick(&mut self, now: Instant) {
+        if let Link::Bridging { until } = self.link {
+            if now >= until {
+                self.hold("the connection to the peer was lost and did not come back");
+            }
+            return;
+        }
+        if !self.is_connected() {
+            return;
+        }
+        let Some((deadline, reason)) = self.earliest() else {
+            return;
+        };
+        if now < deadline {
+            return;
+        }
+        self.actions.push(Action::DropPeer {
+            reason: reason.clone(),
+        });
+        match self.link {
+            Link::Syncing => self.back_to_alone(),
+            _ => {
+                self.before = self.link;
+                self.hold(&reason);
+            }
+        }
+    }
+
+    /// When [`Primary::tick`] has something to do at the latest.
+    pub fn next_deadline(&mut self) -> Option<Instant> {
+        match self.link {
+            Link::Bridging { until } => Some(until),
+            _ if self.is_connected() => self.earliest().map(|(at, _)| at),
+            _ => None,
+        }
+    }
+
+    fn earliest(&mut self) -> Option<(Instant, String)> {
+        let config = self.config;
+        let mut best: Option<(Instant, String)> = None;
+        let mut consider = |at: Instant, text: String| {
+            if best.as_ref().is_none_or(|(b, _)| at < *b) {
+                best = Some((at, text));
+            }
+        };
+        if let Some(oldest) = self.window.oldest_unapplied() {
+            consider(
+                self.progress.max(oldest).after(config.stall),
+                format!(
+                    "the peer made no progress for {} ms while ops were waiting",
+                    config.stall.as_millis()
+                ),
+            );
+            consider(
+                oldest.after(config.op),
+                format!(
+                    "the peer did not apply an op within {} ms",
+                    config.op.as_millis()
+                ),
+            );
+        }
+        if let Some(oldest) = self.window.oldest_syncing() {
+            consider(
+                oldest.after(config.sync),
+                format!(
+                    "the peer did not complete a sync within {} ms",
+                    config.sync.as_millis()
+                ),
+            );
+        }
+        if config.mode == AckMode::Disk
+            && let Some(entry) = self.window.get(self.window.durable.next())
+        {
+            consider(
+                entry.submitted.after(config.sync),
+                format!(
+                    "the peer did not bring an op to its disk within {} ms",
+                    config.sync.as_millis()
+                ),
+            );
+        }
+        best
+    }
+}
+
+#[cfg(test)]
+mod tests;

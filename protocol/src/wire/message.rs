@@ -1,0 +1,538 @@
+//! The frames beside the op stream: control, receipts, compare.
+//! Layout: `protocol/WIRE.md`, "Control", "Receipts", "Compare".
+
+use bytes::Bytes;
+
+use super::coder::{Reader, Violation, Writer, check};
+use super::{Frame, VERSION_MAX, VERSION_MIN};
+use crate::handshake::{CopyState, Decision, Method, Role, Which};
+use crate::ids::{Epoch, FileId, Generation, Seq, SessionId};
+use crate::limits;
+use crate::marks::Intent;
+use crate::op::Payload;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"twinfold");
+
+/// The first frame of each side on the control stream.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hello {
+    /// Oldest and newest wire format this node can talk.
+    pub versions: (u16, u16),
+    /// The module's name, equal on both nodes.
+    pub name: String,
+    /// What the node does with its copy.
+    pub role: Role,
+    /// The copy's history.
+    pub copy: CopyState,
+    /// Highest epoch of file ids this copy has seen.
+    pub epoch: Epoch,
+    /// The session this node was in and the last op it applied in it, to resume.
+    pub resume: Option<(SessionId, Seq)>,
+}
+
+/// Frames of the control stream.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Control {
+    /// Who I am.
+    Hello(Hello),
+    /// I will not talk to you, and why.
+    Refuse {
+        /// For the operator.
+        reason: String,
+    },
+    /// What the primary decided: resume the session after this op.
+    Resume {
+        /// The session that goes on.
+        session: SessionId,
+    },
+    /// What the primary decided from both hellos; the secondary checks that it decided the same.
+    Decide {
+        /// The decision, seen from the sender.
+        decision: Decision,
+        /// The new session.
+        session: SessionId,
+    },
+    /// Marks of the resync target; the last frame of them says so.
+    Marks {
+        /// The marks.
+        intents: Vec<Intent>,
+        /// More follow in another frame.
+        more: bool,
+    },
+    /// The sender leaves in order and its copy is not up to date from now on.
+    Leave {
+        /// For the operator.
+        reason: String,
+        /// Everything it applied is on its disk.
+        flushed: bool,
+    },
+    /// Progress of a long answer: still here, still working.
+    Alive,
+}
+
+/// The first frame of the op stream, from the primary.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OpStreamStart {
+    /// The session the ops belong to.
+    pub session: SessionId,
+    /// The number of the first op that follows.
+    pub first: Seq,
+    /// The primary waits for stable storage (mode `disk`): sync what is applied.
+    pub stable: bool,
+}
+
+/// Frames the secondary sends back on the op stream.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Receipt {
+    /// All ops up to and including these numbers are applied, and are on stable storage.
+    Applied {
+        /// Applied.
+        applied: Seq,
+        /// On stable storage.
+        durable: Seq,
+    },
+    /// A sync, checkpoint or resync end is done.
+    Synced {
+        /// Which op.
+        seq: Seq,
+    },
+    /// The secondary could not apply an op. Its copy is not up to date any more,
+    /// durably, before this is sent.
+    Failed {
+        /// Which op.
+        seq: Seq,
+        /// For the operator.
+        reason: String,
+    },
+}
+
+/// The primary asks for block hashes of a file of the secondary.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CompareRequest {
+    /// Which file.
+    pub file: FileId,
+    /// From which byte on, a multiple of [`limits::BLOCK`].
+    pub offset: u64,
+    /// How many blocks, at most [`limits::MAX_COMPARE_BLOCKS`].
+    pub blocks: u32,
+}
+
+/// The secondary's answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CompareAnswer {
+    /// There is no such file here.
+    Missing,
+    /// The file's size and a hash for each block below it, sixteen bytes each; a
+    /// hash of zeros stands for a block of zeros.
+    Hashes {
+        /// Size of the file, in bytes.
+        size: u64,
+        /// The hashes, joined.
+        hashes: Bytes,
+    },
+}
+
+impl Hello {
+    /// This build's versions.
+    pub const VERSIONS: (u16, u16) = (VERSION_MIN, VERSION_MAX);
+}
+
+impl Control {
+    /// Encodes the frame.
+    pub fn encode(&self) -> Frame {
+        let mut w;
+        match self {
+            Control::Hello(h) => {
+                w = Writer::new(1);
+                w.u64(MAGIC);
+                w.u16(h.versions.0);
+                w.u16(h.versions.1);
+                w.bytes(h.name.as_bytes());
+                w.u8(role_code(h.role));
+                w.u128(h.copy.module.0);
+                w.u128(h.copy.current.0);
+                put_generations(&mut w, &h.copy.bases);
+                put_generations(&mut w, &h.copy.history);
+                w.u8(h.copy.up_to_date.into());
+                w.u32(h.epoch.0);
+                w.option(h.resume, |w, (session, seq)| {
+                    w.u128(session.0);
+                    w.seq(seq);
+                });
+            }
+            Control::Refuse { reason } => {
+                w = Writer::new(2);
+                put_text(&mut w, reason);
+            }
+            Control::Resume { session } => {
+                w = Writer::new(3);
+                w.u128(session.0);
+            }
+            Control::Decide { decision, session } => {
+                w = Writer::new(4);
+                w.u128(session.0);
+                let (code, source, method) = decision_code(*decision);
+                w.u8(code);
+                w.u8(source);
+                w.u8(method);
+            }
+            Control::Marks { intents, more } => {
+                w = Writer::new(5);
+                w.u8((*more).into());
+                w.u32(intents.len() as u32);
+                for intent in intents {
+                    put_intent(&mut w, *intent);
+                }
+            }
+            Control::Leave { reason, flushed } => {
+                w = Writer::new(6);
+                w.u8((*flushed).into());
+                put_text(&mut w, reason);
+            }
+            Control::Alive => w = Writer::new(7),
+        }
+        w.finish(Payload::default())
+    }
+
+    /// Decodes a frame.
+    pub fn decode(frame: Payload) -> Result<Control, Violation> {
+        let mut r = Reader::new(frame);
+        let message = match r.u8()? {
+            1 => Control::Hello(get_hello(&mut r)?),
+            2 => Control::Refuse {
+                reason: r.text("reason", limits::MAX_REASON)?,
+            },
+            3 => Control::Resume {
+                session: r.session()?,
+            },
+            4 => Control::Decide {
+                session: r.session()?,
+                decision: get_decision(&mut r)?,
+            },
+            5 => {
+                let more = r.bool("more")?;
+                let count = r.count("marks", limits::MAX_MARKS_PER_FRAME)?;
+                let mut intents = Vec::with_capacity(count);
+                for _ in 0..count {
+                    intents.push(get_intent(&mut r)?);
+                }
+                Control::Marks { intents, more }
+            }
+            6 => Control::Leave {
+                flushed: r.bool("flushed")?,
+                reason: r.text("reason", limits::MAX_REASON)?,
+            },
+            7 => Control::Alive,
+            v => return Err(unknown("control frame", v)),
+        };
+        r.end()?;
+        Ok(message)
+    }
+}
+
+fn get_hello(r: &mut Reader) -> Result<Hello, Violation> {
+    let magic = r.u64()?;
+    if magic != MAGIC {
+        return Err(Violation::Unknown {
+            what: "protocol",
+            value: magic,
+        });
+    }
+    let versions = (r.u16()?, r.u16()?);
+    let name = r.text("module name", limits::MAX_MODULE_NAME)?;
+    let role = match r.u8()? {
+        1 => Role::Primary,
+        2 => Role::Secondary,
+        v => return Err(unknown("role", v)),
+    };
+    let copy = CopyState {
+        module: r.module()?,
+        current: r.generation()?,
+        bases: get_generations(r)?,
+        history: get_generations(r)?,
+        up_to_date: r.bool("up to date")?,
+    };
+    let epoch = r.u32()?;
+    check("epoch", epoch.into(), Epoch::MAX.0.into())?;
+    let resume = r.option("resume", |r| Ok((r.session()?, r.seq()?)))?;
+    Ok(Hello {
+        versions,
+        name,
+        role,
+        copy,
+        epoch: Epoch(epoch),
+        resume,
+    })
+}
+
+impl OpStreamStart {
+    /// Encodes the frame.
+    pub fn encode(&self) -> Frame {
+        let mut w = Writer::new(64);
+        w.u128(self.session.0);
+        w.seq(self.first);
+        w.u8(self.stable.into());
+        w.finish(Payload::default())
+    }
+
+    /// Decodes a frame.
+    pub fn decode(frame: Payload) -> Result<OpStreamStart, Violation> {
+        let mut r = Reader::new(frame);
+        match r.u8()? {
+            64 => {}
+            v => return Err(unknown("start of the op stream", v)),
+        }
+        let start = OpStreamStart {
+            session: r.session()?,
+            first: r.seq()?,
+            stable: r.bool("stable")?,
+        };
+        r.end()?;
+        Ok(start)
+    }
+}
+
+impl Receipt {
+    /// Encodes the frame.
+    pub fn encode(&self) -> Frame {
+        let mut w;
+        match self {
+            Receipt::Applied { applied, durable } => {
+                w = Writer::new(65);
+                w.seq(*applied);
+                w.seq(*durable);
+            }
+            Receipt::Synced { seq } => {
+                w = Writer::new(66);
+                w.seq(*seq);
+            }
+            Receipt::Failed { seq, reason } => {
+                w = Writer::new(67);
+                w.seq(*seq);
+                put_text(&mut w, reason);
+            }
+        }
+        w.finish(Payload::default())
+    }
+
+    /// Decodes a frame.
+    pub fn decode(frame: Payload) -> Result<Receipt, Violation> {
+        let mut r = Reader::new(frame);
+        let receipt = match r.u8()? {
+            65 => Receipt::Applied {
+                applied: r.seq()?,
+                durable: r.seq()?,
+            },
+            66 => Receipt::Synced { seq: r.seq()? },
+            67 => Receipt::Failed {
+                seq: r.seq()?,
+                reason: r.text("reason", limits::MAX_REASON)?,
+            },
+            v => return Err(unknown("receipt", v)),
+        };
+        r.end()?;
+        Ok(receipt)
+    }
+}
+
+impl CompareRequest {
+    /// Encodes the frame.
+    pub fn encode(&self) -> Frame {
+        let mut w = Writer::new(96);
+        w.file(self.file);
+        w.u64(self.offset);
+        w.u32(self.blocks);
+        w.finish(Payload::default())
+    }
+
+    /// Decodes a frame.
+    pub fn decode(frame: Payload) -> Result<CompareRequest, Violation> {
+        let mut r = Reader::new(frame);
+        match r.u8()? {
+            96 => {}
+            v => return Err(unknown("compare request", v)),
+        }
+        let request = CompareRequest {
+            file: r.file()?,
+            offset: r.offset("offset")?,
+            blocks: r.u32()?,
+        };
+        check(
+            "blocks",
+            request.blocks.into(),
+            limits::MAX_COMPARE_BLOCKS as u64,
+        )?;
+        if !request.offset.is_multiple_of(limits::BLOCK) {
+            return Err(Violation::Order(
+                "a compare request does not start at a block".into(),
+            ));
+        }
+        r.end()?;
+        Ok(request)
+    }
+}
+
+impl CompareAnswer {
+    /// Encodes the frame.
+    pub fn encode(&self) -> Frame {
+        match self {
+            CompareAnswer::Missing => Writer::new(97).finish(Payload::default()),
+            CompareAnswer::Hashes { size, hashes } => {
+                let mut w = Writer::new(98);
+                w.u64(*size);
+                w.finish(hashes.clone().into())
+            }
+        }
+    }
+
+    /// Decodes a frame.
+    pub fn decode(frame: Payload) -> Result<CompareAnswer, Violation> {
+        let mut r = Reader::new(frame);
+        let answer = match r.u8()? {
+            97 => CompareAnswer::Missing,
+            98 => {
+                let size = r.offset("size")?;
+                let hashes = r.payload()?;
+                check(
+                    "hashes",
+                    hashes.len() as u64,
+                    16 * limits::MAX_COMPARE_BLOCKS as u64,
+                )?;
+                CompareAnswer::Hashes {
+                    size,
+                    hashes: hashes.to_bytes(),
+                }
+            }
+            v => return Err(unknown("compare answer", v)),
+        };
+        r.end()?;
+        Ok(answer)
+    }
+}
+
+fn role_code(role: Role) -> u8 {
+    match role {
+        Role::Primary => 1,
+        Role::Secondary => 2,
+    }
+}
+
+fn decision_code(decision: Decision) -> (u8, u8, u8) {
+    let side = |w| match w {
+        Which::Me => 1,
+        Which::Peer => 2,
+    };
+    match decision {
+        Decision::Resync { source, method } => {
+            let method = match method {
+                Method::Marks => 1,
+                Method::Compare => 2,
+                Method::Everything => 3,
+            };
+            (1, side(source), method)
+        }
+        Decision::NoGoodCopy => (2, 0, 0),
+        Decision::SourceIncomplete { source } => (3, side(source), 0),
+        Decision::SourceNotPrimary { source } => (4, side(source), 0),
+        Decision::StalePrimary { source } => (5, side(source), 0),
+        Decision::TwoPrimaries => (6, 0, 0),
+        Decision::SplitBrain => (7, 0, 0),
+        Decision::Unrelated => (8, 0, 0),
+    }
+}
+
+fn get_decision(r: &mut Reader) -> Result<Decision, Violation> {
+    let (code, side, method) = (r.u8()?, r.u8()?, r.u8()?);
+    let source = || match side {
+        1 => Ok(Which::Me),
+        2 => Ok(Which::Peer),
+        v => Err(unknown("side", v)),
+    };
+    Ok(match code {
+        1 => Decision::Resync {
+            source: source()?,
+            method: match method {
+                1 => Method::Marks,
+                2 => Method::Compare,
+                3 => Method::Everything,
+                v => return Err(unknown("method", v)),
+            },
+        },
+        2 => Decision::NoGoodCopy,
+        3 => Decision::SourceIncomplete { source: source()? },
+        4 => Decision::SourceNotPrimary { source: source()? },
+        5 => Decision::StalePrimary { source: source()? },
+        6 => Decision::TwoPrimaries,
+        7 => Decision::SplitBrain,
+        8 => Decision::Unrelated,
+        v => return Err(unknown("decision", v)),
+    })
+}
+
+fn put_generations(w: &mut Writer, list: &[Generation]) {
+    let list = &list[..list.len().min(limits::MAX_HISTORY)];
+    w.u32(list.len() as u32);
+    for g in list {
+        w.u128(g.0);
+    }
+}
+
+fn get_generations(r: &mut Reader) -> Result<Vec<Generation>, Violation> {
+    let count = r.count("generations", limits::MAX_HISTORY)?;
+    (0..count).map(|_| r.generation()).collect()
+}
+
+fn put_text(w: &mut Writer, text: &str) {
+    let mut end = text.len().min(limits::MAX_REASON);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    w.bytes(&text.as_bytes()[..end]);
+}
+
+fn put_intent(w: &mut Writer, intent: Intent) {
+    match intent {
+        Intent::Extent { file, extent } => {
+            w.u8(1);
+            w.file(file);
+            w.u32(extent);
+        }
+        Intent::Attributes { file } => {
+            w.u8(2);
+            w.file(file);
+        }
+        Intent::Directory { directory } => {
+            w.u8(3);
+            w.file(directory);
+        }
+        Intent::NewIds { first } => {
+            w.u8(4);
+            w.u64(first.0);
+        }
+    }
+}
+
+fn get_intent(r: &mut Reader) -> Result<Intent, Violation> {
+    Ok(match r.u8()? {
+        1 => Intent::Extent {
+            file: r.file()?,
+            extent: r.u32()?,
+        },
+        2 => Intent::Attributes { file: r.file()? },
+        3 => Intent::Directory {
+            directory: r.file()?,
+        },
+        // The first block of the first epoch starts at the id zero, which is no file.
+        4 => Intent::NewIds {
+            first: FileId(r.u64()?),
+        },
+        v => return Err(unknown("mark", v)),
+    })
+}
+
+fn unknown(what: &'static str, value: u8) -> Violation {
+    Violation::Unknown {
+        what,
+        value: value.into(),
+    }
+}

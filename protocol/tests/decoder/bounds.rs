@@ -1,0 +1,187 @@
+//! Each limit, from both sides.
+
+use bytes::Bytes;
+use twinfold_protocol::attr::Kind;
+use twinfold_protocol::handshake::{CopyState, Role};
+use twinfold_protocol::ids::{Epoch, FileId, Seq, SessionId};
+use twinfold_protocol::limits;
+use twinfold_protocol::op::{Change, Name, NewObject, Op, Stability, XattrMode};
+use twinfold_protocol::time::Timestamp;
+use twinfold_protocol::wire::{CompareAnswer, CompareRequest, Control, Hello, Violation};
+
+use super::values::Sent;
+use super::{marks, op, put_directory};
+
+fn hello(name: usize, epoch: u32) -> Sent {
+    Sent::Control(Control::Hello(Hello {
+        versions: Hello::VERSIONS,
+        name: "x".repeat(name),
+        role: Role::Primary,
+        copy: CopyState::default(),
+        epoch: Epoch(epoch),
+        resume: Some((SessionId(1), Seq(2))),
+    }))
+}
+
+/// Pairs: the first is at its limit and passes, the second is beyond it.
+fn at_and_beyond() -> Vec<[Sent; 2]> {
+    const F: FileId = FileId::ROOT;
+    let bytes = |n: usize| Bytes::from(vec![b'x'; n]);
+    let write = |offset, n| {
+        op(Op::Write {
+            file: F,
+            offset,
+            stability: Stability::Mode,
+            clear_privileges: false,
+            data: bytes(n).into(),
+        })
+    };
+    let put = |offset, n| {
+        op(Op::PutData {
+            file: F,
+            offset,
+            data: bytes(n).into(),
+        })
+    };
+    let hole = |offset, length| {
+        op(Op::PutHole {
+            file: F,
+            offset,
+            length,
+        })
+    };
+    let copy = |from_offset, to_offset, length| {
+        op(Op::CopyRange {
+            from: F,
+            from_offset,
+            to: F,
+            to_offset,
+            length,
+        })
+    };
+    let truncate = |size| {
+        op(Op::Truncate {
+            file: F,
+            size,
+            clear_privileges: false,
+        })
+    };
+    let create = |target, mode| {
+        op(Op::Create {
+            parent: F,
+            name: Name::new(&[b'x'; limits::MAX_NAME]).unwrap(),
+            object: NewObject {
+                file: F,
+                kind: Kind::Symlink,
+                target: bytes(target),
+                mode,
+                umask: 0o7777,
+                uid: 0,
+                gid: 0,
+            },
+        })
+    };
+    let xattr = |name, value| {
+        op(Op::SetXattr {
+            file: F,
+            name: bytes(name),
+            value: bytes(value),
+            mode: XattrMode::Either,
+        })
+    };
+    let times = |nanos| {
+        op(Op::Times {
+            file: F,
+            accessed: Timestamp { secs: 0, nanos },
+            modified: Timestamp::default(),
+        })
+    };
+    let chmod = |mode| {
+        op(Op::SetAttributes {
+            file: F,
+            change: Change {
+                mode: Some(mode),
+                ..Change::default()
+            },
+        })
+    };
+    let request = |blocks| {
+        Sent::Request(CompareRequest {
+            file: F,
+            offset: 0,
+            blocks,
+        })
+    };
+    let answer = |size, hashes| {
+        Sent::Answer(CompareAnswer::Hashes {
+            size,
+            hashes: bytes(hashes),
+        })
+    };
+    const END: u64 = limits::MAX_OFFSET;
+    const DATA: usize = limits::MAX_PAYLOAD;
+    const BLOCKS: usize = limits::MAX_COMPARE_BLOCKS;
+    vec![
+        [write(0, DATA), write(0, DATA + 1)],
+        [write(END - 9, 9), write(END - 9, 10)],
+        [write(END, 0), write(END + 1, 0)],
+        [put(0, DATA), put(0, DATA + 1)],
+        [put(END - 9, 9), put(END - 9, 10)],
+        [hole(1, END - 1), hole(1, END)],
+        [copy(1, 2, END - 2), copy(1, 2, END - 1)],
+        [copy(2, 1, END - 2), copy(2, 1, END - 1)],
+        [truncate(END), truncate(END + 1)],
+        [
+            create(limits::MAX_TARGET, 0),
+            create(limits::MAX_TARGET + 1, 0),
+        ],
+        [create(0, 0o7777), create(0, 0o10000)],
+        [
+            xattr(limits::MAX_XATTR_NAME, limits::MAX_XATTR_VALUE),
+            xattr(limits::MAX_XATTR_NAME + 1, 0),
+        ],
+        [
+            xattr(0, limits::MAX_XATTR_VALUE),
+            xattr(0, limits::MAX_XATTR_VALUE + 1),
+        ],
+        [times(999_999_999), times(1_000_000_000)],
+        [chmod(0o7777), chmod(0o10000)],
+        [
+            put_directory(limits::MAX_PUT_ENTRIES),
+            put_directory(limits::MAX_PUT_ENTRIES + 1),
+        ],
+        [
+            Sent::Control(marks(limits::MAX_MARKS_PER_FRAME)),
+            Sent::Control(marks(limits::MAX_MARKS_PER_FRAME + 1)),
+        ],
+        [
+            hello(limits::MAX_MODULE_NAME, 0),
+            hello(limits::MAX_MODULE_NAME + 1, 0),
+        ],
+        [hello(0, Epoch::MAX.0), hello(0, Epoch::MAX.0 + 1)],
+        [request(BLOCKS as u32), request(BLOCKS as u32 + 1)],
+        [answer(END, 16 * BLOCKS), answer(END, 16 * BLOCKS + 16)],
+        [answer(END, 0), answer(END + 1, 0)],
+    ]
+}
+
+#[test]
+fn what_is_at_its_limit_passes_and_what_is_beyond_does_not() {
+    for [within, beyond] in at_and_beyond() {
+        let frame = within.encode().to_bytes();
+        assert!(frame.len() <= 4 + limits::MAX_FRAME);
+        assert_eq!(within.decode(frame.slice(4..).into()), Ok(within));
+        let refused = beyond.decode(beyond.encode().to_bytes().slice(4..).into());
+        assert!(
+            matches!(refused, Err(Violation::Limit { .. })),
+            "{refused:?}"
+        );
+    }
+    let request = CompareRequest {
+        file: FileId::ROOT,
+        offset: limits::BLOCK + 1,
+        blocks: 1,
+    };
+    let frame = request.encode().to_bytes().slice(4..);
+    assert!(CompareRequest::decode(frame.into()).is_err());
+}
