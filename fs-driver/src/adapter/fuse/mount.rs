@@ -1,0 +1,139 @@
+//! Mounting, remounting, unmounting.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use fuser::{Config, MountOption, Session, SessionACL};
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use super::Adapter;
+use crate::vfs::Vfs;
+
+/// Threads that take calls from the kernel. A call that has to wait for the disk
+/// keeps one; one that waits for the peer keeps none.
+const THREADS: usize = 4;
+
+/// What the source of our mounts begins with in the kernel's table.
+const SOURCE: &str = "twinfold:";
+
+/// A mounted folder.
+#[derive(Debug)]
+pub struct Mounted {
+    path: PathBuf,
+    session: std::thread::JoinHandle<io::Result<()>>,
+}
+
+/// Mounts the file system at `path`, read-only for a secondary.
+pub fn mount(vfs: Arc<Vfs>, name: &str, path: &Path, read_only: bool) -> Result<Mounted> {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName(format!("{SOURCE}{name}")),
+        MountOption::Subtype("twinfold".into()),
+        MountOption::DefaultPermissions,
+        MountOption::Dev,
+        MountOption::Suid,
+        if read_only {
+            MountOption::RO
+        } else {
+            MountOption::RW
+        },
+    ];
+    config.acl = SessionACL::All;
+    config.n_threads = Some(THREADS);
+    config.clone_fd = true;
+    let session = Session::new(Adapter { vfs }, path, &config)
+        .with_context(|| format!("cannot mount at {}", path.display()))?;
+    let session = std::thread::Builder::new()
+        .name("fuse".into())
+        .spawn(move || session.run())
+        .context("cannot start the mount's thread")?;
+    Ok(Mounted {
+        path: path.to_owned(),
+        session,
+    })
+}
+
+impl Mounted {
+    /// Makes the mount writable or read-only, in place. Becoming read-only fails
+    /// while something is open for writing.
+    pub fn set_read_only(&self, read_only: bool) -> io::Result<()> {
+        let flags = if read_only {
+            MountFlags::RDONLY
+        } else {
+            MountFlags::empty()
+        };
+        Ok(rustix::mount::mount_remount(&self.path, flags, c"")?)
+    }
+
+    /// Unmounts; fails while it is in use.
+    pub fn unmount(&self) -> io::Result<()> {
+        Ok(rustix::mount::unmount(&self.path, UnmountFlags::NOFOLLOW)?)
+    }
+
+    /// Takes the mount away from under whoever uses it.
+    pub fn detach(&self) -> io::Result<()> {
+        Ok(rustix::mount::unmount(
+            &self.path,
+            UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
+        )?)
+    }
+
+    /// Whether the mount is gone.
+    pub fn is_gone(&self) -> bool {
+        self.session.is_finished()
+    }
+}
+
+/// Removes what a killed driver left at `path`: a mount nobody answers for. The
+/// caller holds the folder's lock, so no living driver's mount is there.
+pub fn unmount_stale(path: &Path) -> io::Result<bool> {
+    let mut removed = false;
+    // A few layers at most: each killed driver leaves one.
+    for _ in 0..16 {
+        if !is_our_mount(path)? {
+            break;
+        }
+        rustix::mount::unmount(path, UnmountFlags::DETACH)?;
+        removed = true;
+    }
+    Ok(removed)
+}
+
+/// Whether a file system of ours is mounted at `path`, by the kernel's table
+/// (`proc(5)`, mountinfo): asking the path itself would ask the dead driver, or be
+/// answered from what the kernel still remembers of it.
+fn is_our_mount(path: &Path) -> io::Result<bool> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let wanted = escaped(path);
+    Ok(table.lines().any(|line| {
+        let mut halves = line.splitn(2, " - ");
+        let point = halves.next().and_then(|h| h.split(' ').nth(4));
+        // File system type, then the source, which is the name we gave.
+        let source = halves.next().and_then(|h| h.split(' ').nth(1));
+        point == Some(&wanted) && source.is_some_and(|s| s.starts_with(SOURCE))
+    }))
+}
+
+/// A path as the kernel's mount table writes it.
+fn escaped(path: &Path) -> String {
+    let mut out = Vec::new();
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => out.extend(format!("\\{byte:03o}").bytes()),
+            other => out.push(*other),
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_written_as_the_kernel_writes_them() {
+        assert_eq!(escaped(Path::new("/a b\\c")), "/a\\040b\\134c");
+    }
+}

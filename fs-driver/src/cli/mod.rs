@@ -1,0 +1,337 @@
+//! The command line of the driver.
+
+mod show;
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use twinfold_protocol::handshake::Role;
+use twinfold_protocol::ids::Side;
+
+use crate::control::{self, Request};
+use crate::daemon::{self, Start};
+use crate::link::{Fingerprint, Identity};
+use crate::setup;
+use crate::state::{Ack, OnPeerLoss, Settings};
+use crate::store::Layout;
+
+/// Where a node's key lies unless told otherwise.
+const IDENTITY: &str = "/etc/twinfold";
+
+/// Replicates a folder to a second machine: every write is on both before it is
+/// acknowledged.
+///
+/// The way to a replicated folder, as root:
+///
+///   1. On both machines:  twinfold-fs identity
+///   2. On the machine with the data:
+///      twinfold-fs init /vm --good-copy --listen 10.0.0.1:4810 --peer 10.0.0.2:4810 --peer-id TF1-OF-THE-OTHER
+///      twinfold-fs primary /vm
+///   3. On the other machine, with an empty /vm:
+///      twinfold-fs init /vm --from-peer --listen 10.0.0.2:4810 --peer 10.0.0.1:4810 --peer-id TF1-OF-THE-FIRST
+///      twinfold-fs secondary /vm
+///   4. See how it goes:   twinfold-fs status /vm
+#[derive(Debug, Parser)]
+#[command(name = "twinfold-fs", version, verbatim_doc_comment)]
+struct Cli {
+    /// What is logged: error, warn, info, debug, trace, or a filter as of the
+    /// tracing crate; the variable TWINFOLD_LOG does the same.
+    #[arg(long, global = true, default_value = "info", env = "TWINFOLD_LOG")]
+    log: String,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Folder {
+    /// The folder: the path the application uses.
+    path: PathBuf,
+
+    /// Where the folder's private parts lie, if not in .NAME.twinfold beside it.
+    #[arg(long)]
+    base: Option<PathBuf>,
+}
+
+impl Folder {
+    fn mount(&self) -> Result<PathBuf> {
+        setup::absolute(&self.path)
+    }
+
+    fn layout(&self) -> Result<Layout> {
+        Ok(Layout::new(match &self.base {
+            Some(base) => setup::absolute(base)?,
+            None => setup::default_base(&self.mount()?)?,
+        }))
+    }
+}
+
+#[derive(Debug, Args)]
+struct Key {
+    /// The directory that holds this node's key.
+    #[arg(long, default_value = IDENTITY, value_name = "DIRECTORY")]
+    identity: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make this node's key, if it has none, and print what the peer must be told.
+    Identity(Key),
+    /// Make a replicated folder out of a directory.
+    Init(InitArgs),
+    /// Run the folder as primary: writable, shipping every change. Stays in the foreground.
+    Primary {
+        #[command(flatten)]
+        folder: Folder,
+        #[command(flatten)]
+        key: Key,
+        /// Also with a copy that may lack acknowledged writes of its peer. They are then lost.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Run the folder as secondary: read-only, following the primary. Stays in the foreground.
+    Secondary {
+        #[command(flatten)]
+        folder: Folder,
+        #[command(flatten)]
+        key: Key,
+    },
+    /// Show the folder's state.
+    Status {
+        #[command(flatten)]
+        folder: Folder,
+        /// As one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make this secondary primary, when its primary is gone.
+    Promote {
+        #[command(flatten)]
+        folder: Folder,
+        /// Also with a copy that may lack acknowledged writes. They are then lost.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make this primary secondary, when the application is stopped.
+    Demote {
+        #[command(flatten)]
+        folder: Folder,
+        /// Also while something on the mount is open for writing.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Let a primary that lost its peer go on alone. Be sure that the peer does not.
+    GoAlone(Folder),
+    /// Give up this secondary's copy and get everything from the primary.
+    Resync {
+        #[command(flatten)]
+        folder: Folder,
+        /// Say that the data of this copy may be overwritten.
+        #[arg(long, required = true)]
+        discard_this_copy: bool,
+    },
+    /// Flush both nodes now, so that a later resync has less to look at.
+    Checkpoint(Folder),
+    /// Stop the driver and unmount.
+    Stop(Folder),
+    /// Give the directory back as it was, with the data as it is now.
+    Deinit {
+        #[command(flatten)]
+        folder: Folder,
+        /// Also when this copy is not up to date.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct InitArgs {
+    #[command(flatten)]
+    folder: Folder,
+    #[command(flatten)]
+    key: Key,
+    /// The folder's name, the same on both machines; the last part of the path if not given.
+    #[arg(long)]
+    name: Option<String>,
+    /// This machine's data is what shall be replicated.
+    #[arg(
+        long,
+        conflicts_with = "from_peer",
+        required_unless_present = "from_peer"
+    )]
+    good_copy: bool,
+    /// The data comes from the peer; the directory must be empty.
+    #[arg(long)]
+    from_peer: bool,
+    /// Accept the peer here; repeat for each network.
+    #[arg(long, required = true, value_name = "ADDRESS:PORT")]
+    listen: Vec<SocketAddr>,
+    /// The peer is there; repeat for each network, the fastest first.
+    #[arg(long, required = true, value_name = "ADDRESS:PORT")]
+    peer: Vec<SocketAddr>,
+    /// What `identity` printed on the peer.
+    #[arg(long, value_name = "TF1-...")]
+    peer_id: String,
+    /// What an acknowledgement means.
+    #[arg(long, value_enum, default_value = "memory")]
+    ack: Ack,
+    /// What a primary does when its peer is lost and no controller decides.
+    #[arg(long, value_enum, default_value = "hold")]
+    on_peer_loss: OnPeerLoss,
+    /// Drop a peer that makes no progress for so many milliseconds.
+    #[arg(long)]
+    stall_ms: Option<u64>,
+    /// Drop a peer that leaves one write waiting for so many milliseconds.
+    #[arg(long)]
+    op_ms: Option<u64>,
+    /// Drop a peer whose disk does not complete a sync in so many milliseconds.
+    #[arg(long)]
+    sync_ms: Option<u64>,
+    /// Bridge a broken connection for so many milliseconds.
+    #[arg(long)]
+    bridge_ms: Option<u64>,
+    /// Seconds between durability checkpoints.
+    #[arg(long)]
+    checkpoint_s: Option<u64>,
+}
+
+/// Parses, runs, reports: 0 done, 1 failed, 2 not understood.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            return ExitCode::from(e.exit_code() as u8);
+        }
+    };
+    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .try_init();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("twinfold-fs: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Identity(key) => {
+            let identity = Identity::load_or_create(&key.identity)?;
+            println!("{}", identity.fingerprint());
+            Ok(())
+        }
+        Command::Init(args) => init(&args),
+        Command::Primary { folder, key, force } => {
+            serve(&folder, &key.identity, Role::Primary, force)
+        }
+        Command::Secondary { folder, key } => serve(&folder, &key.identity, Role::Secondary, false),
+        Command::Status { folder, json } => {
+            let status = control::ask(&folder.layout()?, Request::Status)?
+                .context("the driver told no state")?;
+            if json {
+                println!("{status}");
+            } else {
+                print!("{}", show::status(&status));
+            }
+            Ok(())
+        }
+        Command::Promote { folder, force } => tell(&folder, Request::Promote { force }),
+        Command::Demote { folder, force } => tell(&folder, Request::Demote { force }),
+        Command::GoAlone(folder) => tell(&folder, Request::GoAlone),
+        Command::Resync { folder, .. } => tell(&folder, Request::Discard),
+        Command::Checkpoint(folder) => tell(&folder, Request::Checkpoint),
+        Command::Stop(folder) => {
+            let layout = folder.layout()?;
+            control::ask(&layout, Request::Stop)?;
+            control::wait_until_gone(&layout)
+        }
+        Command::Deinit { folder, force } => {
+            let count = setup::deinit(&folder.layout()?, force)?;
+            println!(
+                "{} is an ordinary directory again, with {count} objects in it",
+                folder.mount()?.display()
+            );
+            Ok(())
+        }
+    }
+}
+
+fn tell(folder: &Folder, request: Request) -> Result<()> {
+    control::ask(&folder.layout()?, request).map(drop)
+}
+
+fn serve(folder: &Folder, identity: &Path, role: Role, force: bool) -> Result<()> {
+    daemon::run(folder.layout()?, identity, Start { role, force })
+}
+
+fn init(args: &InitArgs) -> Result<()> {
+    let mount = args.folder.mount()?;
+    let identity = Identity::load(&args.key.identity)?;
+    let peer = Fingerprint::parse(&args.peer_id).context("--peer-id")?;
+    anyhow::ensure!(
+        identity.fingerprint() != peer,
+        "--peer-id is this node's own identity: give the one that `identity` prints on the peer"
+    );
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => mount
+            .file_name()
+            .map(|n| n.to_string_lossy().into_owned())
+            .unwrap_or_default(),
+    };
+    let mut settings = Settings::new(&name, &mount, &args.peer_id);
+    settings.listen.clone_from(&args.listen);
+    settings.peer.clone_from(&args.peer);
+    settings.ack = args.ack;
+    settings.on_peer_loss = args.on_peer_loss;
+    let fields = [
+        (args.stall_ms, &mut settings.stall_ms),
+        (args.op_ms, &mut settings.op_ms),
+        (args.sync_ms, &mut settings.sync_ms),
+        (args.bridge_ms, &mut settings.bridge_ms),
+        (args.checkpoint_s, &mut settings.checkpoint_s),
+    ];
+    for (given, field) in fields {
+        if let Some(given) = given {
+            *field = given;
+        }
+    }
+    let wanted = setup::Init {
+        base: args.folder.layout()?.base,
+        good_copy: args.good_copy,
+        side: match identity.fingerprint() < peer {
+            true => Side::Even,
+            false => Side::Odd,
+        },
+        settings,
+    };
+    let taken = setup::init(&wanted, |n| eprintln!("{n} objects taken over ..."))?;
+    let next = if args.good_copy {
+        "primary"
+    } else {
+        "secondary"
+    };
+    println!(
+        "{} is a replicated folder with {taken} objects; start it with: twinfold-fs {next} {}",
+        mount.display(),
+        mount.display()
+    );
+    if args.on_peer_loss == OnPeerLoss::Alone {
+        println!(
+            "warning: when the network between the two nodes is cut, both may go on \
+             (--on-peer-loss alone, no witness); their copies then differ, and one is given up"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,239 @@
+//! The control socket: one line of JSON in, one line of JSON out.
+//!
+//! ```text
+//! {"command":"status"}              {"ok":true,"status":{...}}
+//! {"command":"promote","force":false}   {"ok":true}
+//! {"command":"demote","force":false}    {"ok":false,"error":"..."}
+//! {"command":"go-alone"} {"command":"discard"} {"command":"checkpoint"} {"command":"stop"}
+//! ```
+//!
+//! The socket is root's alone. A caller that says nothing is let go after a moment.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::daemon::Driver;
+use crate::store::Layout;
+
+/// Where the sockets lie.
+const DIRECTORY: &str = "/run/twinfold";
+
+/// Longest request, in bytes.
+const MAX_REQUEST: u64 = 4096;
+
+/// How long a caller may take to say what it wants.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a command may take, seen from the caller.
+const COMMAND: Duration = Duration::from_secs(60);
+
+/// Callers served at once.
+const MAX_CALLERS: usize = 16;
+
+/// What can be asked of a running driver.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+pub enum Request {
+    /// The state.
+    Status,
+    /// Become primary.
+    Promote {
+        /// Also with a copy that may lack acknowledged writes.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Become secondary.
+    Demote {
+        /// Also while something is open for writing.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Go on without the peer.
+    GoAlone,
+    /// Give up this copy: everything comes from the peer.
+    Discard,
+    /// Flush both nodes now.
+    Checkpoint,
+    /// End the driver.
+    Stop,
+}
+
+/// The answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Answer {
+    /// The command was carried out.
+    pub ok: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<String>,
+    /// The state, when it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub status: Option<serde_json::Value>,
+}
+
+/// The socket's path for the folder at `layout.base`.
+pub fn socket_path(layout: &Layout) -> PathBuf {
+    let hash = blake3::hash(layout.base.as_os_str().as_encoded_bytes());
+    Path::new(DIRECTORY).join(format!("fs-{}.sock", &hash.to_hex()[..16]))
+}
+
+/// The socket; it is removed when dropped.
+#[derive(Debug)]
+pub struct Socket(PathBuf);
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Serves the control socket on a thread of its own.
+pub(crate) fn serve(layout: &Layout, driver: Arc<Driver>) -> Result<Socket> {
+    let path = socket_path(layout);
+    std::fs::create_dir_all(DIRECTORY).with_context(|| format!("cannot make {DIRECTORY}"))?;
+    // The folder is locked by this process, so a socket that is there is a leftover.
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path)
+        .with_context(|| format!("cannot listen on {}", path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || {
+            let callers = Arc::new(AtomicUsize::new(0));
+            for stream in listener.incoming().flatten() {
+                if callers.fetch_add(1, Ordering::SeqCst) >= MAX_CALLERS {
+                    callers.fetch_sub(1, Ordering::SeqCst);
+                    continue;
+                }
+                let (driver, count) = (driver.clone(), callers.clone());
+                let spawned = std::thread::Builder::new()
+                    .name("control-call".into())
+                    .spawn(move || {
+                        if let Err(error) = answer(&driver, stream) {
+                            tracing::debug!(%error, "a control call broke off");
+                        }
+                        count.fetch_sub(1, Ordering::SeqCst);
+                    });
+                if spawned.is_err() {
+                    callers.fetch_sub(1, Ordering::SeqCst);
+                }
+            }
+        })
+        .context("cannot start the control socket's thread")?;
+    Ok(Socket(path))
+}
+
+fn answer(driver: &Driver, mut stream: UnixStream) -> Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut line = String::new();
+    BufReader::new((&stream).take(MAX_REQUEST)).read_line(&mut line)?;
+    let answer = match serde_json::from_str(&line) {
+        Ok(request) => carry_out(driver, request),
+        Err(e) => Err(anyhow::Error::from(e).context("the request is not understood")),
+    };
+    let answer = match answer {
+        Ok(status) => Answer {
+            ok: true,
+            error: None,
+            status,
+        },
+        Err(e) => Answer {
+            ok: false,
+            error: Some(format!("{e:#}")),
+            status: None,
+        },
+    };
+    let mut line = serde_json::to_vec(&answer)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    Ok(())
+}
+
+fn carry_out(driver: &Driver, request: Request) -> Result<Option<serde_json::Value>> {
+    match request {
+        Request::Status => return Ok(Some(serde_json::to_value(driver.status())?)),
+        Request::Promote { force } => driver.promote(force)?,
+        Request::Demote { force } => driver.demote(force)?,
+        Request::GoAlone => driver.go_alone()?,
+        Request::Discard => driver.discard()?,
+        Request::Checkpoint => driver.engine().checkpoint(),
+        Request::Stop => driver.stop(),
+    }
+    Ok(None)
+}
+
+/// Asks the driver that runs the folder at `layout.base`.
+pub fn ask(layout: &Layout, request: Request) -> Result<Option<serde_json::Value>> {
+    let path = socket_path(layout);
+    let mut stream = UnixStream::connect(&path).with_context(|| {
+        format!(
+            "no driver runs for the folder in {}; start one with `primary` or `secondary`",
+            layout.base.display()
+        )
+    })?;
+    stream.set_read_timeout(Some(COMMAND))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut line = serde_json::to_vec(&request)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    let mut answer = String::new();
+    BufReader::new(stream)
+        .read_line(&mut answer)
+        .context("the driver did not answer in time")?;
+    let answer: Answer = serde_json::from_str(&answer).context("the driver's answer is broken")?;
+    match answer.error {
+        Some(error) if !answer.ok => bail!("{error}"),
+        _ => Ok(answer.status),
+    }
+}
+
+/// Waits until the driver has ended.
+pub fn wait_until_gone(layout: &Layout) -> Result<()> {
+    let until = std::time::Instant::now() + COMMAND;
+    while std::time::Instant::now() < until {
+        if crate::setup::lock(layout).is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    bail!("the driver did not end in time")
+}
+
+/// Takes the signals that end a driver, on a thread of its own: call before any
+/// other thread starts.
+pub(crate) fn signals() -> Result<std::sync::mpsc::Receiver<()>> {
+    let (tx, rx) = std::sync::mpsc::channel();
+    // SAFETY: a zeroed signal set is made valid by sigemptyset before use; the
+    // calls change this thread's mask, which threads started later inherit.
+    let set = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGTERM);
+        libc::sigaddset(&raw mut set, libc::SIGINT);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        set
+    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            loop {
+                let mut signal = 0;
+                // SAFETY: the set was made above and the signals in it are blocked.
+                let rc = unsafe { libc::sigwait(&raw const set, &raw mut signal) };
+                if rc != 0 || tx.send(()).is_err() {
+                    return;
+                }
+            }
+        })
+        .context("cannot start the signal thread")?;
+    Ok(rx)
+}

@@ -1,0 +1,268 @@
+//! Performing what the state machine asks for.
+
+use std::sync::Arc;
+
+use parking_lot::MutexGuard;
+use rand::RngCore;
+use twinfold_protocol::ids::{Generation, Seq, SessionId};
+use twinfold_protocol::primary::{Action, Link, Primary};
+use twinfold_protocol::time::Instant;
+use twinfold_protocol::wire::{Frame, Receipt, encode_op};
+
+use super::{Engine, Reply, clock};
+use crate::state::OnPeerLoss;
+
+/// A random id other than zero.
+pub(crate) fn random_id() -> u128 {
+    let mut bytes = [0; 16];
+    rand::rng().fill_bytes(&mut bytes);
+    u128::from_le_bytes(bytes).max(1)
+}
+
+impl Engine {
+    /// Sends replies and takes actions the machine has ready, after unlocking it.
+    fn perform(self: &Arc<Self>, mut core: MutexGuard<'_, Primary<Reply>>) {
+        let (mut replies, mut actions) = (Vec::new(), Vec::new());
+        core.drain(&mut replies, &mut actions);
+        drop(core);
+        self.room.notify_all();
+        for reply in replies {
+            reply();
+        }
+        for action in actions {
+            self.act(action);
+        }
+    }
+
+    fn act(self: &Arc<Self>, action: Action) {
+        match action {
+            Action::DropPeer { reason } => {
+                tracing::warn!(reason, "the peer is dropped");
+                *self.trouble.lock() = Some(reason.clone());
+                self.drop_connection(&reason);
+            }
+            Action::AskToGoAlone { reason } => {
+                *self.question.lock() = Some(reason.clone());
+                match self.settings.on_peer_loss {
+                    OnPeerLoss::Alone => {
+                        tracing::warn!(reason, "the peer is lost; going on alone, as configured");
+                        self.go_alone();
+                    }
+                    OnPeerLoss::Hold => tracing::warn!(
+                        reason,
+                        "the peer is lost; writes are held until `go-alone` or its return"
+                    ),
+                }
+            }
+            Action::MakeAlone => {
+                let engine = self.clone();
+                self.jobs.run(move || engine.make_alone());
+            }
+            Action::PeerIsCurrent => {
+                tracing::info!("the peer is up to date");
+                *self.trouble.lock() = None;
+                let engine = self.clone();
+                self.jobs.run(move || {
+                    if let Err(e) = engine.copy.update(|r| r.copy.bases.clear()) {
+                        engine.fence("the copy's history cannot be written", &e);
+                    }
+                });
+            }
+            Action::CheckpointDone => {
+                let segment = self.checkpoint_segment.lock().take();
+                let engine = self.clone();
+                self.jobs.run(move || {
+                    if let Some(Err(e)) = segment.map(|s| engine.intents.retire(s)) {
+                        tracing::warn!(error = %e, "old intents cannot be deleted");
+                    }
+                });
+            }
+        }
+    }
+
+    /// The decision to go on alone is made: a new generation, durable, then the replies.
+    fn make_alone(self: &Arc<Self>) {
+        let next = Generation(random_id());
+        let updated = self.copy.update(|r| {
+            r.copy = r.copy.go_alone(next);
+            r.paired = false;
+        });
+        if let Err(e) = updated {
+            return self.fence("the new generation cannot be written", &e);
+        }
+        tracing::warn!(generation = %next, "going on alone");
+        *self.question.lock() = None;
+        let mut core = self.core.lock();
+        if core.link() == Link::Leaving {
+            core.alone_is_durable();
+        }
+        self.perform(core);
+    }
+
+    /// The caller decides that this node goes on without its peer. False when
+    /// there was nothing to decide.
+    pub fn go_alone(self: &Arc<Self>) -> bool {
+        let mut core = self.core.lock();
+        let decided = core.go_alone();
+        self.perform(core);
+        decided
+    }
+
+    /// Closes the connection to the peer, if there is one.
+    pub(super) fn drop_connection(&self, reason: &str) {
+        if let Some(connection) = self.connection.lock().take() {
+            connection.close(1u32.into(), reason.as_bytes());
+        }
+    }
+
+    /// Makes `connection` the one that is dropped when the peer has to be; an older one is closed.
+    pub(crate) fn set_connection(&self, connection: quinn::Connection) {
+        let id = connection.stable_id();
+        let old = self.connection.lock().replace(connection);
+        if let Some(old) = old
+            && old.stable_id() != id
+        {
+            old.close(2u32.into(), b"replaced by a newer connection");
+        }
+    }
+
+    /// Up to `most` frames for the wire.
+    pub(crate) fn frames(&self, most: usize, into: &mut Vec<Frame>) {
+        let mut core = self.core.lock();
+        for _ in 0..most {
+            let Some(op) = core.next_op() else { break };
+            into.push(encode_op(op.seq, op.time, &op.op));
+        }
+    }
+
+    /// A receipt came in.
+    pub(crate) fn receipt(self: &Arc<Self>, receipt: Receipt) -> Result<(), String> {
+        let mut core = self.core.lock();
+        let accepted = core.receipt(clock::now(), receipt);
+        self.perform(core);
+        accepted
+    }
+
+    /// The connection to the secondary of `session` is gone.
+    pub(crate) fn peer_disconnected(self: &Arc<Self>, session: SessionId, reason: &str) {
+        let mut core = self.core.lock();
+        if core.session() == Some(session) {
+            tracing::warn!(reason, link = ?core.link(), "the connection to the peer is lost");
+            core.peer_lost(clock::now(), reason);
+        }
+        self.perform(core);
+        self.deadlines.notify_one();
+    }
+
+    /// The secondary left in order: its copy is not up to date any more.
+    pub(crate) fn peer_left(self: &Arc<Self>, session: SessionId, flushed: bool) {
+        let mut core = self.core.lock();
+        if core.session() == Some(session) {
+            core.peer_left(flushed);
+        }
+        self.perform(core);
+    }
+
+    /// Whether the secondary may go on with `session` after `applied`; if so, the session is resumed.
+    pub(crate) fn resume(self: &Arc<Self>, session: SessionId, applied: Seq) -> bool {
+        let mut core = self.core.lock();
+        let may = core.can_resume(session, applied);
+        if may {
+            core.resume(clock::now(), applied);
+            *self.question.lock() = None;
+        }
+        self.perform(core);
+        self.output.notify_one();
+        may
+    }
+
+    /// Whether the link to the last peer is still open for its return or for a decision.
+    pub(crate) fn is_undecided(&self) -> bool {
+        !matches!(self.core.lock().link(), Link::Alone | Link::Syncing)
+    }
+
+    /// Looks at the deadlines; returns when to look again at the latest.
+    pub(crate) fn tick(self: &Arc<Self>) -> Option<Instant> {
+        let mut core = self.core.lock();
+        core.tick(clock::now());
+        let next = core.next_deadline();
+        self.perform(core);
+        next
+    }
+
+    /// Flushes both nodes and drops what they then need not remember. Blocks for
+    /// as long as the local disk takes; writes go on.
+    pub fn checkpoint(self: &Arc<Self>) {
+        {
+            let core = self.core.lock();
+            if core.link() != Link::Paired || core.unflushed_counts() == (0, 0) {
+                return;
+            }
+        }
+        let segment = match self.intents.rotate() {
+            Ok(segment) => segment,
+            Err(e) => return self.fence("the intent log cannot be written", &e),
+        };
+        *self.checkpoint_segment.lock() = segment;
+        let began = self
+            .core
+            .lock()
+            .begin_checkpoint(clock::now(), clock::wall());
+        if !began {
+            return;
+        }
+        self.output.notify_one();
+        // Every op before the checkpoint is applied here, then flushed.
+        self.gate.wait_for_all_before();
+        match self.store.sync_all() {
+            Ok(()) => {
+                let mut core = self.core.lock();
+                core.checkpoint_flushed();
+                self.perform(core);
+            }
+            Err(e) => {
+                // The marks stay; what the store lost it will say to those who ask for it.
+                tracing::error!(error = %e, "the store could not be flushed");
+            }
+        }
+    }
+}
+
+/// What the link needs beside frames.
+impl Engine {
+    /// The resync's own thread gave up: the connection goes, the marks stay.
+    pub(crate) fn resync_failed(self: &Arc<Self>, session: SessionId, reason: &str) {
+        let current = self.core.lock().session() == Some(session);
+        if current {
+            self.drop_connection(reason);
+            self.peer_disconnected(session, reason);
+        } else {
+            self.drop_connection(reason);
+        }
+    }
+
+    /// Asks the link to leave in order; returns when it has, or after `patience`.
+    pub(super) fn leave_in_order(&self, patience: std::time::Duration) {
+        self.leaving.notify_one();
+        let until = clock::now().after(patience);
+        while self.connection.lock().is_some() && clock::now() < until {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+
+    /// What the operator is told to look at.
+    pub(crate) fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble.lock() = trouble;
+    }
+
+    /// `connection` has ended.
+    pub(crate) fn clear_connection(&self, connection: &quinn::Connection) {
+        let mut current = self.connection.lock();
+        if current
+            .as_ref()
+            .is_some_and(|c| c.stable_id() == connection.stable_id())
+        {
+            *current = None;
+        }
+    }
+}

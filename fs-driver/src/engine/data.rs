@@ -1,0 +1,349 @@
+//! Changes of file contents.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use twinfold_protocol::limits;
+use twinfold_protocol::op::{AllocateMode, Op, Payload, Stability};
+
+use super::{Engine, Reply, clock};
+use crate::error::{FsError, FsResult};
+use crate::store::Node;
+
+/// Bytes one call copies at most: a longer copy comes as more calls, so that no
+/// single op keeps the peer busy for long.
+const MAX_COPY: u64 = 16 << 20;
+
+impl Engine {
+    /// Writes `data` at `offset`. The op is shipped first and applied here while it
+    /// travels; should the local write fail, the peer is brought back to what is here.
+    pub fn write(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        offset: u64,
+        data: Bytes,
+        stability: Stability,
+        clear_privileges: bool,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let length = data.len() as u64;
+        self.wait_for_room(data.len());
+        let pass = self.gate.enter();
+        if let Err(e) = self.writable() {
+            return reply(Err(e));
+        }
+        let range = node.ranges.lock(offset, length);
+        let op = Op::Write {
+            file: node.file(),
+            offset,
+            stability,
+            clear_privileges,
+            data: Payload::from(data.clone()),
+        };
+        if node.is_orphan() {
+            let done = self.write_here(node, offset, &data.into(), clear_privileges);
+            return reply(done.map_err(FsError::from));
+        }
+        if let Err(e) = self.ensure_intents(&op, 0) {
+            return reply(Err(e));
+        }
+        let submitted = self
+            .core
+            .lock()
+            .submit(clock::now(), clock::wall(), op.clone(), 0);
+        if submitted.output {
+            self.output.notify_one();
+        }
+        let written = self.write_here(node, offset, &data.into(), clear_privileges);
+        // Only now: times read before the write would be the old ones.
+        self.touch(&op);
+        match written {
+            Ok(()) if stability == Stability::Mode => {
+                drop(range);
+                drop(pass);
+                self.vote(submitted.seq, Box::new(move || reply(Ok(()))));
+            }
+            Ok(()) => {
+                drop(range);
+                drop(pass);
+                let (engine, node) = (self.clone(), node.clone());
+                self.jobs.run(move || {
+                    let done = engine.store.sync(&node, stability == Stability::Data);
+                    let answer = Box::new(move || reply(done.map_err(FsError::from)));
+                    engine.vote(submitted.seq, answer);
+                });
+            }
+            Err(e) => {
+                self.vote(submitted.seq, Box::new(|| ()));
+                self.undo(node, offset, length, Box::new(move || reply(Err(e.into()))));
+            }
+        }
+    }
+
+    fn write_here(
+        &self,
+        node: &Node,
+        offset: u64,
+        data: &Payload,
+        clear_privileges: bool,
+    ) -> io::Result<()> {
+        self.store.write(node, offset, data)?;
+        if clear_privileges {
+            self.store.clear_privileges(node)?;
+        }
+        Ok(())
+    }
+
+    /// The local vote for a submitted op.
+    fn vote(&self, seq: Option<twinfold_protocol::ids::Seq>, reply: Reply) {
+        let ready = match seq {
+            None => Some(reply),
+            Some(seq) => self.core.lock().local_done(seq, reply),
+        };
+        if let Some(reply) = ready {
+            reply();
+        }
+    }
+
+    /// A write failed here after it was shipped: ships what the range and the size
+    /// really are now, so that both copies end equal (invariant 9). The caller holds the range.
+    fn undo(&self, node: &Arc<Node>, offset: u64, length: u64, reply: Reply) {
+        let outcome = (|| -> io::Result<(u64, Bytes)> {
+            let size = node.size()?;
+            let mut data = vec![0; length.min(size.saturating_sub(offset)) as usize];
+            let n = self.store.read(node, offset, &mut data)?;
+            data.truncate(n);
+            Ok((size, data.into()))
+        })();
+        match outcome {
+            Ok((size, data)) => {
+                if !data.is_empty() {
+                    let op = Op::Write {
+                        file: node.file(),
+                        offset,
+                        stability: Stability::Mode,
+                        clear_privileges: false,
+                        data: data.into(),
+                    };
+                    self.commit(op, size, Box::new(|| ()));
+                }
+                let op = Op::Truncate {
+                    file: node.file(),
+                    size,
+                    clear_privileges: false,
+                };
+                self.commit(op, size, reply);
+            }
+            Err(e) => {
+                // Not even readable: let the peer go; the range stays marked for its return.
+                tracing::error!(file = %node.file(), error = %e, "a failed write cannot be undone");
+                self.drop_connection("a failed write could not be undone on the peer");
+                reply();
+            }
+        }
+    }
+
+    /// `ftruncate(2)`.
+    pub fn truncate(
+        &self,
+        node: &Arc<Node>,
+        size: u64,
+        clear_privileges: bool,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let op = Op::Truncate {
+            file: node.file(),
+            size,
+            clear_privileges,
+        };
+        self.change_whole(node, op, reply, |engine| {
+            engine.store.truncate(node, size)?;
+            if clear_privileges {
+                engine.store.clear_privileges(node)?;
+            }
+            Ok(())
+        });
+    }
+
+    /// `fallocate(2)`.
+    pub fn allocate(
+        &self,
+        node: &Arc<Node>,
+        mode: AllocateMode,
+        offset: u64,
+        length: u64,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let op = Op::Allocate {
+            file: node.file(),
+            mode,
+            offset,
+            length,
+        };
+        self.change_whole(node, op, reply, |engine| {
+            engine.store.allocate(node, mode, offset, length)
+        });
+    }
+
+    /// A change that may move the end of the file: nothing else is done to it meanwhile.
+    fn change_whole(
+        &self,
+        node: &Arc<Node>,
+        op: Op,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+        apply: impl FnOnce(&Engine) -> io::Result<()>,
+    ) {
+        self.wait_for_room(0);
+        let _pass = self.gate.enter();
+        if let Err(e) = self.writable() {
+            return reply(Err(e));
+        }
+        let _whole = node.ranges.lock_all();
+        let old_size = match node.size() {
+            Ok(size) => size,
+            Err(e) => return reply(Err(e.into())),
+        };
+        if node.is_orphan() {
+            return reply(apply(self).map_err(FsError::from));
+        }
+        if let Err(e) = self.ensure_intents(&op, old_size) {
+            return reply(Err(e));
+        }
+        match apply(self) {
+            Ok(()) => self.commit(op, old_size, Box::new(move || reply(Ok(())))),
+            Err(e) => {
+                // A failed allocation may have changed a part: the peer learns what is here now.
+                let size = node.size().unwrap_or(old_size);
+                if size == old_size {
+                    return reply(Err(e.into()));
+                }
+                let op = Op::Truncate {
+                    file: node.file(),
+                    size,
+                    clear_privileges: false,
+                };
+                self.commit(op, old_size, Box::new(move || reply(Err(e.into()))));
+            }
+        }
+    }
+
+    /// `copy_file_range(2)`: both nodes copy. The reply tells the bytes copied.
+    pub fn copy_range(
+        &self,
+        (from, from_offset): (&Arc<Node>, u64),
+        (to, to_offset): (&Arc<Node>, u64),
+        length: u64,
+        reply: impl FnOnce(FsResult<u64>) + Send + 'static,
+    ) {
+        let length = length.min(MAX_COPY);
+        self.wait_for_room(0);
+        let _pass = self.gate.enter();
+        if let Err(e) = self.writable() {
+            return reply(Err(e));
+        }
+        // Always the smaller id first, so that two copies cannot wait for each other.
+        let _locks = if from.file() == to.file() {
+            (from.ranges.lock_all(), None)
+        } else if from.file() < to.file() {
+            let first = from.ranges.lock(from_offset, length);
+            (first, Some(to.ranges.lock(to_offset, length)))
+        } else {
+            let first = to.ranges.lock(to_offset, length);
+            (first, Some(from.ranges.lock(from_offset, length)))
+        };
+        let copy = |engine: &Engine| {
+            engine
+                .store
+                .copy_range(from, from_offset, to, to_offset, length)
+        };
+        if to.is_orphan() {
+            return reply(copy(self).map_err(FsError::from));
+        }
+        let op = |length| Op::CopyRange {
+            from: from.file(),
+            from_offset,
+            to: to.file(),
+            to_offset,
+            length,
+        };
+        if let Err(e) = self.ensure_intents(&op(length), 0) {
+            return reply(Err(e));
+        }
+        match copy(self) {
+            Ok(0) => reply(Ok(0)),
+            Ok(copied) if !from.is_orphan() => {
+                self.commit(op(copied), 0, Box::new(move || reply(Ok(copied))));
+            }
+            // The peer does not have the source any more: it gets the data.
+            Ok(copied) => self.ship_contents(to, to_offset, copied, move |done| {
+                reply(done.map(|()| copied));
+            }),
+            Err(e) => reply(Err(e.into())),
+        }
+    }
+
+    /// Ships what a range holds here. The caller holds it.
+    fn ship_contents(
+        &self,
+        node: &Node,
+        offset: u64,
+        length: u64,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let mut done = 0;
+        let mut last = None;
+        while done < length {
+            let mut data = vec![0; (length - done).min(limits::MAX_PAYLOAD as u64) as usize];
+            match self.store.read(node, offset + done, &mut data) {
+                Ok(0) => break,
+                Ok(n) => data.truncate(n),
+                Err(e) => return reply(Err(e.into())),
+            }
+            let n = data.len() as u64;
+            if let Some(op) = last.replace(Op::Write {
+                file: node.file(),
+                offset: offset + done,
+                stability: Stability::Mode,
+                clear_privileges: false,
+                data: Bytes::from(data).into(),
+            }) {
+                self.commit(op, 0, Box::new(|| ()));
+            }
+            done += n;
+        }
+        match last {
+            Some(op) => self.commit(op, 0, Box::new(move || reply(Ok(())))),
+            None => reply(Ok(())),
+        }
+    }
+
+    /// `fsync(2)`, `fdatasync(2)`: both disks.
+    pub fn sync(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        data_only: bool,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let seq = if node.is_orphan() || self.writable().is_err() {
+            None
+        } else {
+            let op = Op::Sync {
+                file: node.file(),
+                data_only,
+            };
+            let mut core = self.core.lock();
+            let submitted = core.submit(clock::now(), clock::wall(), op, 0);
+            drop(core);
+            if submitted.output {
+                self.output.notify_one();
+            }
+            submitted.seq
+        };
+        let (engine, node) = (self.clone(), node.clone());
+        self.jobs.run(move || {
+            let done = engine.store.sync(&node, data_only);
+            engine.vote(seq, Box::new(move || reply(done.map_err(FsError::from))));
+        });
+    }
+}

@@ -1,0 +1,89 @@
+//! Tells when every change that began before a moment has ended, without
+//! stopping any that begins after it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::{Condvar, Mutex};
+
+/// Changes under way, in two groups that take turns.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    turn: AtomicUsize,
+    inside: [AtomicUsize; 2],
+    drained: Mutex<()>,
+    left: Condvar,
+}
+
+/// A change under way.
+#[derive(Debug)]
+pub(crate) struct Pass<'a> {
+    gate: &'a Gate,
+    group: usize,
+}
+
+impl Gate {
+    /// A change begins.
+    pub(crate) fn enter(&self) -> Pass<'_> {
+        loop {
+            let group = self.turn.load(Ordering::SeqCst) & 1;
+            self.inside[group].fetch_add(1, Ordering::SeqCst);
+            // The turn may have changed in between; then this group is being waited for.
+            if self.turn.load(Ordering::SeqCst) & 1 == group {
+                return Pass { gate: self, group };
+            }
+            self.leave(group);
+        }
+    }
+
+    fn leave(&self, group: usize) {
+        if self.inside[group].fetch_sub(1, Ordering::SeqCst) == 1 {
+            let _lock = self.drained.lock();
+            self.left.notify_all();
+        }
+    }
+
+    /// Waits until every change that began before this call has ended.
+    /// One caller at a time.
+    pub(crate) fn wait_for_all_before(&self) {
+        let group = self.turn.fetch_add(1, Ordering::SeqCst) & 1;
+        let mut lock = self.drained.lock();
+        while self.inside[group].load(Ordering::SeqCst) != 0 {
+            self.left.wait(&mut lock);
+        }
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        self.gate.leave(self.group);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
+
+    #[test]
+    fn waits_for_what_began_before_and_not_for_what_began_after() {
+        let gate = Gate::default();
+        let before = gate.enter();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                gate.wait_for_all_before();
+                done.store(true, Ordering::SeqCst);
+            });
+            while gate.turn.load(Ordering::SeqCst) == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let _after = gate.enter();
+            assert!(!done.load(Ordering::SeqCst));
+            drop(before);
+            while !done.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+    }
+}

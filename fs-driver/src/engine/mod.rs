@@ -1,0 +1,282 @@
+//! The engine: gives every change its place in the order, makes its intent
+//! durable, applies it, ships it, and answers when the votes are in.
+//!
+//! The state machine ([`twinfold_protocol::primary`]) sits behind one mutex that is
+//! held for a moment only: file system threads submit and vote, the network thread
+//! brings receipts. A thread of its own for it would cost every write two more
+//! wake-ups. Who performs an effect is whoever caused it.
+
+mod actions;
+pub(crate) mod clock;
+mod compare;
+mod data;
+mod gate;
+mod jobs;
+mod names;
+mod resync;
+mod roles;
+mod settle;
+mod standby;
+mod status;
+
+use std::collections::HashSet;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use anyhow::{Context, Result};
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::{Notify, watch};
+use twinfold_protocol::handshake::Role;
+use twinfold_protocol::ids::{Epoch, FileId, Side};
+use twinfold_protocol::marks::{DirtyMap, Intent, intents_of};
+use twinfold_protocol::op::Op;
+use twinfold_protocol::primary::Primary;
+
+use crate::error::{FsError, FsResult};
+use crate::state::{CopyFile, IntentLog, Recovered, Settings};
+use crate::store::{Layout, Store};
+
+pub(crate) use actions::random_id;
+pub use names::NewEntry;
+pub use standby::{Standby, StandbyError};
+pub use status::{LinkState, ResyncStatus, Status};
+
+/// What answers a call once it may be acknowledged.
+pub type Reply = Box<dyn FnOnce() + Send>;
+
+/// The replication of one folder on one node.
+pub struct Engine {
+    /// The real directory.
+    pub store: Store,
+    settings: Settings,
+    side: Side,
+    copy: CopyFile,
+    intents: IntentLog,
+    core: Mutex<Primary<Reply>>,
+    /// Signalled when ops leave the window: writers may go on.
+    room: Condvar,
+    role: AtomicU8,
+    role_changed: watch::Sender<Option<Role>>,
+    /// Held over every change of a name or of attributes: one order, here as in the sequence.
+    names: Mutex<()>,
+    gate: gate::Gate,
+    jobs: jobs::Jobs,
+    /// There is something for the wire.
+    pub(crate) output: Notify,
+    /// This secondary shall leave in order.
+    pub(crate) leaving: Notify,
+    /// Deadlines have changed.
+    pub(crate) deadlines: Notify,
+    epoch: AtomicU32,
+    next_id: AtomicU64,
+    touched: Mutex<HashSet<FileId>>,
+    fenced: OnceLock<String>,
+    connection: Mutex<Option<quinn::Connection>>,
+    question: Mutex<Option<String>>,
+    trouble: Mutex<Option<String>>,
+    recovered: Mutex<Recovered>,
+    standby: Mutex<Option<Standby>>,
+    checkpoint_segment: Mutex<Option<u64>>,
+    counters: status::Counters,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("name", &self.settings.name)
+            .field("role", &self.role())
+            .finish_non_exhaustive()
+    }
+}
+
+/// After a crash: what was being made in a directory when the driver went down.
+fn repair(store: &Store, recovered: &Recovered) -> std::io::Result<()> {
+    let mut removed = store.repair_aside()?;
+    for intent in &recovered.intents {
+        let Intent::Directory { directory } = intent else {
+            continue;
+        };
+        match store.node(*directory) {
+            Ok(node) if node.kind() == twinfold_protocol::attr::Kind::Directory => {
+                removed += store.repair_directory(&node)?;
+            }
+            Ok(_) => {}
+            Err(e) if e.raw_os_error() == Some(libc::ESTALE) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    if removed > 0 {
+        tracing::info!(removed, "objects that were never acknowledged were removed");
+    }
+    Ok(())
+}
+
+impl Engine {
+    /// Opens the folder below `layout.base` without a role. `side` says which of
+    /// the two nodes this one is.
+    pub fn open(layout: Layout, settings: Settings, side: Side) -> Result<Engine> {
+        let state = layout.state();
+        let copy = CopyFile::open(&state)?;
+        let store = Store::open(layout).context("cannot open the store")?;
+        let (intents, recovered) =
+            IntentLog::open(&state.join("intents")).context("cannot open the intent log")?;
+        repair(&store, &recovered).context("cannot repair the store after a crash")?;
+        let config = settings.config();
+        Ok(Engine {
+            store,
+            side,
+            copy,
+            intents,
+            core: Mutex::new(Primary::new(config, DirtyMap::default())),
+            room: Condvar::new(),
+            role: AtomicU8::new(0),
+            role_changed: watch::Sender::new(None),
+            names: Mutex::new(()),
+            gate: gate::Gate::default(),
+            jobs: jobs::Jobs::start().context("cannot start threads")?,
+            output: Notify::new(),
+            leaving: Notify::new(),
+            deadlines: Notify::new(),
+            epoch: AtomicU32::new(0),
+            next_id: AtomicU64::new(0),
+            touched: Mutex::default(),
+            fenced: OnceLock::new(),
+            connection: Mutex::default(),
+            question: Mutex::default(),
+            trouble: Mutex::default(),
+            recovered: Mutex::new(recovered),
+            standby: Mutex::default(),
+            checkpoint_segment: Mutex::default(),
+            counters: status::Counters::default(),
+            settings,
+        })
+    }
+
+    /// The folder's settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The copy's history.
+    pub fn copy(&self) -> crate::state::Record {
+        self.copy.get()
+    }
+
+    /// What this node does with its copy.
+    pub fn role(&self) -> Option<Role> {
+        match self.role.load(Ordering::Acquire) {
+            1 => Some(Role::Primary),
+            2 => Some(Role::Secondary),
+            _ => None,
+        }
+    }
+
+    fn set_role(&self, role: Option<Role>) {
+        let code = match role {
+            None => 0,
+            Some(Role::Primary) => 1,
+            Some(Role::Secondary) => 2,
+        };
+        self.role.store(code, Ordering::Release);
+        self.role_changed.send_replace(role);
+    }
+
+    /// Follows the role.
+    pub fn watch_role(&self) -> watch::Receiver<Option<Role>> {
+        self.role_changed.subscribe()
+    }
+
+    /// Fails unless this node may change its copy for the application.
+    fn writable(&self) -> FsResult<()> {
+        if self.fenced.get().is_some() {
+            return Err(FsError::Fenced);
+        }
+        match self.role() {
+            Some(Role::Primary) => Ok(()),
+            _ => Err(FsError::ReadOnly),
+        }
+    }
+
+    /// twinfold's own state could not be written: nothing is changed any more, and
+    /// the peer is let go (invariant 17).
+    fn fence(&self, what: &str, error: &std::io::Error) {
+        let reason = format!("{what}: {error}");
+        if self.fenced.set(reason.clone()).is_ok() {
+            tracing::error!(
+                reason,
+                "this node is fenced: its own state cannot be written; repair the file system \
+                 under the store and restart the driver"
+            );
+            self.drop_connection(&reason);
+        }
+    }
+
+    /// Why the node is fenced, if it is.
+    pub fn fenced(&self) -> Option<&str> {
+        self.fenced.get().map(String::as_str)
+    }
+
+    /// A new file id. The epoch was made durable when the node became primary.
+    fn new_id(&self) -> FileId {
+        let counter = self.next_id.fetch_add(1, Ordering::Relaxed);
+        FileId::new(Epoch(self.epoch.load(Ordering::Relaxed)), counter)
+    }
+
+    /// Makes the intents of an op durable, and fences the node when that fails.
+    fn ensure_intents(&self, op: &Op, old_size: u64) -> FsResult<()> {
+        let mut wanted: Vec<Intent> = Vec::new();
+        intents_of(op, old_size, |intent| {
+            // What is new is noted with its id.
+            let known = match intent {
+                Intent::Extent { file, .. } | Intent::Attributes { file } => self.is_new(file),
+                Intent::Directory { .. } | Intent::NewIds { .. } => false,
+            };
+            if !known {
+                wanted.push(intent);
+            }
+        });
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        self.intents.ensure(&wanted).map_err(|e| {
+            if e.kind() == std::io::ErrorKind::StorageFull {
+                return std::io::Error::from_raw_os_error(libc::ENOSPC).into();
+            }
+            self.fence("the intent log cannot be written", &e);
+            FsError::Fenced
+        })
+    }
+
+    /// Whether everything about `file` is covered by a note on new ids.
+    fn is_new(&self, file: FileId) -> bool {
+        self.intents
+            .is_hot(twinfold_protocol::marks::id_block(file))
+    }
+
+    /// Waits until the window has room for `bytes` more.
+    fn wait_for_room(&self, bytes: usize) {
+        let mut core = self.core.lock();
+        while !core.has_room(bytes) {
+            self.room.wait(&mut core);
+        }
+    }
+
+    /// Puts an op that has been applied here into the order; `reply` runs when it may be
+    /// acknowledged. The caller holds the locks over what the op touches.
+    fn commit(&self, op: Op, old_size: u64, reply: Reply) {
+        self.touch(&op);
+        let mut core = self.core.lock();
+        let submitted = core.submit(clock::now(), clock::wall(), op, old_size);
+        let ready = match submitted.seq {
+            None => Some(reply),
+            Some(seq) => core.local_done(seq, reply),
+        };
+        drop(core);
+        if submitted.output {
+            self.output.notify_one();
+        }
+        if let Some(reply) = ready {
+            reply();
+        }
+    }
+}

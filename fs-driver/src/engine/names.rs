@@ -1,0 +1,245 @@
+//! Changes of names and attributes. Each is applied here first, under one lock,
+//! and shipped only when it succeeded: what the store refuses never reaches the peer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use twinfold_protocol::attr::{Attributes, Kind};
+use twinfold_protocol::op::{Change, Name, NewObject, Op, RenameMode, XattrMode};
+
+use super::Engine;
+use crate::error::{FsError, FsResult};
+use crate::store::Node;
+
+/// What a new object shall be, before it has an id.
+#[derive(Clone, Debug)]
+pub struct NewEntry {
+    /// What it is.
+    pub kind: Kind,
+    /// Where a symbolic link points to.
+    pub target: Bytes,
+    /// Mode as asked for.
+    pub mode: u32,
+    /// The caller's umask.
+    pub umask: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+impl Engine {
+    /// Runs `change` under the lock over names when this node may write, after the
+    /// intents of `op` are durable. What `change` returns is committed and answered.
+    fn change_names<T: Send + 'static>(
+        &self,
+        op: Op,
+        reply: impl FnOnce(FsResult<T>) + Send + 'static,
+        change: impl FnOnce(&Engine, Op) -> FsResult<(Option<Op>, T)>,
+    ) {
+        self.wait_for_room(0);
+        let _pass = self.gate.enter();
+        if let Err(e) = self.writable().and_then(|()| self.ensure_intents(&op, 0)) {
+            return reply(Err(e));
+        }
+        let _names = self.names.lock();
+        match change(self, op) {
+            Ok((Some(op), answer)) => {
+                self.commit(op, 0, Box::new(move || reply(Ok(answer))));
+            }
+            Ok((None, answer)) => reply(Ok(answer)),
+            Err(e) => reply(Err(e)),
+        }
+    }
+
+    /// Makes a new object. The reply brings it and its attributes.
+    pub fn create(
+        &self,
+        parent: &Arc<Node>,
+        name: Name,
+        new: NewEntry,
+        reply: impl FnOnce(FsResult<(Arc<Node>, Attributes)>) + Send + 'static,
+    ) {
+        let op = Op::Create {
+            parent: parent.file(),
+            name,
+            object: NewObject {
+                file: self.new_id(),
+                kind: new.kind,
+                target: new.target,
+                mode: new.mode,
+                umask: new.umask,
+                uid: new.uid,
+                gid: new.gid,
+            },
+        };
+        self.change_names(op, reply, |engine, op| {
+            let Op::Create { name, object, .. } = &op else {
+                return Err(FsError::Invalid);
+            };
+            let node = engine.store.create(parent, name, object)?;
+            let attributes = node.attributes()?;
+            Ok((Some(op), (node, attributes)))
+        });
+    }
+
+    /// `link(2)`. The reply brings the attributes with the new link counted.
+    pub fn link(
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        name: Name,
+        reply: impl FnOnce(FsResult<Attributes>) + Send + 'static,
+    ) {
+        let op = Op::Link {
+            file: node.file(),
+            parent: parent.file(),
+            name,
+        };
+        self.change_names(op, reply, |engine, op| {
+            let Op::Link { name, .. } = &op else {
+                return Err(FsError::Invalid);
+            };
+            engine.store.link(node, parent, name)?;
+            let attributes = node.attributes()?;
+            Ok((Some(op), attributes))
+        });
+    }
+
+    /// `unlink(2)`, or `rmdir(2)` with `directory`.
+    pub fn remove(
+        &self,
+        parent: &Arc<Node>,
+        name: Name,
+        directory: bool,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        // The name decides which intents are needed; what it leads to is looked up under the lock.
+        let probe = Op::Unlink {
+            parent: parent.file(),
+            name,
+            file: parent.file(),
+        };
+        self.change_names(probe, reply, |engine, probe| {
+            let Op::Unlink { name, .. } = probe else {
+                return Err(FsError::Invalid);
+            };
+            let node = engine.store.lookup(parent, &name)?;
+            if directory != (node.kind() == Kind::Directory) {
+                let code = if directory {
+                    libc::ENOTDIR
+                } else {
+                    libc::EISDIR
+                };
+                return Err(std::io::Error::from_raw_os_error(code).into());
+            }
+            // A write to it comes before the removal, or it finds an object without a name.
+            let whole = node.ranges.lock_all();
+            engine.store.unlink(parent, &name, node.clone())?;
+            drop(whole);
+            let (parent, file) = (parent.file(), node.file());
+            let op = if directory {
+                Op::RemoveDirectory { parent, name, file }
+            } else {
+                Op::Unlink { parent, name, file }
+            };
+            Ok((Some(op), ()))
+        });
+    }
+
+    /// `renameat2(2)`.
+    pub fn rename(
+        &self,
+        (parent, name): (&Arc<Node>, Name),
+        (new_parent, new_name): (&Arc<Node>, Name),
+        mode: RenameMode,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let probe = Op::Rename {
+            parent: parent.file(),
+            name,
+            file: parent.file(),
+            new_parent: new_parent.file(),
+            new_name,
+            replaced: None,
+            mode,
+        };
+        self.change_names(probe, reply, |engine, probe| {
+            let Op::Rename { name, new_name, .. } = probe else {
+                return Err(FsError::Invalid);
+            };
+            let node = engine.store.lookup(parent, &name)?;
+            let victim = engine.store.find(new_parent, &new_name)?;
+            let whole = victim.as_ref().map(|v| v.ranges.lock_all());
+            engine
+                .store
+                .rename(parent, &name, new_parent, &new_name, victim.clone(), mode)?;
+            drop(whole);
+            let op = Op::Rename {
+                parent: parent.file(),
+                name,
+                file: node.file(),
+                new_parent: new_parent.file(),
+                new_name,
+                replaced: victim.as_ref().map(|v| v.file()),
+                mode,
+            };
+            Ok((Some(op), ()))
+        });
+    }
+
+    /// `chmod(2)`, `chown(2)`, `utimensat(2)`.
+    pub fn set_attributes(
+        &self,
+        node: &Arc<Node>,
+        change: Change,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let op = Op::SetAttributes {
+            file: node.file(),
+            change,
+        };
+        self.change_names(op, reply, |engine, op| {
+            engine.store.change(node, &change)?;
+            Ok(((!node.is_orphan()).then_some(op), ()))
+        });
+    }
+
+    /// `setxattr(2)`.
+    pub fn set_xattr(
+        &self,
+        node: &Arc<Node>,
+        name: &[u8],
+        value: &[u8],
+        mode: XattrMode,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let op = Op::SetXattr {
+            file: node.file(),
+            name: Bytes::copy_from_slice(name),
+            value: Bytes::copy_from_slice(value),
+            mode,
+        };
+        self.change_names(op, reply, |engine, op| {
+            engine.store.set_xattr(node, name, value, mode)?;
+            Ok(((!node.is_orphan()).then_some(op), ()))
+        });
+    }
+
+    /// `removexattr(2)`.
+    pub fn remove_xattr(
+        &self,
+        node: &Arc<Node>,
+        name: &[u8],
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let op = Op::RemoveXattr {
+            file: node.file(),
+            name: Bytes::copy_from_slice(name),
+        };
+        self.change_names(op, reply, |engine, op| {
+            engine.store.remove_xattr(node, name)?;
+            Ok(((!node.is_orphan()).then_some(op), ()))
+        });
+    }
+}

@@ -1,0 +1,397 @@
+//! The source's side of a resync: what is marked is read here and put into the
+//! stream, while the application works. See [`twinfold_protocol::primary`] for the
+//! rules that make one pass enough.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use twinfold_protocol::attr::{Attributes, Kind};
+use twinfold_protocol::handshake::Method;
+use twinfold_protocol::ids::{Seq, SessionId};
+use twinfold_protocol::limits;
+use twinfold_protocol::marks::{DirtyMap, Intent, Names};
+use twinfold_protocol::op::{Listing, Name, Object, Op, PutEntry};
+use twinfold_protocol::primary::Link;
+
+use super::compare::Ask;
+use super::{Engine, clock};
+use crate::store::{Listed, Node};
+
+/// How long the resync sleeps at most while its window is full.
+const WINDOW_WAIT: Duration = Duration::from_millis(20);
+
+/// Bytes a resync op counts for when it carries no file data.
+const SMALL_OP: usize = 4096;
+
+/// How a resync ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ResyncError {
+    /// The connection was lost or given up; all marks are kept.
+    #[error("the resync was interrupted")]
+    Interrupted,
+    /// The source could not be read; all marks are kept.
+    #[error("the source cannot be read: {0}")]
+    Source(#[from] io::Error),
+}
+
+impl Engine {
+    /// Brings the peer of `session` up to date. `target` are its marks. `opened` is
+    /// called with the number of the first op once frames may flow. Blocks until
+    /// nothing is left to move.
+    pub(crate) fn run_resync(
+        self: &Arc<Self>,
+        session: SessionId,
+        method: Method,
+        target: Vec<Intent>,
+        mut ask: Ask,
+        opened: impl FnOnce(Seq),
+    ) -> Result<(), ResyncError> {
+        let mine = self.recovered.lock().clone();
+        let method = match method {
+            Method::Marks if mine.damaged => Method::Compare,
+            other => other,
+        };
+        self.counters.comparing(true);
+        let compared = self.compare(method, mine.intents.iter().copied().chain(target), &mut ask);
+        let suspects = self.core.lock().take_suspects();
+        let compared = compared.and_then(|()| self.compare_marks(&suspects, &mut ask));
+        self.counters.comparing(false);
+        if let Err(e) = compared {
+            self.core.lock().add_suspects(suspects);
+            return Err(e.into());
+        }
+        // No more questions: the connection goes on to the op stream.
+        drop(ask);
+        let first = {
+            let mut core = self.core.lock();
+            if core.link() != Link::Alone {
+                return Err(ResyncError::Interrupted);
+            }
+            core.peer_ready(clock::now(), session, []);
+            self.counters.resync_begins(core.dirty());
+            core.next_seq()
+        };
+        // What an earlier run left is in the map now, and stays there until it is moved.
+        *self.recovered.lock() = crate::state::Recovered::default();
+        opened(first);
+        let moved = self.move_all(session);
+        if moved.is_ok() {
+            tracing::info!(%session, "everything is moved; the peer flushes");
+        }
+        moved
+    }
+
+    fn move_all(self: &Arc<Self>, session: SessionId) -> Result<(), ResyncError> {
+        loop {
+            self.move_names(session)?;
+            self.move_objects(session)?;
+            self.settle_times();
+            // From its end on the peer may be current: should this machine go down now,
+            // it must know that (see `roles::objection`).
+            self.copy.update(|r| r.paired = true)?;
+            let mut core = self.core.lock();
+            if core.session() != Some(session) {
+                return Err(ResyncError::Interrupted);
+            }
+            if core.finish_resync(clock::now(), clock::wall()).is_some() {
+                drop(core);
+                self.output.notify_one();
+                return Ok(());
+            }
+            if core.link() != Link::Syncing {
+                return Err(ResyncError::Interrupted);
+            }
+        }
+    }
+
+    fn move_names(&self, session: SessionId) -> Result<(), ResyncError> {
+        loop {
+            self.wait_for_window(session, SMALL_OP)?;
+            let Some(directory) = self.core.lock().next_directory() else {
+                return Ok(());
+            };
+            let node = match self.store.node(directory) {
+                Ok(node) if node.kind() == Kind::Directory => node,
+                Ok(_) => {
+                    self.core.lock().object_is_gone(directory);
+                    continue;
+                }
+                Err(e) if e.raw_os_error() == Some(libc::ESTALE) => {
+                    self.core.lock().object_is_gone(directory);
+                    continue;
+                }
+                Err(e) => return Err(e.into()),
+            };
+            let names = self.names.lock();
+            let taken = self.core.lock().take_names(directory);
+            match taken {
+                None => {}
+                Some(Names::Some(set)) => {
+                    // At most `MAX_MARKED_NAMES`, so the lock is held for a moment only.
+                    let moved = self.put_names(session, &node, set.iter());
+                    drop(names);
+                    if moved.is_err() {
+                        let mut back = DirtyMap::default();
+                        set.iter().for_each(|n| back.mark_name(directory, n));
+                        self.core.lock().give_back(back);
+                        return moved;
+                    }
+                }
+                Some(Names::All) => {
+                    // Names that change from here on are marked one by one until the
+                    // listing has been sent, so nobody has to wait for it.
+                    drop(names);
+                    let moved = self.put_listing(session, &node);
+                    if moved.is_err() {
+                        let mut back = DirtyMap::default();
+                        back.mark_directory(directory);
+                        self.core.lock().give_back(back);
+                        return moved;
+                    }
+                }
+            }
+        }
+    }
+
+    fn put_names<'a>(
+        &self,
+        session: SessionId,
+        node: &Arc<Node>,
+        names: impl Iterator<Item = &'a Name>,
+    ) -> Result<(), ResyncError> {
+        let mut entries = Vec::new();
+        for name in names {
+            let object = match self.store.find(node, name)? {
+                Some(entry) => Some(self.object_of(&entry)?),
+                None => None,
+            };
+            entries.push(PutEntry {
+                name: name.clone(),
+                object,
+            });
+            if entries.len() == limits::MAX_PUT_ENTRIES {
+                self.put_entries(session, node, Listing::Names, std::mem::take(&mut entries))?;
+            }
+        }
+        if entries.is_empty() {
+            return Ok(());
+        }
+        self.put_entries(session, node, Listing::Names, entries)
+    }
+
+    fn put_listing(&self, session: SessionId, node: &Arc<Node>) -> Result<(), ResyncError> {
+        let handle = self.store.open_directory(node.clone())?;
+        let mut entries = Vec::new();
+        let (mut at, mut first) = (0, true);
+        loop {
+            let listed = self.store.list(&handle, at)?;
+            let last = listed.is_empty();
+            for entry in listed {
+                at = entry.next;
+                let Listed::Name(name) = entry.name else {
+                    continue;
+                };
+                if let Some(object) = self.store.find(node, &name)? {
+                    entries.push(PutEntry {
+                        object: Some(self.object_of(&object)?),
+                        name,
+                    });
+                }
+                if entries.len() == limits::MAX_PUT_ENTRIES {
+                    self.wait_for_window(session, SMALL_OP)?;
+                    let listing = Listing::Whole { first, last: false };
+                    self.put_entries(session, node, listing, std::mem::take(&mut entries))?;
+                    first = false;
+                }
+            }
+            if last {
+                let listing = Listing::Whole { first, last: true };
+                return self.put_entries(session, node, listing, entries);
+            }
+        }
+    }
+
+    fn put_entries(
+        &self,
+        session: SessionId,
+        node: &Node,
+        listing: Listing,
+        entries: Vec<PutEntry>,
+    ) -> Result<(), ResyncError> {
+        self.put(
+            session,
+            Op::PutDirectory {
+                directory: node.file(),
+                listing,
+                entries,
+            },
+        )
+    }
+
+    fn put(&self, session: SessionId, op: Op) -> Result<(), ResyncError> {
+        self.touch(&op);
+        let mut core = self.core.lock();
+        let there = core.session() == Some(session);
+        if !core.submit_resync(clock::now(), clock::wall(), op) || !there {
+            return Err(ResyncError::Interrupted);
+        }
+        drop(core);
+        self.output.notify_one();
+        Ok(())
+    }
+
+    fn move_objects(&self, session: SessionId) -> Result<(), ResyncError> {
+        let mut after = None;
+        loop {
+            let (next, names) = {
+                let core = self.core.lock();
+                (core.next_object(after), core.next_directory())
+            };
+            // New names came up: they go first, so that what is new has its place.
+            if names.is_some() {
+                return Ok(());
+            }
+            let Some(file) = next else { return Ok(()) };
+            after = Some(file);
+            match self.store.node(file) {
+                Ok(node) => self.move_object(session, &node)?,
+                Err(e) if e.raw_os_error() == Some(libc::ESTALE) => {
+                    self.core.lock().object_is_gone(file);
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    fn move_object(&self, session: SessionId, node: &Arc<Node>) -> Result<(), ResyncError> {
+        let file = node.file();
+        if node.is_orphan() {
+            self.core.lock().object_is_gone(file);
+            return Ok(());
+        }
+        self.wait_for_window(session, SMALL_OP)?;
+        {
+            // Size and attributes first: the data then fits.
+            let _names = self.names.lock();
+            let _whole = node.ranges.lock_all();
+            if !node.is_orphan() {
+                self.core.lock().take_attributes(file);
+                let op = Op::PutObject {
+                    object: self.object_of(node)?,
+                    xattrs: self.store.xattrs(node)?,
+                };
+                self.put(session, op)?;
+            }
+        }
+        if node.kind() != Kind::Regular {
+            // Only files have data; a mark "all blocks" on anything else says no more.
+            while self.core.lock().take_run(file, u32::MAX, 0).is_some() {}
+            return Ok(());
+        }
+        let most = (limits::RESYNC_CHUNK as u64 / limits::BLOCK) as u32;
+        loop {
+            self.wait_for_window(session, limits::RESYNC_CHUNK)?;
+            // The run is known only once it is taken, so the whole file is held for the
+            // moment it takes to read one chunk.
+            let _whole = node.ranges.lock_all();
+            let size = node.size()?;
+            let run = self.core.lock().take_run(file, most, size);
+            let Some((offset, length)) = run else { break };
+            if let Err(e) = self.put_run(session, node, offset, length) {
+                let mut back = DirtyMap::default();
+                back.mark_data(file, offset, length);
+                self.core.lock().give_back(back);
+                return Err(e);
+            }
+        }
+        // The data just moved changed the times there.
+        self.touch(&Op::PutHole {
+            file,
+            offset: 0,
+            length: 0,
+        });
+        Ok(())
+    }
+
+    /// Moves one run: data as data, holes as holes (invariant 6).
+    fn put_run(
+        &self,
+        session: SessionId,
+        node: &Node,
+        offset: u64,
+        length: u64,
+    ) -> Result<(), ResyncError> {
+        let file = node.file();
+        let end = offset + length;
+        let mut at = offset;
+        while at < end {
+            let data = match self.store.seek(node, at, true) {
+                Ok(data) => data.min(end),
+                Err(e) if e.raw_os_error() == Some(libc::ENXIO) => end,
+                Err(e) => return Err(e.into()),
+            };
+            if data > at {
+                self.put(
+                    session,
+                    Op::PutHole {
+                        file,
+                        offset: at,
+                        length: data - at,
+                    },
+                )?;
+                at = data;
+                continue;
+            }
+            let hole = self.store.seek(node, at, false)?.min(end);
+            let mut bytes = vec![0; (hole - at) as usize];
+            let n = self.store.read(node, at, &mut bytes)?;
+            bytes.truncate(n);
+            if n == 0 {
+                break;
+            }
+            self.put(
+                session,
+                Op::PutData {
+                    file,
+                    offset: at,
+                    data: bytes::Bytes::from(bytes).into(),
+                },
+            )?;
+            at += n as u64;
+        }
+        Ok(())
+    }
+
+    fn object_of(&self, node: &Node) -> io::Result<Object> {
+        let a: Attributes = node.attributes()?;
+        let target = match a.kind {
+            Kind::Symlink => self.store.link_target(node)?.into(),
+            _ => bytes::Bytes::new(),
+        };
+        Ok(Object {
+            file: a.file,
+            kind: a.kind,
+            target,
+            mode: a.mode,
+            uid: a.uid,
+            gid: a.gid,
+            size: if a.kind == Kind::Regular { a.size } else { 0 },
+            accessed: a.accessed,
+            modified: a.modified,
+        })
+    }
+
+    fn wait_for_window(&self, session: SessionId, bytes: usize) -> Result<(), ResyncError> {
+        let mut core = self.core.lock();
+        loop {
+            if core.link() != Link::Syncing || core.session() != Some(session) {
+                return Err(ResyncError::Interrupted);
+            }
+            if core.resync_room(clock::now()) >= bytes && core.has_room(bytes) {
+                return Ok(());
+            }
+            self.room.wait_for(&mut core, WINDOW_WAIT);
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Exact times on both copies, without a system call for each write.
+//!
+//! A change makes the primary's file system set new times. They are read a moment
+//! later and shipped as an op of their own, so that both copies have the same times
+//! to the nanosecond. Until then, and should the primary fail meanwhile, the
+//! secondary goes by the time each op carries (see [`super::standby`]).
+
+use std::io;
+
+use twinfold_protocol::attr::Kind;
+use twinfold_protocol::ids::FileId;
+use twinfold_protocol::op::Op;
+use twinfold_protocol::primary::Link;
+
+use super::{Engine, clock};
+
+/// Objects with times to be shipped, at most; beyond it they are shipped at once.
+const MAX_TOUCHED: usize = 65_536;
+
+/// The objects whose times an op changes.
+pub(super) fn touched_by(op: &Op, mut touch: impl FnMut(FileId)) {
+    match op {
+        Op::Write { file, .. }
+        | Op::Truncate { file, .. }
+        | Op::Allocate { file, .. }
+        | Op::CopyRange { to: file, .. }
+        | Op::PutData { file, .. }
+        | Op::PutHole { file, .. } => touch(*file),
+        Op::Create { parent, object, .. } => {
+            touch(*parent);
+            touch(object.file);
+        }
+        Op::Link { parent, .. }
+        | Op::Unlink { parent, .. }
+        | Op::RemoveDirectory { parent, .. } => {
+            touch(*parent);
+        }
+        Op::Rename {
+            parent, new_parent, ..
+        } => {
+            touch(*parent);
+            touch(*new_parent);
+        }
+        Op::PutDirectory { directory, .. } => touch(*directory),
+        Op::SetAttributes { .. }
+        | Op::SetXattr { .. }
+        | Op::RemoveXattr { .. }
+        | Op::Sync { .. }
+        | Op::Times { .. }
+        | Op::Checkpoint
+        | Op::PutObject { .. }
+        | Op::ResyncEnd => {}
+    }
+}
+
+impl Engine {
+    pub(super) fn touch(&self, op: &Op) {
+        let mut full = false;
+        touched_by(op, |file| {
+            let mut touched = self.touched.lock();
+            touched.insert(file);
+            full |= touched.len() > MAX_TOUCHED;
+        });
+        // `touch` is called under locks that shipping takes too, so the ticker does it.
+        if full {
+            self.deadlines.notify_one();
+        }
+    }
+
+    /// Ships the times of everything touched since the last call.
+    pub fn settle_times(&self) {
+        let touched = std::mem::take(&mut *self.touched.lock());
+        if touched.is_empty() {
+            return;
+        }
+        let link = self.core.lock().link();
+        if link == Link::Alone {
+            // Nobody to ship to, and what is marked brings its times along.
+            return;
+        }
+        self.wait_for_room(0);
+        for file in touched {
+            match self.times_of(file) {
+                Ok(Some(op)) => {
+                    let mut core = self.core.lock();
+                    let submitted = core.submit(clock::now(), clock::wall(), op, 0);
+                    drop(core);
+                    if submitted.output {
+                        self.output.notify_one();
+                    }
+                }
+                Ok(None) => {}
+                Err(e) if e.raw_os_error() == Some(libc::ESTALE) => {}
+                Err(e) => tracing::warn!(%file, error = %e, "times cannot be read"),
+            }
+        }
+    }
+
+    fn times_of(&self, file: FileId) -> io::Result<Option<Op>> {
+        let node = self.store.node(file)?;
+        let _whole = node.ranges.lock_all();
+        if node.is_orphan() {
+            return Ok(None);
+        }
+        let attributes = node.attributes()?;
+        debug_assert!(attributes.kind != Kind::Symlink || attributes.size > 0);
+        Ok(Some(Op::Times {
+            file,
+            accessed: attributes.accessed,
+            modified: attributes.modified,
+        }))
+    }
+
+    /// Whether all times are shipped.
+    pub fn times_settled(&self) -> bool {
+        self.touched.lock().is_empty()
+    }
+}

@@ -1,0 +1,431 @@
+//! The secondary's side: applying what the primary sends, strictly in order.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::sync::Arc;
+
+use twinfold_protocol::handshake::{Decision, Method, Which};
+use twinfold_protocol::ids::{Epoch, FileId, Generation, ModuleId, Seq, SessionId};
+use twinfold_protocol::marks::{DirtyMap, Intent};
+use twinfold_protocol::op::{Op, Payload, Stability};
+use twinfold_protocol::secondary::{Accepted, Secondary, needs_sync};
+use twinfold_protocol::time::Timestamp;
+use twinfold_protocol::wire::{Hello, OpStreamStart, Receipt, Violation, decode_op};
+
+use super::Engine;
+use super::settle::touched_by;
+use crate::store::{ApplyError, Store};
+
+/// Objects whose times are only known from their ops, at most; then they are set at once.
+const MAX_TIMES: usize = 65_536;
+
+/// Files synced one by one in mode `disk`; more, or any change of a name, and the
+/// whole file system is.
+const MAX_SINGLE_SYNCS: usize = 16;
+
+/// Why the secondary stops applying.
+#[derive(Debug, thiserror::Error)]
+pub enum StandbyError {
+    /// The peer broke the protocol.
+    #[error("the peer broke the protocol: {0}")]
+    Violation(#[from] Violation),
+    /// An op could not be applied.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// A resync op could not be applied.
+    #[error("{op}: {source}")]
+    Put {
+        /// Which op.
+        op: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The node is fenced.
+    #[error("this node is fenced")]
+    Fenced,
+    /// No session has begun, or it was ended by a promotion.
+    #[error("there is no session")]
+    NoSession,
+}
+
+/// What the secondary holds of a session.
+#[derive(Debug)]
+pub struct Standby {
+    machine: Secondary,
+    module: ModuleId,
+    generation: Generation,
+    epoch: Epoch,
+    /// Times by the primary's clock that its file system has not told exactly yet.
+    times: HashMap<FileId, Timestamp>,
+    /// Applied since the last checkpoint, and between it and the one before: what a
+    /// primary that lost its page cache may lack.
+    fresh: DirtyMap,
+    older: DirtyMap,
+    /// The intent segment begun at the last checkpoint.
+    segment: Option<u64>,
+    stable: Option<Stable>,
+}
+
+#[derive(Debug, Default)]
+struct Stable {
+    files: HashSet<FileId>,
+    names: bool,
+    syncing: bool,
+}
+
+/// Something that has to reach the disk before a receipt is sent.
+#[derive(Debug)]
+pub(crate) struct SyncJob {
+    seq: Seq,
+    what: SyncWhat,
+}
+
+#[derive(Debug)]
+enum SyncWhat {
+    Object { file: FileId, data_only: bool },
+    Checkpoint { retire: Option<u64> },
+    ResyncEnd { retire: Option<u64> },
+    Stable { files: Option<Vec<FileId>> },
+}
+
+impl Standby {
+    /// Whether the copy is still being brought up.
+    pub fn is_syncing(&self) -> bool {
+        self.machine.is_syncing()
+    }
+
+    /// The session.
+    pub fn session(&self) -> SessionId {
+        self.machine.session()
+    }
+
+    /// The last op applied.
+    pub fn applied(&self) -> Seq {
+        self.machine.applied_seq()
+    }
+
+    /// Sets times nobody will tell exactly any more, and hands over the marks.
+    pub(super) fn into_marks(self, store: &Store) -> DirtyMap {
+        set_times(store, self.times);
+        let mut marks = self.fresh;
+        marks.unite(self.older);
+        marks
+    }
+}
+
+fn set_times(store: &Store, times: HashMap<FileId, Timestamp>) {
+    for (file, time) in times {
+        let set = store
+            .node(file)
+            .and_then(|node| store.set_times(&node, None, Some(time)));
+        if let Err(e) = set
+            && e.raw_os_error() != Some(libc::ESTALE)
+        {
+            tracing::warn!(%file, error = %e, "times cannot be set");
+        }
+    }
+}
+
+impl Engine {
+    /// A session begins: from here on until its end this copy is not up to date, durably.
+    pub(crate) fn standby_begin(
+        &self,
+        session: SessionId,
+        decision: Decision,
+        primary: &Hello,
+    ) -> io::Result<()> {
+        debug_assert!(matches!(
+            decision,
+            Decision::Resync {
+                source: Which::Peer,
+                method: Method::Marks | Method::Compare | Method::Everything
+            }
+        ));
+        self.copy.update(|r| {
+            r.copy.up_to_date = false;
+            r.epoch = r.epoch.max(primary.epoch);
+        })?;
+        *self.standby.lock() = Some(Standby {
+            machine: Secondary::new(session),
+            module: primary.copy.module,
+            generation: primary.copy.current,
+            epoch: primary.epoch,
+            times: HashMap::new(),
+            fresh: DirtyMap::default(),
+            older: DirtyMap::default(),
+            segment: None,
+            stable: None,
+        });
+        Ok(())
+    }
+
+    /// The session this node could resume.
+    pub(crate) fn standby_resume(&self) -> Option<(SessionId, Seq)> {
+        let standby = self.standby.lock();
+        standby.as_ref().map(|s| (s.session(), s.applied()))
+    }
+
+    /// What this copy may differ in, by its own notes: sent to the source of a resync.
+    pub(crate) fn standby_marks(&self) -> io::Result<Vec<Intent>> {
+        let noted = self.intents.all()?;
+        if noted.damaged {
+            tracing::warn!("the intent log is damaged: everything is compared");
+        }
+        Ok(noted.intents.into_iter().collect())
+    }
+
+    /// The op stream begins.
+    pub(crate) fn standby_start(&self, start: OpStreamStart) -> Result<(), StandbyError> {
+        let mut standby = self.standby.lock();
+        let standby = standby.as_mut().ok_or(StandbyError::NoSession)?;
+        standby.machine.start(start)?;
+        if start.stable {
+            standby.stable.get_or_insert_default();
+        }
+        Ok(())
+    }
+
+    /// Decodes and applies one frame of the op stream.
+    pub(crate) fn standby_apply(&self, frame: Payload) -> Result<Option<SyncJob>, StandbyError> {
+        if self.fenced.get().is_some() {
+            return Err(StandbyError::Fenced);
+        }
+        let op = decode_op(frame)?;
+        let mut standby = self.standby.lock();
+        let standby = standby.as_mut().ok_or(StandbyError::NoSession)?;
+        if standby.machine.accept(&op)? == Accepted::SyncAgain {
+            return self.sync_job(standby, op.seq, &op.op);
+        }
+        let old_size = match &op.op {
+            Op::Truncate { file, .. } => self.store.node(*file).and_then(|n| n.size()).unwrap_or(0),
+            _ => 0,
+        };
+        self.ensure_intents(&op.op, old_size)
+            .map_err(|_| StandbyError::Fenced)?;
+        if op.op.is_resync() {
+            self.store.put(&op.op).map_err(|source| StandbyError::Put {
+                op: op.op.word(),
+                source,
+            })?;
+        } else {
+            self.store.apply(&op.op)?;
+            standby.fresh.mark_op(&op.op, old_size);
+        }
+        self.counters.applied(&op.op);
+        standby.note_times(&self.store, &op.op, op.time);
+        standby.machine.applied(op.seq);
+        standby.note_stable(&op.op);
+        if needs_sync(&op.op) {
+            return self.sync_job(standby, op.seq, &op.op);
+        }
+        Ok(None)
+    }
+
+    fn sync_job(
+        &self,
+        standby: &mut Standby,
+        seq: Seq,
+        op: &Op,
+    ) -> Result<Option<SyncJob>, StandbyError> {
+        let what = match op {
+            Op::Sync { file, data_only } => SyncWhat::Object {
+                file: *file,
+                data_only: *data_only,
+            },
+            Op::Write {
+                file, stability, ..
+            } => SyncWhat::Object {
+                file: *file,
+                data_only: *stability != Stability::Full,
+            },
+            Op::Checkpoint | Op::ResyncEnd => {
+                let segment = self.intents.rotate().map_err(|e| {
+                    self.fence("the intent log cannot be written", &e);
+                    StandbyError::Fenced
+                })?;
+                // The primary begins a checkpoint only when the one before it has ended
+                // on both nodes; so what came before that one may go.
+                let retire = match segment {
+                    Some(segment) => standby.segment.replace(segment),
+                    None => None,
+                };
+                let fresh = std::mem::take(&mut standby.fresh);
+                standby.older = fresh;
+                match op {
+                    Op::Checkpoint => SyncWhat::Checkpoint { retire },
+                    _ => SyncWhat::ResyncEnd { retire },
+                }
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(SyncJob { seq, what }))
+    }
+
+    /// In mode `disk`: what to sync now, unless a sync runs.
+    pub(crate) fn standby_stable_job(&self) -> Option<SyncJob> {
+        let mut standby = self.standby.lock();
+        let standby = standby.as_mut()?;
+        let seq = standby.applied();
+        let stable = standby.stable.as_mut()?;
+        if stable.syncing || (stable.files.is_empty() && !stable.names) {
+            return None;
+        }
+        stable.syncing = true;
+        let files: Vec<_> = stable.files.drain().collect();
+        let names = std::mem::take(&mut stable.names);
+        Some(SyncJob {
+            seq,
+            what: SyncWhat::Stable {
+                files: (!names && files.len() <= MAX_SINGLE_SYNCS).then_some(files),
+            },
+        })
+    }
+
+    /// Runs a sync on a thread that may wait; `done` gets the receipt, if one is due.
+    pub(crate) fn standby_sync(
+        self: &Arc<Self>,
+        job: SyncJob,
+        done: impl FnOnce(Result<Option<Receipt>, StandbyError>) + Send + 'static,
+    ) {
+        let engine = self.clone();
+        self.jobs.run(move || done(engine.run_sync(job)));
+    }
+
+    fn run_sync(&self, job: SyncJob) -> Result<Option<Receipt>, StandbyError> {
+        let failed = |source| StandbyError::Put { op: "sync", source };
+        let object = |file, data_only| match self.store.node(file) {
+            Ok(node) => self.store.sync(&node, data_only).map_err(failed),
+            // Removed meanwhile: nothing of it has to last.
+            Err(e) if e.raw_os_error() == Some(libc::ESTALE) => Ok(()),
+            Err(e) => Err(failed(e)),
+        };
+        match job.what {
+            SyncWhat::Object { file, data_only } => object(file, data_only)?,
+            SyncWhat::Checkpoint { retire } => {
+                self.store.sync_all().map_err(failed)?;
+                self.retire(retire);
+            }
+            SyncWhat::ResyncEnd { retire } => {
+                let removed = self.store.clear_aside().map_err(failed)?;
+                self.store.sync_all().map_err(failed)?;
+                let mut guard = self.standby.lock();
+                let standby = guard.as_mut().ok_or(StandbyError::NoSession)?;
+                let (module, generation, epoch) =
+                    (standby.module, standby.generation, standby.epoch);
+                self.copy
+                    .update(|r| {
+                        r.copy = r.copy.adopt(module, generation);
+                        r.epoch = r.epoch.max(epoch);
+                    })
+                    .map_err(|e| {
+                        self.fence("the copy's history cannot be written", &e);
+                        StandbyError::Fenced
+                    })?;
+                standby.machine.resync_ended();
+                drop(guard);
+                self.recovered.lock().intents.clear();
+                self.recovered.lock().damaged = false;
+                tracing::info!(%generation, removed, "this copy is up to date");
+                self.retire(retire);
+            }
+            SyncWhat::Stable { files } => {
+                match files {
+                    Some(files) => files.into_iter().try_for_each(|f| object(f, true))?,
+                    None => self.store.sync_all().map_err(failed)?,
+                }
+                let mut guard = self.standby.lock();
+                let standby = guard.as_mut().ok_or(StandbyError::NoSession)?;
+                standby.machine.durable(job.seq);
+                if let Some(stable) = &mut standby.stable {
+                    stable.syncing = false;
+                }
+                return Ok(None);
+            }
+        }
+        Ok(Some(Receipt::Synced { seq: job.seq }))
+    }
+
+    fn retire(&self, segment: Option<u64>) {
+        if let Some(Err(e)) = segment.map(|s| self.intents.retire(s)) {
+            tracing::warn!(error = %e, "old intents cannot be deleted");
+        }
+    }
+
+    /// What to tell the primary about progress, if there is anything new.
+    pub(crate) fn standby_receipt(&self) -> Option<Receipt> {
+        self.standby.lock().as_mut()?.machine.receipt()
+    }
+
+    /// This node leaves in order: its copy is on its disk, and, durably, not up to
+    /// date any more, so that nobody promotes it while the primary goes on.
+    pub(crate) fn standby_leave(
+        self: &Arc<Self>,
+        done: impl FnOnce(io::Result<()>) + Send + 'static,
+    ) {
+        let engine = self.clone();
+        self.jobs.run(move || {
+            let standby = engine.standby.lock().take();
+            let left = engine.store.sync_all().and_then(|()| match standby {
+                Some(_) => engine.copy.update(|r| r.copy.up_to_date = false),
+                None => Ok(()),
+            });
+            done(left);
+        });
+    }
+
+    /// This copy cannot go on: it is not up to date from now on, durably.
+    pub(crate) fn standby_failed(&self, error: &StandbyError) -> Option<Receipt> {
+        let standby = self.standby.lock().take()?;
+        let seq = standby.applied().next();
+        tracing::error!(%error, %seq, "this copy is not up to date any more");
+        *self.trouble.lock() = Some(error.to_string());
+        if let Err(e) = self.copy.update(|r| r.copy.up_to_date = false) {
+            self.fence("the copy's history cannot be written", &e);
+            return None;
+        }
+        Some(Receipt::Failed {
+            seq,
+            reason: error.to_string(),
+        })
+    }
+}
+
+impl Standby {
+    fn note_times(&mut self, store: &Store, op: &Op, time: Timestamp) {
+        match op {
+            Op::Times { file, .. } => {
+                self.times.remove(file);
+            }
+            Op::SetAttributes { file, change } if change.modified.is_some() => {
+                self.times.remove(file);
+            }
+            op if op.is_resync() => {}
+            op => touched_by(op, |file| {
+                self.times.insert(file, time);
+            }),
+        }
+        if self.times.len() > MAX_TIMES {
+            set_times(store, std::mem::take(&mut self.times));
+        }
+    }
+
+    fn note_stable(&mut self, op: &Op) {
+        let Some(stable) = &mut self.stable else {
+            return;
+        };
+        match op {
+            Op::Write { file, .. }
+            | Op::PutData { file, .. }
+            | Op::Truncate { file, .. }
+            | Op::Allocate { file, .. }
+            | Op::CopyRange { to: file, .. } => {
+                stable.files.insert(*file);
+            }
+            Op::Sync { .. } | Op::Checkpoint | Op::ResyncEnd | Op::Times { .. } => {
+                // Nothing new to bring to the disk; the receipt must still move on.
+                stable.files.insert(FileId::ROOT);
+            }
+            _ => stable.names = true,
+        }
+    }
+}

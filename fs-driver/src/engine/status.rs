@@ -1,0 +1,215 @@
+//! What the operator and the controller are told.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use twinfold_protocol::handshake::Role;
+use twinfold_protocol::marks::DirtyMap;
+use twinfold_protocol::op::Op;
+use twinfold_protocol::primary::Link;
+
+use super::{Engine, clock};
+
+/// Numbers that only grow, and the running resync.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    applied_ops: AtomicU64,
+    applied_bytes: AtomicU64,
+    moved_bytes: AtomicU64,
+    comparing: AtomicBool,
+    resync: Mutex<Begun>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Begun {
+    at: twinfold_protocol::time::Instant,
+    bytes: u64,
+    objects: u64,
+    directories: u64,
+}
+
+impl Counters {
+    pub(super) fn applied(&self, op: &Op) {
+        self.applied_ops.fetch_add(1, Ordering::Relaxed);
+        let bytes = op.payload_len() as u64;
+        self.applied_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if op.is_resync() {
+            self.moved_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn comparing(&self, on: bool) {
+        self.comparing.store(on, Ordering::Relaxed);
+    }
+
+    pub(super) fn resync_begins(&self, dirty: &DirtyMap) {
+        let (objects, directories) = dirty.counts();
+        *self.resync.lock() = Begun {
+            at: clock::now(),
+            bytes: dirty.block_bytes(),
+            objects: objects as u64,
+            directories: directories as u64,
+        };
+    }
+}
+
+/// The relation to the peer, as it is reported.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkState {
+    /// Primary without a peer.
+    Alone,
+    /// Primary, comparing what may differ before the resync.
+    Comparing,
+    /// Resync runs.
+    Syncing,
+    /// The peer is up to date.
+    Paired,
+    /// The connection is lost, and may come back.
+    Bridging,
+    /// Writes are held until somebody decides.
+    Holding,
+    /// Secondary without a primary.
+    Waiting,
+}
+
+/// A running resync.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub struct ResyncStatus {
+    /// Bytes of file data that were marked when it began.
+    pub marked_bytes: u64,
+    /// Bytes of file data moved so far.
+    pub moved_bytes: u64,
+    /// Objects and directories still marked.
+    pub left: u64,
+    /// How much of it is done, 0 to 100.
+    pub percent: f64,
+    /// Bytes moved per second so far.
+    pub rate: f64,
+    /// Seconds until it ends at this rate, if that can be said.
+    pub seconds_left: Option<f64>,
+}
+
+/// The state of one folder on one node.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Status {
+    /// The module's name.
+    pub name: String,
+    /// `primary`, `secondary`, or nothing while starting and stopping.
+    pub role: Option<&'static str>,
+    /// The relation to the peer.
+    pub link: LinkState,
+    /// The copy holds every acknowledged write.
+    pub up_to_date: bool,
+    /// The copy's generation, its first eight digits.
+    pub generation: String,
+    /// Ops and bytes on their way to the peer.
+    pub in_flight_ops: u64,
+    /// Bytes of them.
+    pub in_flight_bytes: u64,
+    /// Objects with marks: what a resync would have to look at.
+    pub dirty_objects: u64,
+    /// Marked bytes of file data.
+    pub dirty_bytes: u64,
+    /// Objects that are compared when the peer returns.
+    pub suspect_objects: u64,
+    /// Objects the peer has but may not have on its disk yet.
+    pub unflushed_objects: u64,
+    /// All times are shipped: the copies are equal in every attribute.
+    pub settled: bool,
+    /// Ops applied here for the peer.
+    pub applied_ops: u64,
+    /// Bytes of file data in them.
+    pub applied_bytes: u64,
+    /// Bytes of file data received by resync since the driver started.
+    pub received_bytes: u64,
+    /// The running or last resync.
+    pub resync: Option<ResyncStatus>,
+    /// What the caller is asked to decide: go on alone?
+    pub question: Option<String>,
+    /// What went wrong last.
+    pub trouble: Option<String>,
+    /// Why the node is fenced.
+    pub fenced: Option<String>,
+}
+
+impl Engine {
+    /// The state now.
+    pub fn status(&self) -> Status {
+        let copy = self.copy.get();
+        let role = self.role();
+        let comparing = self.counters.comparing.load(Ordering::Relaxed);
+        let syncing = self.standby.lock().as_ref().map(|s| s.is_syncing());
+        let connected = self.connection.lock().is_some();
+        let core = self.core.lock();
+        let link = match role {
+            Some(Role::Primary) => match core.link() {
+                Link::Alone if comparing => LinkState::Comparing,
+                Link::Alone => LinkState::Alone,
+                Link::Syncing | Link::Finishing { .. } => LinkState::Syncing,
+                Link::Paired => LinkState::Paired,
+                Link::Bridging { .. } => LinkState::Bridging,
+                Link::Holding | Link::Leaving => LinkState::Holding,
+            },
+            _ => match syncing {
+                Some(true) if connected => LinkState::Syncing,
+                Some(false) if connected => LinkState::Paired,
+                _ => LinkState::Waiting,
+            },
+        };
+        let (in_flight_ops, in_flight_bytes) = core.in_flight();
+        let dirty = core.dirty().counts();
+        let dirty_bytes = core.dirty().block_bytes();
+        let suspect = core.suspect().counts();
+        let unflushed = core.unflushed_counts();
+        let progress = core.progress();
+        drop(core);
+        let begun = *self.counters.resync.lock();
+        let left = (dirty.0 + dirty.1) as u64;
+        let resync = (begun.at.0 != 0).then(|| {
+            let seconds = clock::now().since(begun.at).as_secs_f64().max(0.001);
+            let rate = progress.moved_bytes as f64 / seconds;
+            let all = begun.bytes + begun.objects + begun.directories;
+            let done = if link == LinkState::Syncing {
+                let rest = dirty_bytes + left;
+                100.0 * (1.0 - rest as f64 / all.max(rest).max(1) as f64)
+            } else {
+                100.0
+            };
+            ResyncStatus {
+                marked_bytes: begun.bytes,
+                moved_bytes: progress.moved_bytes,
+                left,
+                percent: done,
+                rate,
+                seconds_left: (rate > 0.0 && link == LinkState::Syncing)
+                    .then(|| dirty_bytes as f64 / rate),
+            }
+        });
+        Status {
+            name: self.settings.name.clone(),
+            role: role.map(|r| match r {
+                Role::Primary => "primary",
+                Role::Secondary => "secondary",
+            }),
+            link,
+            up_to_date: copy.copy.up_to_date,
+            generation: copy.copy.current.to_string(),
+            in_flight_ops,
+            in_flight_bytes: in_flight_bytes as u64,
+            dirty_objects: left,
+            dirty_bytes,
+            suspect_objects: (suspect.0 + suspect.1) as u64,
+            unflushed_objects: (unflushed.0 + unflushed.1) as u64,
+            settled: self.times_settled() && in_flight_ops == 0,
+            applied_ops: self.counters.applied_ops.load(Ordering::Relaxed),
+            applied_bytes: self.counters.applied_bytes.load(Ordering::Relaxed),
+            received_bytes: self.counters.moved_bytes.load(Ordering::Relaxed),
+            resync,
+            question: self.question.lock().clone(),
+            trouble: self.trouble.lock().clone(),
+            fenced: self.fenced().map(str::to_owned),
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! The driver of a replicated folder.
+//!
+//! ```text
+//! application ─▶ adapter ─▶ vfs ─▶ engine ─▶ store          (and intents, before it)
+//!                                    │
+//!                                    └────▶ link ══ QUIC ══▶ link ─▶ receiver ─▶ store
+//! ```
+//!
+//! The adapter decodes and decides nothing; [`vfs`] gives a call its meaning;
+//! [`engine`] gives it its place in the order, its durability and its answer;
+//! [`store`] is the real directory. Nothing above the adapter and beside the store
+//! knows which operating system this is.
+
+pub mod adapter;
+pub mod cli;
+pub mod control;
+pub mod daemon;
+pub mod engine;
+pub mod error;
+pub mod link;
+pub mod setup;
+pub mod state;
+pub mod store;
+pub mod vfs;

@@ -1,0 +1,337 @@
+//! The secondary's end: finds its primary, and applies what it sends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use quinn::{Connection, SendStream};
+use tokio::sync::mpsc;
+use twinfold_protocol::handshake::{Decision, Role, Which, decide};
+use twinfold_protocol::limits;
+use twinfold_protocol::op::Payload;
+use twinfold_protocol::wire::{
+    CompareRequest, Control, Hello, OpStreamStart, Receipt, common_version,
+};
+
+use super::framing::{Incoming, send};
+use super::transport::Transport;
+use super::{STEP, code};
+use crate::engine::{Engine, StandbyError};
+
+/// Pause between two rounds over the peer's addresses.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// The same after the primary refused this copy: nothing changes that fast.
+const RETRY_REFUSED: Duration = Duration::from_secs(1);
+
+/// The longest pause after this copy failed to apply what it was sent, again and again.
+const RETRY_FAILED: Duration = Duration::from_secs(30);
+
+/// Pause of one network before the next is tried beside it.
+const STAGGER: Duration = Duration::from_millis(150);
+
+/// Dials until the role changes (the caller drops the future).
+pub(super) async fn run(engine: &Arc<Engine>, transport: &Arc<Transport>) -> Result<()> {
+    let mut first = 0;
+    let mut failures = 0;
+    loop {
+        let mut pause = RETRY;
+        match connect(transport, first).await {
+            Ok((connection, network)) => {
+                // The network that worked is tried first the next time.
+                first = network;
+                let guard = CloseOnDrop(connection.clone());
+                match primary(engine, &connection).await {
+                    Ok(Ended::Refused(reason)) => {
+                        engine.set_trouble(Some(reason));
+                        pause = RETRY_REFUSED;
+                    }
+                    Ok(Ended::Failed(reason)) => {
+                        engine.set_trouble(Some(reason));
+                        pause = (RETRY_REFUSED * 2u32.pow(failures)).min(RETRY_FAILED);
+                        failures = (failures + 1).min(5);
+                    }
+                    Ok(Ended::Lost) => failures = 0,
+                    Err(error) => {
+                        tracing::warn!(
+                            error = format!("{error:#}"),
+                            "the connection to the primary ended"
+                        );
+                    }
+                }
+                engine.clear_connection(&connection);
+                drop(guard);
+            }
+            Err(error) => tracing::debug!(error = format!("{error:#}"), "no primary was reached"),
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+struct CloseOnDrop(Connection);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0
+            .close(code::ROLE.into(), b"this node is not secondary any more");
+    }
+}
+
+/// Tries the peer's addresses, beginning with number `first`, each a moment after
+/// the one before, and takes the first that answers.
+async fn connect(transport: &Arc<Transport>, first: usize) -> Result<(Connection, usize)> {
+    let mut attempts = tokio::task::JoinSet::new();
+    let count = transport.peers.len();
+    for step in 0..count {
+        let network = (first + step) % count;
+        let transport = transport.clone();
+        attempts.spawn(async move {
+            tokio::time::sleep(STAGGER * step as u32).await;
+            let address = transport.peers[network];
+            let endpoint = transport.dialler(address)?;
+            let connecting = endpoint.connect(address, transport.server_name())?;
+            let connection = tokio::time::timeout(STEP, connecting)
+                .await
+                .with_context(|| format!("{address} did not answer"))?
+                .with_context(|| format!("no connection to {address}"))?;
+            Ok::<_, anyhow::Error>((connection, network))
+        });
+    }
+    let mut last = anyhow!("no address of the peer is known");
+    while let Some(done) = attempts.join_next().await {
+        match done.context("a connection attempt broke off")? {
+            Ok(found) => return Ok(found),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+enum Ended {
+    /// This copy cannot apply what it is sent, and why.
+    Failed(String),
+    /// The primary will not have this copy, and why.
+    Refused(String),
+    /// The connection was lost.
+    Lost,
+}
+
+async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended> {
+    let (mut tx, rx) = connection.open_bi().await?;
+    let mut control = Incoming::new(rx);
+    let record = engine.copy();
+    let mine = Hello {
+        versions: Hello::VERSIONS,
+        name: engine.settings().name.clone(),
+        role: Role::Secondary,
+        copy: record.copy,
+        epoch: record.epoch,
+        resume: engine.standby_resume(),
+    };
+    send(&mut tx, &[Control::Hello(mine.clone()).encode()]).await?;
+    let next = async |control: &mut Incoming| -> Result<Control> {
+        let frame = tokio::time::timeout(STEP, control.next())
+            .await
+            .context("the primary did not answer in time")??;
+        Ok(Control::decode(frame)?)
+    };
+    let theirs = match next(&mut control).await? {
+        Control::Hello(hello) => hello,
+        Control::Refuse { reason } => return Ok(Ended::Refused(reason)),
+        other => bail!("expected a hello, got {other:?}"),
+    };
+    if let Err(reason) = common_version(mine.versions, theirs.versions) {
+        return Ok(Ended::Refused(reason));
+    }
+    match next(&mut control).await? {
+        Control::Refuse { reason } => return Ok(Ended::Refused(reason)),
+        Control::Resume { session } => {
+            if mine.resume.map(|(mine, _)| mine) != Some(session) {
+                bail!("the primary resumes a session that is not this node's");
+            }
+            tracing::info!(%session, "the session goes on");
+        }
+        Control::Decide { decision, session } => {
+            // Both decide from the same facts; if they differ, one of them is wrong, and nothing moves.
+            let own = decide((&mine.copy, Role::Secondary), (&theirs.copy, theirs.role));
+            if own != decision.mirrored() {
+                bail!("the primary decided {decision:?}, this node {own:?}: nothing is moved");
+            }
+            if !matches!(
+                own,
+                Decision::Resync {
+                    source: Which::Peer,
+                    ..
+                }
+            ) {
+                bail!("this copy would be the source, but this node is secondary");
+            }
+            engine
+                .standby_begin(session, own, &theirs)
+                .context("cannot note that this copy is not up to date")?;
+            send_marks(engine, &mut tx).await?;
+        }
+        other => bail!("expected a decision, got {other:?}"),
+    }
+    engine.set_trouble(None);
+    engine.set_connection(connection.clone());
+    follow(engine, connection, tx).await
+}
+
+async fn send_marks(engine: &Arc<Engine>, tx: &mut SendStream) -> Result<()> {
+    let marks = engine.standby_marks().context("cannot read the intents")?;
+    let mut chunks = marks.chunks(limits::MAX_MARKS_PER_FRAME).peekable();
+    if chunks.peek().is_none() {
+        let frame = Control::Marks {
+            intents: Vec::new(),
+            more: false,
+        };
+        return send(tx, &[frame.encode()]).await;
+    }
+    while let Some(chunk) = chunks.next() {
+        let frame = Control::Marks {
+            intents: chunk.to_vec(),
+            more: chunks.peek().is_some(),
+        };
+        send(tx, &[frame.encode()]).await?;
+    }
+    Ok(())
+}
+
+/// Serves the primary's streams until the connection ends.
+async fn follow(
+    engine: &Arc<Engine>,
+    connection: &Connection,
+    mut control: SendStream,
+) -> Result<Ended> {
+    // The streams stay open until the leave has arrived: their end would come first.
+    let streams = streams(engine, connection);
+    tokio::pin!(streams);
+    let ended = tokio::select! {
+        ended = &mut streams => ended,
+        () = engine.leaving.notified() => {
+            let (done, left) = tokio::sync::oneshot::channel();
+            engine.standby_leave(move |result| drop(done.send(result)));
+            left.await.context("leaving broke off")??;
+            let leave = Control::Leave {
+                reason: "the secondary was stopped".into(),
+                flushed: true,
+            };
+            send(&mut control, &[leave.encode()]).await?;
+            let _ = control.finish();
+            let _ = tokio::time::timeout(STEP, control.stopped()).await;
+            Ok(())
+        }
+    };
+    match ended {
+        Ok(()) => Ok(Ended::Lost),
+        Err(e) if e.is::<CopyFailed>() => Ok(Ended::Failed(e.to_string())),
+        Err(e) => Err(e),
+    }
+}
+
+/// This copy could not apply an op; trying again at once would fail again.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct CopyFailed(String);
+
+async fn streams(engine: &Arc<Engine>, connection: &Connection) -> Result<()> {
+    loop {
+        let (stream_tx, stream_rx) = connection.accept_bi().await?;
+        let mut incoming = Incoming::new(stream_rx);
+        let first = incoming.next().await?;
+        // The kind byte of the first frame tells which stream it is.
+        if first.to_bytes().first() == Some(&96) {
+            tokio::spawn(compare(engine.clone(), first, incoming, stream_tx));
+            continue;
+        }
+        engine.standby_start(OpStreamStart::decode(first)?)?;
+        return apply(engine, connection, incoming, stream_tx).await;
+    }
+}
+
+async fn compare(
+    engine: Arc<Engine>,
+    first: Payload,
+    mut incoming: Incoming,
+    mut tx: SendStream,
+) -> Result<()> {
+    let mut frame = first;
+    loop {
+        let request = CompareRequest::decode(frame)?;
+        let worker = engine.clone();
+        let answer = tokio::task::spawn_blocking(move || worker.compare_answer(request)).await??;
+        send(&mut tx, &[answer.encode()]).await?;
+        frame = incoming.next().await?;
+    }
+}
+
+async fn apply(
+    engine: &Arc<Engine>,
+    connection: &Connection,
+    mut ops: Incoming,
+    mut tx: SendStream,
+) -> Result<()> {
+    let (done, mut synced) = mpsc::unbounded_channel::<Result<Option<Receipt>, StandbyError>>();
+    loop {
+        while let Some(frame) = ops.ready()? {
+            match engine.standby_apply(frame) {
+                Ok(None) => {}
+                Ok(Some(job)) => {
+                    let done = done.clone();
+                    engine.standby_sync(job, move |result| {
+                        let _ = done.send(result);
+                    });
+                }
+                Err(StandbyError::Violation(violation)) => {
+                    let reason = violation.to_string();
+                    connection.close(code::VIOLATION.into(), reason.as_bytes());
+                    return Err(violation.into());
+                }
+                Err(error) => return failed(engine, connection, tx, &error).await,
+            }
+        }
+        if let Some(job) = engine.standby_stable_job() {
+            let done = done.clone();
+            engine.standby_sync(job, move |result| {
+                let _ = done.send(result);
+            });
+        }
+        if let Some(receipt) = engine.standby_receipt() {
+            send(&mut tx, &[receipt.encode()]).await?;
+        }
+        // Only now: the stream's first bytes may have held ops already.
+        let filled = tokio::select! {
+            biased;
+            filled = ops.fill() => filled?,
+            Some(receipt) = synced.recv() => {
+                match receipt {
+                    Ok(Some(receipt)) => send(&mut tx, &[receipt.encode()]).await?,
+                    Ok(None) => {}
+                    Err(error) => return failed(engine, connection, tx, &error).await,
+                }
+                true
+            }
+        };
+        if !filled {
+            return Ok(());
+        }
+    }
+}
+
+/// Tells the primary, after noting it durably, that this copy cannot go on.
+async fn failed(
+    engine: &Arc<Engine>,
+    connection: &Connection,
+    mut tx: SendStream,
+    error: &StandbyError,
+) -> Result<()> {
+    if let Some(receipt) = engine.standby_failed(error) {
+        send(&mut tx, &[receipt.encode()]).await?;
+        let _ = tx.finish();
+        let _ = tokio::time::timeout(STEP, tx.stopped()).await;
+    }
+    let reason = error.to_string();
+    connection.close(code::REFUSED.into(), reason.as_bytes());
+    Err(CopyFailed(reason).into())
+}

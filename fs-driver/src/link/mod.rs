@@ -1,0 +1,79 @@
+//! The connection between the two nodes: QUIC, both ends authenticated by keys
+//! that were exchanged beforehand.
+//!
+//! The secondary dials, the primary accepts. On each connection:
+//!
+//! | stream | opened by | carries |
+//! |---|---|---|
+//! | control | secondary | hellos, the decision, the target's marks, leaving |
+//! | ops | primary | ops; receipts come back on it |
+//! | compare | primary | block hashes, before a resync |
+
+mod dial;
+mod framing;
+mod identity;
+mod serve;
+mod tls;
+mod transport;
+
+pub use identity::{Fingerprint, Identity};
+pub use transport::Transport;
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use twinfold_protocol::handshake::Role;
+
+use crate::engine::Engine;
+
+/// How long one connection attempt, and each step of a handshake, may take.
+const STEP: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Reasons a connection is closed with.
+mod code {
+    /// The other side was refused.
+    pub(super) const REFUSED: u32 = 3;
+    /// The other side broke the protocol.
+    pub(super) const VIOLATION: u32 = 4;
+    /// The role of this node changed.
+    pub(super) const ROLE: u32 = 5;
+}
+
+/// Runs the link of one folder until the role watch closes: serves while primary,
+/// dials while secondary.
+pub async fn run(engine: Arc<Engine>, transport: Transport) -> Result<()> {
+    let transport = Arc::new(transport);
+    let mut role = engine.watch_role();
+    let ticker = tokio::spawn(tick(engine.clone()));
+    loop {
+        let now = *role.borrow_and_update();
+        let work = async {
+            match now {
+                Some(Role::Primary) => serve::run(&engine, &transport).await,
+                Some(Role::Secondary) => dial::run(&engine, &transport).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            done = work => done?,
+            changed = role.changed() => if changed.is_err() { break },
+        }
+    }
+    ticker.abort();
+    Ok(())
+}
+
+/// Keeps the deadlines.
+async fn tick(engine: Arc<Engine>) {
+    let most = std::time::Duration::from_millis(200);
+    loop {
+        let wait = match engine.tick() {
+            Some(at) => at.since(crate::engine::clock::now()).min(most),
+            None => most,
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = engine.deadlines.notified() => {}
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! The primary's end: accepts its peer, decides with it, and ships.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail};
+use quinn::{Connection, Endpoint, SendStream};
+use tokio::sync::{mpsc, oneshot};
+use twinfold_protocol::handshake::{Decision, Role, Which, decide};
+use twinfold_protocol::ids::{Seq, SessionId};
+use twinfold_protocol::marks::Intent;
+use twinfold_protocol::primary::AckMode;
+use twinfold_protocol::wire::{
+    CompareAnswer, CompareRequest, Control, Hello, OpStreamStart, Receipt, common_version,
+};
+
+use super::framing::{Incoming, send};
+use super::transport::Transport;
+use super::{STEP, code};
+use crate::engine::Engine;
+
+/// Frames encoded and handed to QUIC at once.
+const BATCH: usize = 64;
+
+/// Priority of the op stream over the compare stream.
+const OPS_FIRST: i32 = 10;
+
+/// Marks of a target, at most: beyond it comparing everything is cheaper.
+const MAX_TARGET_MARKS: usize = 4 << 20;
+
+/// Serves until the role changes (the caller drops the future).
+pub(super) async fn run(engine: &Arc<Engine>, transport: &Arc<Transport>) -> Result<()> {
+    let endpoints = transport.listen()?;
+    let closer = CloseOnDrop(endpoints.clone());
+    let (tx, mut accepted) = mpsc::channel(4);
+    let mut acceptors = tokio::task::JoinSet::new();
+    for endpoint in endpoints {
+        let tx = tx.clone();
+        acceptors.spawn(async move {
+            while let Some(incoming) = endpoint.accept().await {
+                let tx = tx.clone();
+                // A stranger fails here, before any of its streams is looked at.
+                tokio::spawn(async move {
+                    match tokio::time::timeout(STEP, async { incoming.await }).await {
+                        Ok(Ok(connection)) => {
+                            let _ = tx.send(connection).await;
+                        }
+                        Ok(Err(error)) => tracing::debug!(%error, "a connection was refused"),
+                        Err(_) => tracing::debug!("a connection was not completed in time"),
+                    }
+                });
+            }
+        });
+    }
+    let mut peers = tokio::task::JoinSet::new();
+    while let Some(connection) = accepted.recv().await {
+        // One task a connection; a newer one replaces the older when it has shaken hands.
+        let engine = engine.clone();
+        peers.spawn(async move {
+            let from = connection.remote_address();
+            if let Err(error) = peer(&engine, &connection).await {
+                let error = format!("{error:#}");
+                tracing::info!(%from, error, "the peer's connection ended");
+                connection.close(code::VIOLATION.into(), error.as_bytes());
+            }
+        });
+        while peers.try_join_next().is_some() {}
+    }
+    drop(closer);
+    Ok(())
+}
+
+struct CloseOnDrop(Vec<Endpoint>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        for endpoint in &self.0 {
+            endpoint.close(code::ROLE.into(), b"this node is not primary any more");
+        }
+    }
+}
+
+fn my_hello(engine: &Engine) -> Hello {
+    let record = engine.copy();
+    Hello {
+        versions: Hello::VERSIONS,
+        name: engine.settings().name.clone(),
+        role: Role::Primary,
+        copy: record.copy,
+        epoch: record.epoch,
+        resume: None,
+    }
+}
+
+async fn peer(engine: &Arc<Engine>, connection: &Connection) -> Result<()> {
+    let (mut tx, rx) = tokio::time::timeout(STEP, connection.accept_bi())
+        .await
+        .context("the peer opened no control stream")??;
+    let mut control = Incoming::new(rx);
+    let frame = tokio::time::timeout(STEP, control.next())
+        .await
+        .context("the peer sent no hello")??;
+    let Control::Hello(theirs) = Control::decode(frame)? else {
+        bail!("the first frame was no hello");
+    };
+    let mine = my_hello(engine);
+    send(&mut tx, &[Control::Hello(mine.clone()).encode()]).await?;
+    let refuse = async |tx: &mut SendStream, reason: String| -> Result<()> {
+        tracing::warn!(reason, "the peer was refused");
+        let frame = Control::Refuse {
+            reason: reason.clone(),
+        };
+        send(tx, &[frame.encode()]).await?;
+        let _ = tx.finish();
+        let _ = tokio::time::timeout(STEP, tx.stopped()).await;
+        connection.close(code::REFUSED.into(), reason.as_bytes());
+        Ok(())
+    };
+    if let Err(reason) = common_version(mine.versions, theirs.versions) {
+        return refuse(&mut tx, reason).await;
+    }
+    if theirs.name != mine.name {
+        let reason = format!(
+            "the peer replicates module {:?}, this node {:?}: check the addresses",
+            theirs.name, mine.name
+        );
+        return refuse(&mut tx, reason).await;
+    }
+    if let Some((session, applied)) = theirs.resume
+        && engine.resume(session, applied)
+    {
+        engine.set_connection(connection.clone());
+        tracing::info!(%session, %applied, "the session goes on");
+        send(&mut tx, &[Control::Resume { session }.encode()]).await?;
+        return ship(engine, connection, tx, control, session, applied.next()).await;
+    }
+    if engine.is_undecided() {
+        // Its old session is not settled: only the caller's decision or a resume ends it.
+        let reason = "this primary has not decided yet whether to go on alone".to_owned();
+        return refuse(&mut tx, reason).await;
+    }
+    let decision = decide((&mine.copy, Role::Primary), (&theirs.copy, theirs.role));
+    let method = match decision {
+        Decision::Resync {
+            source: Which::Me,
+            method,
+        } => method,
+        other => {
+            let reason = other
+                .advice()
+                .unwrap_or_else(|| "the peer has the newer copy".into());
+            return refuse(&mut tx, reason).await;
+        }
+    };
+    let session = SessionId(crate::engine::random_id());
+    send(&mut tx, &[Control::Decide { decision, session }.encode()]).await?;
+    let target = tokio::time::timeout(STEP * 10, marks(&mut control))
+        .await
+        .context("the peer's marks did not arrive in time")??;
+    tracing::info!(%session, ?method, marks = target.len(), "the peer is being brought up to date");
+    engine.set_connection(connection.clone());
+    resync(engine, connection, tx, control, session, method, target).await
+}
+
+async fn marks(control: &mut Incoming) -> Result<Vec<Intent>> {
+    let mut all = Vec::new();
+    loop {
+        match Control::decode(control.next().await?)? {
+            Control::Marks { intents, more } => {
+                all.extend(intents);
+                if all.len() > MAX_TARGET_MARKS {
+                    bail!("the peer sends more than {MAX_TARGET_MARKS} marks");
+                }
+                if !more {
+                    return Ok(all);
+                }
+            }
+            Control::Alive => {}
+            other => bail!("expected marks, got {other:?}"),
+        }
+    }
+}
+
+async fn resync(
+    engine: &Arc<Engine>,
+    connection: &Connection,
+    tx: SendStream,
+    control: Incoming,
+    session: SessionId,
+    method: twinfold_protocol::handshake::Method,
+    target: Vec<Intent>,
+) -> Result<()> {
+    let (questions, mut asked) =
+        mpsc::channel::<(CompareRequest, std::sync::mpsc::SyncSender<CompareAnswer>)>(1);
+    let (opened, first) = oneshot::channel();
+    let runner = engine.clone();
+    let ask = Box::new(move |request| {
+        let (answer, answered) = std::sync::mpsc::sync_channel(1);
+        let gone = || std::io::Error::from(std::io::ErrorKind::ConnectionAborted);
+        questions
+            .blocking_send((request, answer))
+            .map_err(|_| gone())?;
+        answered.recv().map_err(|_| gone())
+    });
+    std::thread::Builder::new()
+        .name("resync".into())
+        .spawn(move || {
+            let result = runner.run_resync(session, method, target, ask, |seq| {
+                let _ = opened.send(seq);
+            });
+            if let Err(error) = result {
+                tracing::warn!(%session, %error, "the resync did not end");
+                runner.resync_failed(session, &error.to_string());
+            }
+        })
+        .context("cannot start the resync")?;
+    let comparing = async {
+        let mut stream = None;
+        while let Some((request, answer)) = asked.recv().await {
+            if stream.is_none() {
+                let (tx, rx) = connection.open_bi().await?;
+                stream = Some((tx, Incoming::new(rx)));
+            }
+            if let Some((tx, rx)) = &mut stream {
+                send(tx, &[request.encode()]).await?;
+                let _ = answer.send(CompareAnswer::decode(rx.next().await?)?);
+            }
+        }
+        Ok::<(), anyhow::Error>(())
+    };
+    // The questions end with the comparison; the op stream then begins.
+    let first = tokio::select! {
+        compared = async { tokio::join!(comparing, first) } => {
+            compared.0?;
+            compared.1.map_err(|_| anyhow!("the resync could not begin"))?
+        }
+        error = connection.closed() => return Err(error.into()),
+    };
+    ship(engine, connection, tx, control, session, first).await
+}
+
+/// Ships ops and takes receipts until the connection ends.
+async fn ship(
+    engine: &Arc<Engine>,
+    connection: &Connection,
+    _control_tx: SendStream,
+    mut control: Incoming,
+    session: SessionId,
+    first: Seq,
+) -> Result<()> {
+    let ended = ship_ops(engine, connection, &mut control, session, first).await;
+    let reason = match &ended {
+        Ok(()) => "the peer closed the connection".to_owned(),
+        Err(e) => format!("{e:#}"),
+    };
+    engine.peer_disconnected(session, &reason);
+    ended
+}
+
+async fn ship_ops(
+    engine: &Arc<Engine>,
+    connection: &Connection,
+    control: &mut Incoming,
+    session: SessionId,
+    first: Seq,
+) -> Result<()> {
+    let (mut tx, rx) = connection.open_bi().await?;
+    tx.set_priority(OPS_FIRST)?;
+    let start = OpStreamStart {
+        session,
+        first,
+        stable: engine.settings().config().mode == AckMode::Disk,
+    };
+    send(&mut tx, &[start.encode()]).await?;
+    let mut receipts = Incoming::new(rx);
+    let sender = async {
+        let mut frames = Vec::with_capacity(BATCH);
+        loop {
+            let more = engine.output.notified();
+            engine.frames(BATCH, &mut frames);
+            if frames.is_empty() {
+                more.await;
+            } else {
+                send(&mut tx, &frames).await?;
+                frames.clear();
+            }
+        }
+    };
+    let receiver = async {
+        loop {
+            let frame = receipts.next().await?;
+            engine
+                .receipt(Receipt::decode(frame)?)
+                .map_err(|reason| anyhow!(reason))?;
+        }
+    };
+    let leaving = async {
+        loop {
+            match Control::decode(control.next().await?)? {
+                Control::Leave { reason, flushed } => {
+                    tracing::info!(reason, flushed, "the peer leaves");
+                    engine.peer_left(session, flushed);
+                }
+                Control::Alive => {}
+                other => bail!("unexpected control frame: {other:?}"),
+            }
+        }
+    };
+    let result: Result<(), anyhow::Error> = tokio::select! {
+        r = sender => r,
+        r = receiver => r,
+        r = leaving => r,
+        e = connection.closed() => Err(e.into()),
+    };
+    result
+}

@@ -1,0 +1,62 @@
+//! `deinit`: the directory is what it was, with the data as it is now.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::state::{CopyFile, Settings, sync_directory};
+use crate::store::{Layout, strip_ids};
+
+/// Gives the directory back. Without `force` only when the copy is up to date.
+/// Returns how many objects it holds.
+pub fn deinit(layout: &Layout, force: bool) -> Result<u64> {
+    let settings = Settings::load(&layout.state())?;
+    let _lock = super::lock(layout).context("stop the driver first (`stop`)")?;
+    let mount = &settings.mount;
+    crate::adapter::fuse::unmount_stale(mount)?;
+    if let (Ok(here), Some(Ok(up))) = (
+        std::fs::metadata(mount),
+        mount.parent().map(std::fs::metadata),
+    ) {
+        use std::os::unix::fs::MetadataExt;
+        if here.dev() != up.dev() {
+            bail!("{} is still mounted: unmount it first", mount.display());
+        }
+    }
+    let current = CopyFile::open(&layout.state()).is_ok_and(|c| c.get().copy.up_to_date);
+    if !current && !force {
+        bail!(
+            "this copy is not up to date: it may lack writes that the peer has. To get it as it is, \
+             use --force"
+        );
+    }
+    std::fs::remove_dir(mount)
+        .or_else(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(e),
+        })
+        .with_context(|| {
+            format!(
+                "{} is not empty: something was put there while it was not mounted",
+                mount.display()
+            )
+        })?;
+    std::fs::rename(layout.data(), mount)
+        .with_context(|| format!("cannot move the data back to {}", mount.display()))?;
+    if let Some(parent) = mount.parent() {
+        sync_directory(parent)?;
+    }
+    let stripped = strip(mount)?;
+    std::fs::remove_dir_all(&layout.base)
+        .with_context(|| format!("cannot remove {}", layout.base.display()))?;
+    Ok(stripped)
+}
+
+fn strip(mount: &Path) -> Result<u64> {
+    strip_ids(mount).with_context(|| {
+        format!(
+            "the data is back at {}, but the ids could not be removed from all of it",
+            mount.display()
+        )
+    })
+}

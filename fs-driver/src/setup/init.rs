@@ -1,0 +1,171 @@
+//! `init`: the directory becomes the store, its path becomes the mount point.
+
+use std::collections::HashSet;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use twinfold_protocol::handshake::CopyState;
+use twinfold_protocol::ids::{Epoch, Generation, ModuleId, Side};
+
+use crate::engine::random_id;
+use crate::state::{CopyFile, Record, Settings, sync_directory};
+use crate::store::{Adoption, Layout};
+
+/// What `init` shall do.
+#[derive(Clone, Debug)]
+pub struct Init {
+    /// The folder's settings; `mount` is the directory.
+    pub settings: Settings,
+    /// Where the private parts go.
+    pub base: PathBuf,
+    /// This node's data is what shall be replicated; otherwise it comes from the peer.
+    pub good_copy: bool,
+    /// Which of the two nodes this one is.
+    pub side: Side,
+}
+
+/// How often progress is shown.
+const PROGRESS: Duration = Duration::from_secs(1);
+
+/// Makes a replicated folder. Returns how many objects were taken over. Until the
+/// last step the directory stays what it was; a broken-off `init` can be repeated.
+pub fn init(init: &Init, mut progress: impl FnMut(u64)) -> Result<u64> {
+    let mount = &init.settings.mount;
+    check(init, mount)?;
+    let building = init.base.with_extension("twinfold-new");
+    if building.exists() {
+        std::fs::remove_dir_all(&building)
+            .with_context(|| format!("cannot remove {}", building.display()))?;
+    }
+    let layout = Layout::new(&building);
+    for directory in [&building, &layout.aside(), &layout.state()] {
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    init.settings.save(&layout.state())?;
+    let epoch = Epoch::next(Epoch::default(), init.side).context("no epoch")?;
+    let copy = match init.good_copy {
+        true => CopyState {
+            module: ModuleId(random_id()),
+            current: Generation(random_id()),
+            up_to_date: true,
+            ..CopyState::default()
+        },
+        false => CopyState::default(),
+    };
+    let record = Record {
+        copy,
+        epoch,
+        clean: true,
+        ..Record::default()
+    };
+    CopyFile::create(&layout.state(), record).context("cannot write the copy's history")?;
+
+    let mut adoption = Adoption::begin(&layout, mount, epoch).with_context(|| {
+        format!(
+            "{} cannot hold a replicated folder: extended attributes and file handles are needed \
+             (ext4, xfs and btrfs have them)",
+            mount.display()
+        )
+    })?;
+    let taken = take_over(mount, &mut adoption, &mut progress)?;
+    adoption.finish().context("cannot write the index")?;
+
+    let old = std::fs::metadata(mount)?;
+    std::fs::rename(mount, layout.data())
+        .with_context(|| format!("cannot move {} into its store", mount.display()))?;
+    std::fs::rename(&building, &init.base)
+        .with_context(|| format!("cannot make {}", init.base.display()))?;
+    make_mount_point(mount, &old)?;
+    if let Some(parent) = mount.parent() {
+        sync_directory(parent)?;
+    }
+    Ok(taken)
+}
+
+fn check(init: &Init, mount: &Path) -> Result<()> {
+    let meta = std::fs::symlink_metadata(mount)
+        .with_context(|| format!("cannot look at {}", mount.display()))?;
+    if !meta.is_dir() {
+        bail!("{} is not a directory", mount.display());
+    }
+    if init.base.exists() {
+        bail!(
+            "{} exists: {} is a replicated folder already (`status` shows it, `deinit` gives the \
+             directory back)",
+            init.base.display(),
+            mount.display()
+        );
+    }
+    let parent = mount
+        .parent()
+        .with_context(|| format!("{} has no parent directory", mount.display()))?;
+    if std::fs::metadata(parent)?.dev() != meta.dev() {
+        bail!(
+            "{} is a mount point: its data cannot move into a store beside it. Replicate a \
+             directory in it, or mount the file system one level higher",
+            mount.display()
+        );
+    }
+    if !init.good_copy && std::fs::read_dir(mount)?.next().is_some() {
+        bail!(
+            "{} is not empty, but its data is to come from the peer: empty it first, or name it \
+             the good copy with --good-copy",
+            mount.display()
+        );
+    }
+    Ok(())
+}
+
+/// Gives every object its id.
+fn take_over(mount: &Path, adoption: &mut Adoption, progress: &mut impl FnMut(u64)) -> Result<u64> {
+    let device = std::fs::metadata(mount)?.dev();
+    let mut linked = HashSet::new();
+    let mut directories = vec![mount.to_owned()];
+    let mut taken = 0;
+    let mut shown = Instant::now();
+    while let Some(directory) = directories.pop() {
+        let entries = std::fs::read_dir(&directory)
+            .with_context(|| format!("cannot list {}", directory.display()))?;
+        for entry in entries {
+            let path = entry?.path();
+            let meta = std::fs::symlink_metadata(&path)
+                .with_context(|| format!("cannot look at {}", path.display()))?;
+            if meta.dev() != device {
+                bail!(
+                    "{} is another file system, which cannot be replicated with this one",
+                    path.display()
+                );
+            }
+            // A file with several names gets one id.
+            if !meta.is_dir() && meta.nlink() > 1 && !linked.insert(meta.ino()) {
+                continue;
+            }
+            adoption
+                .adopt(&path)
+                .with_context(|| format!("cannot take over {}", path.display()))?;
+            taken += 1;
+            if meta.is_dir() {
+                directories.push(path);
+            }
+            if shown.elapsed() >= PROGRESS {
+                progress(taken);
+                shown = Instant::now();
+            }
+        }
+    }
+    Ok(taken)
+}
+
+/// An empty directory where the data was. Without a mount over it nobody but root
+/// can put anything there by mistake.
+fn make_mount_point(mount: &Path, old: &std::fs::Metadata) -> Result<()> {
+    std::fs::create_dir(mount).with_context(|| format!("cannot make {}", mount.display()))?;
+    std::fs::set_permissions(mount, std::fs::Permissions::from_mode(0o000))?;
+    std::os::unix::fs::chown(mount, Some(old.uid()), Some(old.gid()))?;
+    Ok(())
+}

@@ -1,0 +1,328 @@
+//! The history of this node's copy: `state/copy`, two slots of 4 KiB that are
+//! written in turn. A crash in the middle of a change leaves the other slot; a full
+//! file system cannot stop a change, for nothing is allocated.
+//!
+//! ```text
+//! slot i at byte 4096 * i; the sound one with the higher number holds
+//!   0  8   "twinfold"
+//!   8  2   version, 2
+//!  10  8   number of the change
+//!  18  4   bytes of the body
+//!  22  n   body
+//!   22+n 4 CRC-32C of everything before
+//!
+//! body   16  module id                16  current generation
+//!         4  count, 16 each: bases     4  count, 16 each: history
+//!         1  up to date                4  highest epoch of file ids seen
+//!         1  last role: 0 none, 1 primary, 2 secondary
+//!         1  paired: the peer was up to date and its vote counted
+//!         1  clean: the driver stopped in order
+//!        16  boot id of the operating system during the last run
+//! ```
+//!
+//! All numbers little endian. A file that is damaged or of another version is
+//! never guessed at: the node does not start with it.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use parking_lot::Mutex;
+use twinfold_protocol::handshake::{CopyState, Role};
+use twinfold_protocol::ids::{Epoch, Generation, ModuleId};
+use twinfold_protocol::limits;
+
+const MAGIC: &[u8; 8] = b"twinfold";
+const VERSION: u16 = 2;
+
+/// Bytes of a slot: one sector of any disk holds no more than one.
+const SLOT: usize = 4096;
+
+/// Everything the file holds.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Record {
+    /// The copy's history.
+    pub copy: CopyState,
+    /// Highest epoch of file ids seen, here or at the peer.
+    pub epoch: Epoch,
+    /// What the node did with the copy when it last ran.
+    pub role: Option<Role>,
+    /// The peer was up to date and its vote counted: it may hold newer data than a
+    /// primary that lost its page cache.
+    pub paired: bool,
+    /// The driver stopped in order.
+    pub clean: bool,
+    /// The operating system's boot during the last run; another one now means that
+    /// what was not synced may be gone.
+    pub boot: u128,
+}
+
+/// The file, and its contents in memory.
+#[derive(Debug)]
+pub struct CopyFile {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    file: File,
+    number: u64,
+    record: Record,
+}
+
+impl CopyFile {
+    /// Writes a new file.
+    pub fn create(state: &Path, record: Record) -> io::Result<CopyFile> {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(state.join("copy"))?;
+        // Both slots: the space of the second one is taken now.
+        file.write_all_at(&slot(&record, 1), SLOT as u64)?;
+        file.write_all_at(&slot(&record, 2), 0)?;
+        file.sync_all()?;
+        super::sync_directory(state)?;
+        Ok(CopyFile {
+            inner: Mutex::new(Inner {
+                file,
+                number: 2,
+                record,
+            }),
+        })
+    }
+
+    /// Reads the file.
+    pub fn open(state: &Path) -> Result<CopyFile> {
+        let path = state.join("copy");
+        let read = || {
+            let file = File::options().read(true).write(true).open(&path)?;
+            let mut bytes = Vec::new();
+            (&file).read_to_end(&mut bytes)?;
+            io::Result::Ok((file, bytes))
+        };
+        let (file, bytes) = read().with_context(|| format!("cannot read {}", path.display()))?;
+        let slots = [bytes.get(..SLOT), bytes.get(SLOT..)].map(|s| decode(s.unwrap_or_default()));
+        let found = match slots {
+            [Ok(a), Ok(b)] => Ok(if a.0 > b.0 { a } else { b }),
+            [Ok(one), Err(_)] | [Err(_), Ok(one)] => Ok(one),
+            [Err(e), Err(_)] => Err(e),
+        };
+        let (number, record) = found.with_context(|| {
+            format!(
+                "{} cannot be used; what this copy is worth is not known any more. If the peer's \
+                 copy is good, give this one up: deinit --force, empty it, init --from-peer",
+                path.display()
+            )
+        })?;
+        Ok(CopyFile {
+            inner: Mutex::new(Inner {
+                file,
+                number,
+                record,
+            }),
+        })
+    }
+
+    /// What the file holds.
+    pub fn get(&self) -> Record {
+        self.inner.lock().record.clone()
+    }
+
+    /// Changes the file durably; on an error the memory is as it was, and the
+    /// caller fences the node (invariant 17).
+    pub fn update(&self, change: impl FnOnce(&mut Record)) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        let mut next = inner.record.clone();
+        change(&mut next);
+        if next != inner.record {
+            let number = inner.number + 1;
+            let at = (number % 2) * SLOT as u64;
+            inner.file.write_all_at(&slot(&next, number), at)?;
+            inner.file.sync_data()?;
+            inner.number = number;
+            inner.record = next;
+        }
+        Ok(())
+    }
+}
+
+/// The operating system's boot id (`random(4)`).
+pub(crate) fn boot_id() -> u128 {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)
+}
+
+fn slot(record: &Record, number: u64) -> Vec<u8> {
+    let mut body = Vec::with_capacity(256);
+    body.extend_from_slice(&record.copy.module.0.to_le_bytes());
+    body.extend_from_slice(&record.copy.current.0.to_le_bytes());
+    for list in [&record.copy.bases, &record.copy.history] {
+        let list = &list[..list.len().min(limits::MAX_HISTORY)];
+        body.extend_from_slice(&(list.len() as u32).to_le_bytes());
+        for generation in list {
+            body.extend_from_slice(&generation.0.to_le_bytes());
+        }
+    }
+    body.push(record.copy.up_to_date.into());
+    body.extend_from_slice(&record.epoch.0.to_le_bytes());
+    body.push(match record.role {
+        None => 0,
+        Some(Role::Primary) => 1,
+        Some(Role::Secondary) => 2,
+    });
+    body.push(record.paired.into());
+    body.push(record.clean.into());
+    body.extend_from_slice(&record.boot.to_le_bytes());
+
+    let mut slot = Vec::with_capacity(SLOT);
+    slot.extend_from_slice(MAGIC);
+    slot.extend_from_slice(&VERSION.to_le_bytes());
+    slot.extend_from_slice(&number.to_le_bytes());
+    slot.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    slot.extend_from_slice(&body);
+    let crc = crc32c::crc32c(&slot);
+    slot.extend_from_slice(&crc.to_le_bytes());
+    assert!(slot.len() <= SLOT, "the lists in a record are bounded");
+    slot.resize(SLOT, 0);
+    slot
+}
+
+struct Bytes<'a>(&'a [u8]);
+
+impl Bytes<'_> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let Some((head, rest)) = self.0.split_first_chunk::<N>() else {
+            bail!("the file ends too early");
+        };
+        self.0 = rest;
+        Ok(*head)
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.take()?))
+    }
+
+    fn u128(&mut self) -> Result<u128> {
+        Ok(u128::from_le_bytes(self.take()?))
+    }
+
+    fn bool(&mut self) -> Result<bool> {
+        match self.take::<1>()? {
+            [0] => Ok(false),
+            [1] => Ok(true),
+            [v] => bail!("a truth value is {v}"),
+        }
+    }
+
+    fn generations(&mut self) -> Result<Vec<Generation>> {
+        let count = self.u32()? as usize;
+        if count > limits::MAX_HISTORY {
+            bail!("a list has {count} generations");
+        }
+        (0..count).map(|_| Ok(Generation(self.u128()?))).collect()
+    }
+}
+
+fn decode(slot: &[u8]) -> Result<(u64, Record)> {
+    if !slot.starts_with(MAGIC) {
+        bail!("it is not a file of twinfold");
+    }
+    let mut bytes = Bytes(&slot[MAGIC.len()..]);
+    let version = u16::from_le_bytes(bytes.take()?);
+    if version != VERSION {
+        bail!("it has version {version}, this build reads version {VERSION}");
+    }
+    let number = u64::from_le_bytes(bytes.take()?);
+    let length = bytes.u32()? as usize;
+    let end = MAGIC.len() + 14 + length;
+    let Some((content, rest)) = slot.split_at_checked(end) else {
+        bail!("its length is wrong");
+    };
+    if rest.get(..4) != Some(&crc32c::crc32c(content).to_le_bytes()[..]) {
+        bail!("it is damaged (its checksum is wrong)");
+    }
+    let mut bytes = Bytes(&content[MAGIC.len() + 14..]);
+    let record = decode_body(&mut bytes)?;
+    if !bytes.0.is_empty() {
+        bail!("its length is wrong");
+    }
+    Ok((number, record))
+}
+
+fn decode_body(bytes: &mut Bytes<'_>) -> Result<Record> {
+    Ok(Record {
+        copy: CopyState {
+            module: ModuleId(bytes.u128()?),
+            current: Generation(bytes.u128()?),
+            bases: bytes.generations()?,
+            history: bytes.generations()?,
+            up_to_date: bytes.bool()?,
+        },
+        epoch: Epoch(bytes.u32()?),
+        role: match bytes.take::<1>()? {
+            [0] => None,
+            [1] => Some(Role::Primary),
+            [2] => Some(Role::Secondary),
+            [v] => bail!("unknown role {v}"),
+        },
+        paired: bytes.bool()?,
+        clean: bytes.bool()?,
+        boot: bytes.u128()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        Record {
+            copy: CopyState {
+                module: ModuleId(7),
+                current: Generation(1 << 100),
+                bases: vec![Generation(3)],
+                history: vec![Generation(3), Generation(2)],
+                up_to_date: true,
+            },
+            epoch: Epoch(12),
+            role: Some(Role::Primary),
+            paired: true,
+            clean: false,
+            boot: 99,
+        }
+    }
+
+    #[test]
+    fn a_torn_change_leaves_the_one_before_and_two_damaged_slots_are_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = CopyFile::create(dir.path(), record()).unwrap();
+        file.update(|r| r.paired = false).unwrap();
+        file.update(|r| r.epoch = Epoch(13)).unwrap();
+        let last = file.get();
+        drop(file);
+        assert_eq!(CopyFile::open(dir.path()).unwrap().get(), last);
+
+        let path = dir.path().join("copy");
+        let good = std::fs::read(&path).unwrap();
+        // The change before the last one set `paired`, the last one the epoch.
+        let mut before = record();
+        before.paired = false;
+        let used = slot(&last, 4).iter().rposition(|b| *b != 0).unwrap();
+        for at in 0..used {
+            let mut torn = good.clone();
+            torn[at] ^= 0x40;
+            std::fs::write(&path, &torn).unwrap();
+            assert_eq!(CopyFile::open(dir.path()).unwrap().get(), before, "{at}");
+            torn[SLOT + at] ^= 0x40;
+            std::fs::write(&path, &torn).unwrap();
+            assert!(CopyFile::open(dir.path()).is_err(), "byte {at} of both");
+        }
+        for len in 0..SLOT {
+            std::fs::write(&path, &good[..len]).unwrap();
+            assert!(CopyFile::open(dir.path()).is_err(), "{len} bytes");
+        }
+    }
+}

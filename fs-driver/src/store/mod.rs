@@ -1,0 +1,16 @@
+//! The store: the real directory under the mount, one implementation a platform.
+//!
+//! It knows objects by [`twinfold_protocol::ids::FileId`], names only beneath a
+//! directory, and never follows a symbolic link: nothing that comes from the wire
+//! or from the application can lead out of it (invariant 16).
+
+mod ranges;
+
+#[cfg(unix)]
+mod unix;
+#[cfg(unix)]
+pub use unix::{
+    Adoption, ApplyError, DirectoryHandle, Entry, Layout, Listed, Node, SpaceUse, Store, strip_ids,
+};
+
+pub use ranges::{RangeGuard, RangeLocks};

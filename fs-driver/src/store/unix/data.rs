@@ -1,0 +1,216 @@
+//! File contents and attributes.
+
+use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use twinfold_protocol::attr::Kind;
+use twinfold_protocol::op::{AllocateMode, Change, Payload};
+use twinfold_protocol::time::Timestamp;
+
+use super::node::Node;
+use super::{Store, sys};
+
+/// `UTIME_OMIT` of `utimensat(2)`.
+const OMIT: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: rustix::fs::UTIME_OMIT as _,
+};
+
+const SUID: u32 = 0o4000;
+const SGID: u32 = 0o2000;
+const GROUP_EXECUTE: u32 = 0o010;
+
+/// Pieces handed to one `pwritev(2)`.
+const MAX_SLICES: usize = 256;
+
+impl Store {
+    /// Reads into `buffer` from `offset` until it is full or the file ends; returns the bytes read.
+    pub fn read(&self, node: &Node, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let file = node.data()?;
+        let mut done = 0;
+        while done < buffer.len() {
+            match file.read_at(&mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes all of `data` at `offset`. On an error part of it may have been written;
+    /// the file then is what it is, and the caller looks.
+    pub fn write(&self, node: &Node, offset: u64, data: &Payload) -> io::Result<()> {
+        let file = node.data()?;
+        if let [one] = data.chunks() {
+            return file.write_all_at(one, offset);
+        }
+        let mut slices: Vec<IoSlice<'_>> = data.chunks().iter().map(|c| IoSlice::new(c)).collect();
+        let mut rest = &mut slices[..];
+        let mut at = offset;
+        while !rest.is_empty() {
+            let most = rest.len().min(MAX_SLICES);
+            match rustix::io::pwritev(file, &rest[..most], at) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    at += n as u64;
+                    IoSlice::advance_slices(&mut rest, n);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Clears suid, and sgid where the group may execute, as a write by an ordinary user does.
+    pub fn clear_privileges(&self, node: &Node) -> io::Result<()> {
+        let mode = node.attributes()?.mode;
+        let mut kept = mode & !SUID;
+        if mode & GROUP_EXECUTE != 0 {
+            kept &= !SGID;
+        }
+        if kept != mode {
+            self.set_mode(node, kept)?;
+        }
+        Ok(())
+    }
+
+    /// `ftruncate(2)`.
+    pub fn truncate(&self, node: &Node, size: u64) -> io::Result<()> {
+        Ok(rustix::fs::ftruncate(node.data()?, size)?)
+    }
+
+    /// `fallocate(2)`.
+    pub fn allocate(
+        &self,
+        node: &Node,
+        mode: AllocateMode,
+        offset: u64,
+        length: u64,
+    ) -> io::Result<()> {
+        let flags = match mode {
+            AllocateMode::Allocate => FallocateFlags::empty(),
+            AllocateMode::KeepSize => FallocateFlags::KEEP_SIZE,
+            AllocateMode::PunchHole => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            AllocateMode::ZeroRange => FallocateFlags::ZERO_RANGE,
+            AllocateMode::ZeroRangeKeepSize => {
+                FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE
+            }
+        };
+        Ok(rustix::fs::fallocate(node.data()?, flags, offset, length)?)
+    }
+
+    /// `copy_file_range(2)`; returns the bytes copied, fewer than `length` only at
+    /// the end of the source.
+    pub fn copy_range(
+        &self,
+        from: &Node,
+        from_offset: u64,
+        to: &Node,
+        to_offset: u64,
+        length: u64,
+    ) -> io::Result<u64> {
+        let (source, target) = (from.data()?, to.data()?);
+        let mut done = 0;
+        while done < length {
+            let (mut a, mut b) = (from_offset + done, to_offset + done);
+            let most = usize::try_from(length - done)
+                .unwrap_or(usize::MAX)
+                .min(1 << 30);
+            match rustix::fs::copy_file_range(source, Some(&mut a), target, Some(&mut b), most) {
+                Ok(0) => break,
+                Ok(n) => done += n as u64,
+                Err(rustix::io::Errno::INTR) => {}
+                // Something was copied: that much is the answer, as it is from the kernel.
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(done)
+    }
+
+    /// The next data (`data`) or hole at or after `offset`; `ENXIO` beyond the end.
+    pub fn seek(&self, node: &Node, offset: u64, data: bool) -> io::Result<u64> {
+        let to = if data {
+            rustix::fs::SeekFrom::Data(offset)
+        } else {
+            rustix::fs::SeekFrom::Hole(offset)
+        };
+        Ok(rustix::fs::seek(node.data()?, to)?)
+    }
+
+    /// Brings an object to stable storage.
+    pub fn sync(&self, node: &Node, data_only: bool) -> io::Result<()> {
+        match node.kind() {
+            Kind::Regular if data_only => node.data()?.sync_data(),
+            Kind::Regular => node.data()?.sync_all(),
+            Kind::Directory => {
+                let directory = sys::reopen(node.path(), OFlags::RDONLY | OFlags::DIRECTORY)?;
+                Ok(rustix::fs::fsync(directory)?)
+            }
+            // Nothing of these can be open for data; their names are their directory's.
+            _ => Ok(()),
+        }
+    }
+
+    fn set_mode(&self, node: &Node, mode: u32) -> io::Result<()> {
+        Ok(rustix::fs::chmodat(
+            CWD,
+            sys::proc_path(node.path()).as_c_str(),
+            Mode::from_raw_mode(mode),
+            AtFlags::empty(),
+        )?)
+    }
+
+    /// `chown(2)`, `chmod(2)` and `utimensat(2)`, in this order.
+    pub fn change(&self, node: &Node, change: &Change) -> io::Result<()> {
+        if change.uid.is_some() || change.gid.is_some() {
+            rustix::fs::chownat(
+                node.path().as_fd(),
+                c"",
+                change.uid.map(Uid::from_raw),
+                change.gid.map(Gid::from_raw),
+                sys::SELF,
+            )?;
+        }
+        if let Some(mode) = change.mode
+            && node.kind() != Kind::Symlink
+        {
+            self.set_mode(node, mode)?;
+        }
+        self.set_times(node, change.accessed, change.modified)
+    }
+
+    /// Sets the given times.
+    pub fn set_times(
+        &self,
+        node: &Node,
+        accessed: Option<Timestamp>,
+        modified: Option<Timestamp>,
+    ) -> io::Result<()> {
+        if accessed.is_none() && modified.is_none() {
+            return Ok(());
+        }
+        let spec = |t: Option<Timestamp>| {
+            t.map_or(OMIT, |t| Timespec {
+                tv_sec: t.secs,
+                tv_nsec: t.nanos.into(),
+            })
+        };
+        let times = Timestamps {
+            last_access: spec(accessed),
+            last_modification: spec(modified),
+        };
+        Ok(rustix::fs::utimensat(node.path(), c"", &times, sys::SELF)?)
+    }
+
+    /// Where a symbolic link points to.
+    pub fn link_target(&self, node: &Node) -> io::Result<Vec<u8>> {
+        let target = rustix::fs::readlinkat(node.path(), c"", Vec::new())?;
+        Ok(target.into_bytes())
+    }
+}

@@ -1,0 +1,254 @@
+//! The store on a Linux file system (ext4, xfs, btrfs or any other with extended
+//! attributes and persistent file handles).
+//!
+//! ```text
+//! base/            private to root
+//!   data/          the replicated directory itself
+//!   aside/         objects without a name yet or any more, during a resync
+//!   state/         generation, intents, index (see `crate::state`)
+//! ```
+//!
+//! An object's id is its extended attribute `trusted.twinfold` (8 bytes, little
+//! endian); the [`index`] leads from the id back to the object.
+
+mod adoption;
+mod apply;
+mod creds;
+mod data;
+mod index;
+mod names;
+mod node;
+mod put;
+mod sys;
+mod xattrs;
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags};
+use twinfold_protocol::attr::Attributes;
+use twinfold_protocol::ids::FileId;
+
+pub use adoption::{Adoption, strip_ids};
+pub use apply::ApplyError;
+pub use names::{DirectoryHandle, Entry, Listed};
+pub use node::Node;
+
+use index::Index;
+
+/// Open descriptors kept for objects nobody has open. Beyond it the longest unused go.
+const MAX_CACHED_NODES: usize = 8192;
+
+/// Unlinked objects nobody has open that are kept reachable until the kernel forgets them.
+const MAX_ORPHANS: usize = 4096;
+
+/// Where the parts of a replicated folder lie.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// The private directory that holds all others.
+    pub base: PathBuf,
+}
+
+impl Layout {
+    /// The layout below `base`.
+    pub fn new(base: impl Into<PathBuf>) -> Layout {
+        Layout { base: base.into() }
+    }
+
+    /// The replicated directory.
+    pub fn data(&self) -> PathBuf {
+        self.base.join("data")
+    }
+
+    /// Objects without a name during a resync.
+    pub fn aside(&self) -> PathBuf {
+        self.base.join("aside")
+    }
+
+    /// twinfold's own state.
+    pub fn state(&self) -> PathBuf {
+        self.base.join("state")
+    }
+}
+
+/// Space and objects of the file system under the store.
+#[derive(Clone, Copy, Debug)]
+pub struct SpaceUse {
+    /// Unit of the block counts, in bytes.
+    pub block_size: u64,
+    /// All blocks.
+    pub blocks: u64,
+    /// Free blocks.
+    pub free: u64,
+    /// Free blocks for ordinary users.
+    pub available: u64,
+    /// All inodes.
+    pub files: u64,
+    /// Free inodes.
+    pub files_free: u64,
+    /// Longest name, in bytes.
+    pub name_max: u32,
+}
+
+/// The store of one replicated folder.
+#[derive(Debug)]
+pub struct Store {
+    layout: Layout,
+    root: Arc<Node>,
+    /// A descriptor on the store's file system, for file handles and `syncfs`.
+    file_system: OwnedFd,
+    aside: OwnedFd,
+    index: Index,
+    nodes: Mutex<Nodes>,
+    /// Whole listings of directories in progress, by directory (resync target only).
+    listings: Mutex<HashMap<FileId, put::SeenNames>>,
+}
+
+#[derive(Debug, Default)]
+struct Nodes {
+    cached: HashMap<FileId, Arc<Node>>,
+    orphans: HashMap<FileId, Arc<Node>>,
+    orphan_order: VecDeque<FileId>,
+}
+
+impl Store {
+    /// Opens the store below `layout.base`, which `init` has made.
+    pub fn open(layout: Layout) -> io::Result<Store> {
+        let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let open =
+            |path: &Path| rustix::fs::open(path, directory, Mode::empty()).map_err(io::Error::from);
+        let file_system = open(&layout.data())?;
+        let aside = open(&layout.aside())?;
+        let index = Index::open(&layout.state().join("index"))?;
+        let root = sys::reopen_path(file_system.as_fd())?;
+        let root = Arc::new(Node::new(FileId::ROOT, root)?);
+        Ok(Store {
+            layout,
+            root,
+            file_system,
+            aside,
+            index,
+            nodes: Mutex::default(),
+            listings: Mutex::default(),
+        })
+    }
+
+    /// Where the parts lie.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The object with this id. `NotFound` (`ESTALE`-like) when there is none.
+    pub fn node(&self, file: FileId) -> io::Result<Arc<Node>> {
+        if file == FileId::ROOT {
+            return Ok(self.root.clone());
+        }
+        {
+            let nodes = self.nodes.lock();
+            if let Some(node) = nodes.cached.get(&file).or_else(|| nodes.orphans.get(&file)) {
+                node.touch();
+                return Ok(node.clone());
+            }
+        }
+        let stale = || io::Error::from_raw_os_error(libc::ESTALE);
+        let handle = self.index.get(file)?.ok_or_else(stale)?;
+        let path = match handle.open(self.file_system.as_fd()) {
+            Ok(path) => path,
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ESTALE | libc::ENOENT)) => {
+                return Err(stale());
+            }
+            Err(e) => return Err(e),
+        };
+        // A handle may lead to another object after a crash lost the index's last entries.
+        if xattrs::id_of(path.as_fd())? != Some(file) {
+            return Err(stale());
+        }
+        self.remember(file, path)
+    }
+
+    /// Keeps the descriptor of an object for the next use.
+    fn remember(&self, file: FileId, path: OwnedFd) -> io::Result<Arc<Node>> {
+        let node = Arc::new(Node::new(file, path)?);
+        let mut nodes = self.nodes.lock();
+        if let Some(known) = nodes.cached.get(&file) {
+            return Ok(known.clone());
+        }
+        if nodes.cached.len() >= MAX_CACHED_NODES {
+            // Second chance: what was not used since the last sweep and is not open goes.
+            nodes
+                .cached
+                .retain(|_, node| node.clear_touched() || Arc::strong_count(node) > 1);
+        }
+        nodes.cached.insert(file, node.clone());
+        Ok(node)
+    }
+
+    /// An object lost its last name: it stays reachable for those who have it open
+    /// and, within bounds, until [`Store::forget`].
+    fn orphan(&self, node: Arc<Node>) {
+        node.set_orphan();
+        let file = node.file();
+        let mut nodes = self.nodes.lock();
+        nodes.cached.remove(&file);
+        if nodes.orphans.insert(file, node).is_none() {
+            nodes.orphan_order.push_back(file);
+        }
+        let mut looked_at = nodes.orphan_order.len();
+        while nodes.orphans.len() > MAX_ORPHANS && looked_at > 0 {
+            looked_at -= 1;
+            let Some(oldest) = nodes.orphan_order.pop_front() else {
+                break;
+            };
+            match nodes.orphans.get(&oldest) {
+                Some(node) if Arc::strong_count(node) > 1 => nodes.orphan_order.push_back(oldest),
+                _ => {
+                    nodes.orphans.remove(&oldest);
+                }
+            }
+        }
+        drop(nodes);
+        self.index.remove(file);
+    }
+
+    /// The kernel does not refer to this object any more.
+    pub fn forget(&self, file: FileId) {
+        let mut nodes = self.nodes.lock();
+        if nodes.orphans.remove(&file).is_some() {
+            nodes.orphan_order.retain(|f| *f != file);
+        }
+    }
+
+    /// The attributes of an object.
+    pub fn attributes(&self, file: FileId) -> io::Result<Attributes> {
+        self.node(file)?.attributes()
+    }
+
+    /// Writes everything of the store to stable storage.
+    pub fn sync_all(&self) -> io::Result<()> {
+        self.index.sync()?;
+        Ok(rustix::fs::syncfs(&self.file_system)?)
+    }
+
+    /// Space and objects.
+    pub fn space(&self) -> io::Result<SpaceUse> {
+        let s = rustix::fs::fstatvfs(&self.file_system)?;
+        Ok(SpaceUse {
+            block_size: s.f_frsize,
+            blocks: s.f_blocks,
+            free: s.f_bfree,
+            available: s.f_bavail,
+            files: s.f_files,
+            files_free: s.f_ffree,
+            name_max: u32::try_from(s.f_namemax).unwrap_or(255),
+        })
+    }
+
+    /// The index from ids to objects.
+    pub(crate) fn ids(&self) -> &Index {
+        &self.index
+    }
+}

@@ -1,0 +1,147 @@
+//! One object of the store, kept open.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{FileType, OFlags, Stat};
+use twinfold_protocol::attr::{Attributes, Device, Kind};
+use twinfold_protocol::ids::FileId;
+use twinfold_protocol::time::Timestamp;
+
+use super::sys;
+use crate::store::RangeLocks;
+
+/// An object of the store. Descriptors stay open as long as it lives, so that an
+/// unlinked file goes on working.
+#[derive(Debug)]
+pub struct Node {
+    file: FileId,
+    path: OwnedFd,
+    kind: Kind,
+    data: OnceLock<File>,
+    /// What is being changed in it right now.
+    pub ranges: RangeLocks,
+    touched: AtomicBool,
+    orphan: AtomicBool,
+}
+
+impl Node {
+    pub(super) fn new(file: FileId, path: OwnedFd) -> io::Result<Node> {
+        let stat = rustix::fs::fstat(&path)?;
+        Ok(Node {
+            file,
+            kind: kind_of(&stat)?,
+            path,
+            data: OnceLock::new(),
+            ranges: RangeLocks::default(),
+            touched: AtomicBool::new(true),
+            orphan: AtomicBool::new(false),
+        })
+    }
+
+    /// Its id.
+    pub fn file(&self) -> FileId {
+        self.file
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub(super) fn path(&self) -> BorrowedFd<'_> {
+        self.path.as_fd()
+    }
+
+    /// The open file, for reading and writing. Regular files only.
+    pub(crate) fn data(&self) -> io::Result<&File> {
+        if let Some(file) = self.data.get() {
+            return Ok(file);
+        }
+        match self.kind {
+            Kind::Regular => {}
+            Kind::Directory => return Err(io::Error::from_raw_os_error(libc::EISDIR)),
+            _ => return Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        }
+        let file = File::from(sys::reopen(self.path(), OFlags::RDWR)?);
+        Ok(self.data.get_or_init(|| file))
+    }
+
+    pub(super) fn with_data(self, file: File) -> Node {
+        let _ = self.data.set(file);
+        self
+    }
+
+    /// Its attributes now.
+    pub fn attributes(&self) -> io::Result<Attributes> {
+        attributes_of(self.file, &rustix::fs::fstat(&self.path)?)
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> io::Result<u64> {
+        Ok(rustix::fs::fstat(&self.path)?.st_size as u64)
+    }
+
+    /// It has no name any more: nothing of it is replicated.
+    pub fn is_orphan(&self) -> bool {
+        self.orphan.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_orphan(&self) {
+        self.orphan.store(true, Ordering::Release);
+    }
+
+    pub(super) fn touch(&self) {
+        self.touched.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn clear_touched(&self) -> bool {
+        self.touched.swap(false, Ordering::Relaxed)
+    }
+}
+
+pub(super) fn kind_of(stat: &Stat) -> io::Result<Kind> {
+    let device = Device {
+        major: rustix::fs::major(stat.st_rdev),
+        minor: rustix::fs::minor(stat.st_rdev),
+    };
+    Ok(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Kind::Regular,
+        FileType::Directory => Kind::Directory,
+        FileType::Symlink => Kind::Symlink,
+        FileType::Fifo => Kind::Fifo,
+        FileType::Socket => Kind::Socket,
+        FileType::CharacterDevice => Kind::CharDevice(device),
+        FileType::BlockDevice => Kind::BlockDevice(device),
+        FileType::Unknown => {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "an object of a kind this driver does not know is in the store",
+            ));
+        }
+    })
+}
+
+pub(super) fn attributes_of(file: FileId, stat: &Stat) -> io::Result<Attributes> {
+    let time = |secs: i64, nanos: u64| Timestamp {
+        secs,
+        nanos: nanos as u32,
+    };
+    Ok(Attributes {
+        file,
+        kind: kind_of(stat)?,
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        links: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
+        size: stat.st_size as u64,
+        blocks: stat.st_blocks as u64,
+        block_size: u32::try_from(stat.st_blksize).unwrap_or(4096),
+        accessed: time(stat.st_atime, stat.st_atime_nsec),
+        modified: time(stat.st_mtime, stat.st_mtime_nsec),
+        changed: time(stat.st_ctime, stat.st_ctime_nsec),
+    })
+}

@@ -1,0 +1,313 @@
+//! Making this copy equal to the primary's: the target's side of a resync.
+//!
+//! Nothing here depends on the order in which objects arrive. An object that is
+//! not in its place waits *aside*, under its id as name: one that lost its name
+//! and may get another, one that was created before its name came. What is still
+//! aside at the end has no name on the primary, and goes.
+
+use std::collections::HashSet;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use twinfold_protocol::attr::Kind;
+use twinfold_protocol::ids::FileId;
+use twinfold_protocol::op::{Change, Listing, Name, NewObject, Object, Op, PutEntry};
+
+use super::names::c_name;
+use super::node::Node;
+use super::{Store, sys};
+
+/// Names a whole listing has named so far.
+pub(super) type SeenNames = HashSet<Name>;
+
+impl Store {
+    /// Applies a resync op.
+    pub fn put(&self, op: &Op) -> io::Result<()> {
+        match op {
+            Op::PutDirectory {
+                directory,
+                listing,
+                entries,
+            } => self.put_directory(*directory, *listing, entries),
+            Op::PutObject { object, xattrs } => self.put_object(object, xattrs),
+            Op::PutData { file, offset, data } => self.write(&*self.node(*file)?, *offset, data),
+            Op::PutHole {
+                file,
+                offset,
+                length,
+            } => self.put_hole(*file, *offset, *length),
+            _ => Ok(()),
+        }
+    }
+
+    fn put_hole(&self, file: FileId, offset: u64, length: u64) -> io::Result<()> {
+        let node = self.node(file)?;
+        // Punching does not grow a file, and what lies beyond its end is a hole already.
+        self.allocate(
+            &node,
+            twinfold_protocol::op::AllocateMode::PunchHole,
+            offset,
+            length,
+        )
+    }
+
+    fn put_directory(
+        &self,
+        directory: FileId,
+        listing: Listing,
+        entries: &[PutEntry],
+    ) -> io::Result<()> {
+        let parent = match self.node(directory) {
+            Ok(node) => node,
+            Err(e) if e.raw_os_error() == Some(libc::ESTALE) => {
+                self.create_aside(directory, Kind::Directory, &Bytes::new(), 0o700)?
+            }
+            Err(e) => return Err(e),
+        };
+        if let Listing::Whole { first: true, .. } = listing {
+            self.listings.lock().insert(directory, SeenNames::new());
+        }
+        for entry in entries {
+            self.put_entry(&parent, entry)?;
+            if let Some(seen) = self.listings.lock().get_mut(&directory) {
+                seen.insert(entry.name.clone());
+            }
+        }
+        if let Listing::Whole { last: true, .. } = listing {
+            let seen = self.listings.lock().remove(&directory).unwrap_or_default();
+            for (name, node) in self.list_all(&parent)? {
+                if !seen.contains(&name) {
+                    self.move_aside(&parent, &name, &node)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn put_entry(&self, parent: &Arc<Node>, entry: &PutEntry) -> io::Result<()> {
+        let here = self.find(parent, &entry.name)?;
+        let wanted = entry.object.as_ref();
+        if let (Some(here), Some(wanted)) = (&here, wanted)
+            && here.file() == wanted.file
+        {
+            return Ok(());
+        }
+        if let Some(here) = here {
+            self.move_aside(parent, &entry.name, &here)?;
+        }
+        let Some(wanted) = wanted else { return Ok(()) };
+        match self.node(wanted.file) {
+            Ok(node) => self.place(&node, parent, &entry.name),
+            Err(e) if e.raw_os_error() == Some(libc::ESTALE) => {
+                self.create(parent, &entry.name, &as_new(wanted)).map(drop)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Gives an object that exists a name: from aside, from its old place if it is a
+    /// directory, else as a further link.
+    fn place(&self, node: &Arc<Node>, parent: &Node, name: &Name) -> io::Result<()> {
+        let aside = aside_name(node.file());
+        let moved = rustix::fs::renameat_with(
+            &self.aside,
+            aside.as_c_str(),
+            parent.path(),
+            c_name(name).as_c_str(),
+            RenameFlags::NOREPLACE,
+        );
+        match moved {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::NOENT) => {}
+            Err(e) => return Err(e.into()),
+        }
+        if node.kind() != Kind::Directory {
+            return self.link(node, parent, name);
+        }
+        // A directory has one name; take it from where it is now.
+        self.pull_aside(node)?;
+        Ok(rustix::fs::renameat_with(
+            &self.aside,
+            aside.as_c_str(),
+            parent.path(),
+            c_name(name).as_c_str(),
+            RenameFlags::NOREPLACE,
+        )?)
+    }
+
+    /// Moves a directory aside from wherever it is.
+    fn pull_aside(&self, node: &Arc<Node>) -> io::Result<()> {
+        let up = rustix::fs::openat(
+            node.path(),
+            c"..",
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        let stat = rustix::fs::fstat(&up)?;
+        let parent = match super::xattrs::id_of(up.as_fd())? {
+            Some(file) => self.node(file)?,
+            None => {
+                return Err(io::Error::other(format!(
+                    "{} lies in a directory (inode {}) that is not part of the store",
+                    node.file(),
+                    stat.st_ino
+                )));
+            }
+        };
+        for (name, entry) in self.list_all(&parent)? {
+            if entry.file() == node.file() {
+                return self.move_aside(&parent, &name, node);
+            }
+        }
+        Err(io::Error::from_raw_os_error(libc::ESTALE))
+    }
+
+    fn move_aside(&self, parent: &Node, name: &Name, node: &Arc<Node>) -> io::Result<()> {
+        let aside = aside_name(node.file());
+        let moved = rustix::fs::renameat_with(
+            parent.path(),
+            c_name(name).as_c_str(),
+            &self.aside,
+            aside.as_c_str(),
+            RenameFlags::NOREPLACE,
+        );
+        match moved {
+            Ok(()) => Ok(()),
+            // Another link of it waits aside already; this one only has to go.
+            Err(rustix::io::Errno::EXIST) => Ok(rustix::fs::unlinkat(
+                parent.path(),
+                c_name(name).as_c_str(),
+                AtFlags::empty(),
+            )?),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn create_aside(
+        &self,
+        file: FileId,
+        kind: Kind,
+        target: &Bytes,
+        mode: u32,
+    ) -> io::Result<Arc<Node>> {
+        let object = NewObject {
+            file,
+            kind,
+            target: target.clone(),
+            mode,
+            umask: 0,
+            uid: 0,
+            gid: 0,
+        };
+        self.create_in(self.aside.as_fd(), &aside_name(file), &object)
+    }
+
+    fn put_object(&self, object: &Object, xattrs: &[(Bytes, Bytes)]) -> io::Result<()> {
+        let node = match self.node(object.file) {
+            Ok(node) => node,
+            Err(e) if e.raw_os_error() == Some(libc::ESTALE) => {
+                self.create_aside(object.file, object.kind, &object.target, object.mode)?
+            }
+            Err(e) => return Err(e),
+        };
+        if node.kind() != object.kind {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!(
+                    "{} is a {:?} here and a {:?} on the primary",
+                    object.file,
+                    node.kind(),
+                    object.kind
+                ),
+            ));
+        }
+        if object.kind == Kind::Regular && node.size()? != object.size {
+            self.truncate(&node, object.size)?;
+        }
+        let change = Change {
+            mode: Some(object.mode),
+            uid: Some(object.uid),
+            gid: Some(object.gid),
+            accessed: None,
+            modified: None,
+        };
+        self.change(&node, &change)?;
+        for attribute in self.list_xattrs(&node)? {
+            if !xattrs.iter().any(|(name, _)| *name == attribute) {
+                self.remove_xattr(&node, &attribute)?;
+            }
+        }
+        for (name, value) in xattrs {
+            self.set_xattr(&node, name, value, twinfold_protocol::op::XattrMode::Either)?;
+        }
+        self.set_times(&node, Some(object.accessed), Some(object.modified))
+    }
+
+    /// Removes what is still aside: the primary has no name for it.
+    pub fn clear_aside(&self) -> io::Result<u64> {
+        let directory = sys::reopen(self.aside.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let mut removed = 0;
+        for entry in rustix::fs::Dir::new(directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name.to_bytes() == b"." || name.to_bytes() == b".." {
+                continue;
+            }
+            let node = super::xattrs::id_of(sys::open_name(self.aside.as_fd(), name)?.as_fd())?
+                .map(|file| self.node(file))
+                .transpose()?;
+            removed += self.remove_tree(self.aside.as_fd(), &name.to_owned(), node)?;
+        }
+        Ok(removed)
+    }
+
+    fn remove_tree(
+        &self,
+        directory: std::os::fd::BorrowedFd<'_>,
+        name: &CString,
+        node: Option<Arc<Node>>,
+    ) -> io::Result<u64> {
+        let is_directory = match &node {
+            Some(node) => node.kind() == Kind::Directory,
+            None => false,
+        };
+        let mut removed = 1;
+        if let (Some(node), true) = (&node, is_directory) {
+            for (child, entry) in self.list_all(node)? {
+                removed += self.remove_tree(node.path(), &c_name(&child), Some(entry))?;
+            }
+        }
+        let flags = if is_directory {
+            AtFlags::REMOVEDIR
+        } else {
+            AtFlags::empty()
+        };
+        rustix::fs::unlinkat(directory, name.as_c_str(), flags)?;
+        if let Some(node) = node
+            && (is_directory || rustix::fs::fstat(node.path())?.st_nlink == 0)
+        {
+            self.orphan(node);
+        }
+        Ok(removed)
+    }
+}
+
+fn aside_name(file: FileId) -> CString {
+    CString::new(format!("{:016x}", file.0)).unwrap_or_default()
+}
+
+fn as_new(object: &Object) -> NewObject {
+    NewObject {
+        file: object.file,
+        kind: object.kind,
+        target: object.target.clone(),
+        mode: object.mode,
+        umask: 0,
+        uid: object.uid,
+        gid: object.gid,
+    }
+}

@@ -1,0 +1,134 @@
+//! System calls that need a word.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+
+/// A path that leads to the object behind a descriptor, also to a symbolic link
+/// itself and to an object without a name (`proc(5)`, `/proc/self/fd`).
+pub(super) fn proc_path(fd: BorrowedFd<'_>) -> CString {
+    // Digits and slashes: never a NUL inside.
+    CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default()
+}
+
+/// An `O_PATH` descriptor of the same object.
+pub(super) fn reopen_path(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::openat(
+        fd,
+        c".",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+/// Opens the object behind an `O_PATH` descriptor for input and output.
+pub(super) fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::openat(
+        CWD,
+        proc_path(fd).as_c_str(),
+        flags | OFlags::CLOEXEC | OFlags::NOATIME | OFlags::NOCTTY,
+        Mode::empty(),
+    )?)
+}
+
+/// An `O_PATH` descriptor of what a name in a directory leads to, links not followed.
+pub(super) fn open_name(directory: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::openat(
+        directory,
+        name,
+        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+/// The largest file handle a Linux file system makes (`MAX_HANDLE_SZ`).
+const MAX_HANDLE: usize = 128;
+
+#[repr(C)]
+struct RawHandle {
+    bytes: u32,
+    kind: i32,
+    data: [u8; MAX_HANDLE],
+}
+
+/// A persistent handle of an object (`name_to_handle_at(2)`), at most 24 bytes long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Handle {
+    /// The file system's type of handle.
+    pub(super) kind: i32,
+    pub(super) len: u8,
+    pub(super) data: [u8; Handle::MAX],
+}
+
+impl Handle {
+    /// What ext4 (8 bytes), xfs (12), btrfs (20) and tmpfs (12) need.
+    pub(super) const MAX: usize = 24;
+
+    /// The handle of the object behind a descriptor.
+    pub(super) fn of(fd: BorrowedFd<'_>) -> io::Result<Handle> {
+        let mut raw = RawHandle {
+            bytes: MAX_HANDLE as u32,
+            kind: 0,
+            data: [0; MAX_HANDLE],
+        };
+        let mut mount_id = 0;
+        // SAFETY: `raw` has the layout of `struct file_handle` with room for the
+        // announced bytes, the path is a NUL-terminated empty string, and the
+        // descriptor is borrowed for the call.
+        let rc = unsafe {
+            libc::name_to_handle_at(
+                fd.as_raw_fd(),
+                c"".as_ptr(),
+                (&raw mut raw).cast(),
+                &raw mut mount_id,
+                libc::AT_EMPTY_PATH,
+            )
+        };
+        if rc != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let len = raw.bytes as usize;
+        if len > Handle::MAX {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("the file system makes file handles of {len} bytes"),
+            ));
+        }
+        let mut data = [0; Handle::MAX];
+        data[..len].copy_from_slice(&raw.data[..len]);
+        Ok(Handle {
+            kind: raw.kind,
+            len: len as u8,
+            data,
+        })
+    }
+
+    /// An `O_PATH` descriptor of the object, found through any descriptor of its file system.
+    pub(super) fn open(&self, file_system: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        let mut raw = RawHandle {
+            bytes: u32::from(self.len),
+            kind: self.kind,
+            data: [0; MAX_HANDLE],
+        };
+        raw.data[..Handle::MAX].copy_from_slice(&self.data);
+        // SAFETY: `raw` has the layout of `struct file_handle` and holds `bytes`
+        // valid bytes; the descriptor is borrowed for the call.
+        let fd = unsafe {
+            libc::open_by_handle_at(
+                file_system.as_raw_fd(),
+                (&raw mut raw).cast(),
+                libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC,
+            )
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the call returned a new descriptor that nobody else owns.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+/// `AT_EMPTY_PATH` for calls on a descriptor itself.
+pub(super) const SELF: AtFlags = AtFlags::EMPTY_PATH;

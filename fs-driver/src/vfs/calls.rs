@@ -1,0 +1,265 @@
+//! Calls that change something. Each answers through a reply, which may run later
+//! and on another thread; the calling thread is free as soon as the call returns.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use twinfold_protocol::attr::{Attributes, Kind};
+use twinfold_protocol::ids::FileId;
+use twinfold_protocol::limits;
+use twinfold_protocol::op::{AllocateMode, Change, Name, RenameMode, Stability, XattrMode};
+
+use super::{Handle, HandleId, OpenHow, Opened, Vfs};
+use crate::engine::NewEntry;
+use crate::error::{FsError, FsResult};
+use crate::store::Node;
+
+/// Continues with a value, or replies with the error and returns.
+macro_rules! or_reply {
+    ($reply:ident, $value:expr) => {
+        match $value {
+            Ok(value) => value,
+            Err(error) => return $reply(Err(FsError::from(error))),
+        }
+    };
+}
+
+/// New attributes, and a new size.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SetAttributes {
+    /// New size in bytes.
+    pub size: Option<u64>,
+    /// A change of size clears suid and sgid.
+    pub clear_privileges: bool,
+    /// The others.
+    pub change: Change,
+}
+
+impl Vfs {
+    fn file_node(&self, handle: HandleId) -> FsResult<Arc<Node>> {
+        match &*self.handles.get(handle)? {
+            Handle::File { node, .. } => Ok(node.clone()),
+            Handle::Directory(_) => Err(FsError::BadHandle),
+        }
+    }
+
+    /// Writes `data`, which is copied once, before the call returns.
+    pub fn write(
+        &self,
+        handle: HandleId,
+        offset: u64,
+        data: &[u8],
+        stability: Stability,
+        clear_privileges: bool,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let node = or_reply!(reply, self.file_node(handle));
+        if data.len() > limits::MAX_PAYLOAD {
+            return reply(Err(FsError::Invalid));
+        }
+        let data = Bytes::copy_from_slice(data);
+        self.engine
+            .write(&node, offset, data, stability, clear_privileges, reply);
+    }
+
+    /// Sets attributes and size; the reply brings the attributes as they are then.
+    pub fn set_attributes(
+        &self,
+        file: FileId,
+        handle: Option<HandleId>,
+        set: SetAttributes,
+        reply: impl FnOnce(FsResult<Attributes>) + Send + 'static,
+    ) {
+        let node = match handle.and_then(|h| self.handles.node(h)) {
+            Some(node) => node,
+            None => or_reply!(reply, self.node(file)),
+        };
+        let done = {
+            let node = node.clone();
+            move |result: FsResult<()>| {
+                reply(result.and_then(|()| Ok(node.attributes()?)));
+            }
+        };
+        let others = set.change != Change::default();
+        match set.size {
+            None => self.engine.set_attributes(&node, set.change, done),
+            Some(size) if !others => {
+                self.engine
+                    .truncate(&node, size, set.clear_privileges, done);
+            }
+            Some(size) => {
+                // Two ops. The second is acknowledged after the first; the first one's
+                // own failure is told before it returns.
+                let failed = Arc::new(Mutex::new(None));
+                let note = failed.clone();
+                self.engine
+                    .truncate(&node, size, set.clear_privileges, move |result| {
+                        *note.lock() = result.err();
+                    });
+                let error = failed.lock().take();
+                match error {
+                    Some(error) => done(Err(error)),
+                    None => self.engine.set_attributes(&node, set.change, done),
+                }
+            }
+        }
+    }
+
+    /// Makes a file and opens it.
+    pub fn create(
+        self: &Arc<Self>,
+        parent: FileId,
+        name: &[u8],
+        new: NewEntry,
+        how: OpenHow,
+        reply: impl FnOnce(FsResult<(Attributes, Opened)>) + Send + 'static,
+    ) {
+        let vfs = self.clone();
+        self.make_node(parent, name, new, move |result| {
+            reply(result.and_then(|(node, attributes)| {
+                let opened = vfs.open_node(node, how)?;
+                Ok((attributes, opened))
+            }));
+        });
+    }
+
+    /// Makes an object of any kind.
+    pub fn make(
+        &self,
+        parent: FileId,
+        name: &[u8],
+        new: NewEntry,
+        reply: impl FnOnce(FsResult<Attributes>) + Send + 'static,
+    ) {
+        self.make_node(parent, name, new, move |result| {
+            reply(result.map(|(_, attributes)| attributes));
+        });
+    }
+
+    fn make_node(
+        &self,
+        parent: FileId,
+        name: &[u8],
+        new: NewEntry,
+        reply: impl FnOnce(FsResult<(Arc<Node>, Attributes)>) + Send + 'static,
+    ) {
+        if new.kind == Kind::Symlink && new.target.len() > limits::MAX_TARGET {
+            return reply(Err(
+                std::io::Error::from_raw_os_error(libc::ENAMETOOLONG).into()
+            ));
+        }
+        let name = or_reply!(reply, Name::new(name));
+        let parent = or_reply!(reply, self.node(parent));
+        self.engine.create(&parent, name, new, reply);
+    }
+
+    /// `link(2)`.
+    pub fn link(
+        &self,
+        file: FileId,
+        parent: FileId,
+        name: &[u8],
+        reply: impl FnOnce(FsResult<Attributes>) + Send + 'static,
+    ) {
+        let name = or_reply!(reply, Name::new(name));
+        let node = or_reply!(reply, self.node(file));
+        let parent = or_reply!(reply, self.node(parent));
+        self.engine.link(&node, &parent, name, reply);
+    }
+
+    /// `unlink(2)`, or `rmdir(2)` with `directory`.
+    pub fn remove(
+        &self,
+        parent: FileId,
+        name: &[u8],
+        directory: bool,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let name = or_reply!(reply, Name::new(name));
+        let parent = or_reply!(reply, self.node(parent));
+        self.engine.remove(&parent, name, directory, reply);
+    }
+
+    /// `renameat2(2)`.
+    pub fn rename(
+        &self,
+        (parent, name): (FileId, &[u8]),
+        (new_parent, new_name): (FileId, &[u8]),
+        mode: RenameMode,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let name = or_reply!(reply, Name::new(name));
+        let new_name = or_reply!(reply, Name::new(new_name));
+        let parent = or_reply!(reply, self.node(parent));
+        let new_parent = or_reply!(reply, self.node(new_parent));
+        self.engine
+            .rename((&parent, name), (&new_parent, new_name), mode, reply);
+    }
+
+    /// `fallocate(2)`.
+    pub fn allocate(
+        &self,
+        handle: HandleId,
+        mode: AllocateMode,
+        offset: u64,
+        length: u64,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let node = or_reply!(reply, self.file_node(handle));
+        self.engine.allocate(&node, mode, offset, length, reply);
+    }
+
+    /// `copy_file_range(2)`.
+    pub fn copy_range(
+        &self,
+        (from, from_offset): (HandleId, u64),
+        (to, to_offset): (HandleId, u64),
+        length: u64,
+        reply: impl FnOnce(FsResult<u64>) + Send + 'static,
+    ) {
+        let from = or_reply!(reply, self.file_node(from));
+        let to = or_reply!(reply, self.file_node(to));
+        self.engine
+            .copy_range((&from, from_offset), (&to, to_offset), length, reply);
+    }
+
+    /// `fsync(2)` and its relatives, of files and directories.
+    pub fn sync(
+        &self,
+        file: FileId,
+        handle: Option<HandleId>,
+        data_only: bool,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let node = match handle.and_then(|h| self.handles.node(h)) {
+            Some(node) => node,
+            None => or_reply!(reply, self.node(file)),
+        };
+        self.engine.sync(&node, data_only, reply);
+    }
+
+    /// `setxattr(2)`.
+    pub fn set_xattr(
+        &self,
+        file: FileId,
+        name: &[u8],
+        value: &[u8],
+        mode: XattrMode,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let node = or_reply!(reply, self.node(file));
+        self.engine.set_xattr(&node, name, value, mode, reply);
+    }
+
+    /// `removexattr(2)`.
+    pub fn remove_xattr(
+        &self,
+        file: FileId,
+        name: &[u8],
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let node = or_reply!(reply, self.node(file));
+        self.engine.remove_xattr(&node, name, reply);
+    }
+}
