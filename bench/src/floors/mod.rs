@@ -1,0 +1,4 @@
+//! What physics and the parts we build on allow: the floors.
+
+pub(crate) mod pass_through;
+pub(crate) mod quic;
