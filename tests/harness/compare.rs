@@ -1,0 +1,254 @@
+//! Reading a whole tree with all its attributes, and telling two trees apart.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// twinfold's own attribute in a store; a mount must not show it.
+const ID: &[u8] = b"trusted.twinfold";
+
+/// Unit in which file data is compared, in bytes.
+const BLOCK: u64 = 4096;
+
+/// Bytes read at once.
+const PIECE: usize = 1 << 20;
+
+/// Where a tree lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scope {
+    /// On a mount: inode numbers are file ids.
+    Mount,
+    /// In a store: inode numbers are the file system's own, and every object has an id.
+    Store,
+}
+
+/// One object, as far as two copies must agree on it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Object {
+    /// File id: the inode number on a mount, the attribute in a store.
+    id: u64,
+    kind: &'static str,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    links: u64,
+    /// Of everything but directories, whose size is their file system's business.
+    size: Option<u64>,
+    device: u64,
+    modified: (i64, i64),
+    /// Of everything but symbolic links: each node's own look at one is an access.
+    accessed: Option<(i64, i64)>,
+    target: Option<Vec<u8>>,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Hash of all blocks that are not zero, with their places.
+    data: Option<blake3::Hash>,
+}
+
+/// A tree of objects by path.
+#[derive(Clone, Debug)]
+pub struct Tree(BTreeMap<PathBuf, Object>);
+
+impl Tree {
+    /// Reads everything below `root`, `root` included, without changing access times.
+    pub fn read(root: &Path, scope: Scope) -> io::Result<Tree> {
+        let mut all = BTreeMap::new();
+        let mut waiting = vec![PathBuf::new()];
+        while let Some(path) = waiting.pop() {
+            let full = if path.as_os_str().is_empty() {
+                root.to_owned()
+            } else {
+                root.join(&path)
+            };
+            let meta = std::fs::symlink_metadata(&full).map_err(|e| at(&full, &e))?;
+            let object = Object::read(&full, &meta, scope).map_err(|e| at(&full, &e))?;
+            if meta.is_dir() {
+                for entry in std::fs::read_dir(&full).map_err(|e| at(&full, &e))? {
+                    waiting.push(path.join(entry?.file_name()));
+                }
+            }
+            all.insert(path, object);
+        }
+        Ok(Tree(all))
+    }
+
+    /// How many objects it has, the root included.
+    #[expect(clippy::len_without_is_empty, reason = "a tree has a root")]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+fn at(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+impl Object {
+    fn read(path: &Path, meta: &Metadata, scope: Scope) -> io::Result<Object> {
+        let kind = meta.file_type();
+        let mut xattrs = xattrs(path)?;
+        let noted = xattrs.remove(ID);
+        let id = match (scope, noted) {
+            (Scope::Mount, None) => meta.ino(),
+            (Scope::Mount, Some(_)) => {
+                return Err(io::Error::other("the mount shows twinfold's own attribute"));
+            }
+            (Scope::Store, Some(id)) => u64::from_le_bytes(
+                id.try_into()
+                    .map_err(|_| io::Error::other("an id is not 8 bytes long"))?,
+            ),
+            (Scope::Store, None) => return Err(io::Error::other("an object without an id")),
+        };
+        let data = if kind.is_file() {
+            Some(contents(path, meta.len())?)
+        } else {
+            None
+        };
+        Ok(Object {
+            id,
+            kind: if kind.is_file() {
+                "file"
+            } else if kind.is_dir() {
+                "directory"
+            } else if kind.is_symlink() {
+                "link"
+            } else if kind.is_fifo() {
+                "fifo"
+            } else if kind.is_socket() {
+                "socket"
+            } else if kind.is_char_device() {
+                "character device"
+            } else {
+                "block device"
+            },
+            mode: meta.mode() & 0o7777,
+            uid: meta.uid(),
+            gid: meta.gid(),
+            links: meta.nlink(),
+            size: (!kind.is_dir()).then_some(meta.len()),
+            device: meta.rdev(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            accessed: (!kind.is_symlink()).then_some((meta.atime(), meta.atime_nsec())),
+            target: if kind.is_symlink() {
+                Some(std::fs::read_link(path)?.into_os_string().into_vec())
+            } else {
+                None
+            },
+            xattrs,
+            data,
+        })
+    }
+}
+
+/// Opens a file for a look that leaves no access time.
+pub(crate) fn open_quietly(path: &Path) -> io::Result<File> {
+    File::options()
+        .read(true)
+        .custom_flags(libc::O_NOATIME | libc::O_NOFOLLOW)
+        .open(path)
+}
+
+/// Hash of a file's contents that does not depend on where its holes are.
+fn contents(path: &Path, size: u64) -> io::Result<blake3::Hash> {
+    let file = open_quietly(path)?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    while let Some(start) = seek(&file, at, libc::SEEK_DATA)? {
+        let end = seek(&file, start, libc::SEEK_HOLE)?.unwrap_or(size);
+        let mut offset = start - start % BLOCK;
+        while offset < end {
+            let want = PIECE.min((end - offset).div_ceil(BLOCK) as usize * BLOCK as usize);
+            let n = read_full(&file, &mut buffer[..want], offset)?;
+            for (index, block) in buffer[..n].chunks(BLOCK as usize).enumerate() {
+                if block.iter().any(|b| *b != 0) {
+                    hasher.update(&(offset / BLOCK + index as u64).to_le_bytes());
+                    // The last block may be short; what is missing counts as zeros.
+                    hasher.update(block);
+                    hasher.update(&vec![0; BLOCK as usize - block.len()]);
+                }
+            }
+            offset += want as u64;
+        }
+        at = end;
+    }
+    Ok(hasher.finalize())
+}
+
+fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], offset + done as u64)? {
+            0 => break,
+            n => done += n,
+        }
+    }
+    Ok(done)
+}
+
+fn seek(file: &File, offset: u64, whence: i32) -> io::Result<Option<u64>> {
+    // SAFETY: a system call on an open descriptor, without memory.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), offset as i64, whence) };
+    if found >= 0 {
+        return Ok(Some(found as u64));
+    }
+    match io::Error::last_os_error() {
+        e if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        e => Err(e),
+    }
+}
+
+fn xattrs(path: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut names = vec![0u8; 64 << 10];
+    // SAFETY: a NUL-terminated path, and a buffer of the announced size.
+    let n = unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
+    if n < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut all = BTreeMap::new();
+    for name in names[..n as usize]
+        .split(|b| *b == 0)
+        .filter(|n| !n.is_empty())
+    {
+        let c_name = CString::new(name)?;
+        let mut value = vec![0u8; 64 << 10];
+        // SAFETY: as above, with a NUL-terminated name.
+        let n = unsafe {
+            libc::lgetxattr(
+                path.as_ptr(),
+                c_name.as_ptr(),
+                value.as_mut_ptr().cast(),
+                value.len(),
+            )
+        };
+        if n < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        value.truncate(n as usize);
+        all.insert(name.to_vec(), value);
+    }
+    Ok(all)
+}
+
+/// Lines that say in what two trees differ.
+pub(crate) fn differences(what: &str, a: &Tree, b: &Tree) -> Vec<String> {
+    let mut found = Vec::new();
+    for (path, one) in &a.0 {
+        let Some(other) = b.0.get(path) else {
+            found.push(format!("{what}: {path:?} is missing on the second"));
+            continue;
+        };
+        if one != other {
+            found.push(format!("{what}: {path:?} is\n  {one:?}\n  {other:?}"));
+        }
+    }
+    for path in b.0.keys().filter(|path| !a.0.contains_key(*path)) {
+        found.push(format!("{what}: {path:?} is missing on the first"));
+    }
+    found
+}

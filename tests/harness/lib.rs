@@ -1,0 +1,23 @@
+//! What the tests share: nodes as real processes, comparison of copies, clean-up.
+//!
+//! ```text
+//! /var/tmp/twinfold-tests.PID.N/     one pair; gone when the pair is dropped
+//!   a/vm   a/.vm.twinfold   a/id   a/log      node A: mount, store, key, what it said
+//!   b/...                                     node B
+//! ```
+//!
+//! The nodes die with the test process, however it ends; what a killed run leaves
+//! behind is removed by the next one.
+
+mod compare;
+mod node;
+mod pair;
+mod process;
+mod space;
+pub mod tools;
+mod turn;
+
+pub use compare::{Scope, Tree};
+pub use node::{Node, Role};
+pub use pair::{Options, Pair};
+pub use process::{leave_root, wait_until};

@@ -1,0 +1,241 @@
+//! One node: a driver as a process of its own, its folder and its mount.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use fs_driver::control::{self, Request};
+use fs_driver::store::Layout;
+use serde_json::Value;
+
+use crate::process::{self, wait_until};
+
+/// How long a start, a stop or a mount may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a node is started as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Writable.
+    Primary,
+    /// Primary whatever its copy is worth.
+    ForcedPrimary,
+    /// Read-only, following.
+    Secondary,
+}
+
+/// One node of a pair.
+#[derive(Debug)]
+pub struct Node {
+    name: &'static str,
+    directory: PathBuf,
+    process: Option<Child>,
+}
+
+/// The driver, built along with the tests as a program beside them.
+fn program() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("TWINFOLD_NODE") {
+        return Ok(path.into());
+    }
+    let me = std::env::current_exe()?;
+    let path = me
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join("node"))
+        .find(|path| path.is_file());
+    path.with_context(|| format!("the program `node` is not beside {}", me.display()))
+}
+
+impl Node {
+    pub(crate) fn new(name: &'static str, directory: PathBuf) -> Result<Node> {
+        std::fs::create_dir_all(directory.join("vm"))?;
+        Ok(Node {
+            name,
+            directory,
+            process: None,
+        })
+    }
+
+    /// `a` or `b`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The path the application uses.
+    pub fn mount(&self) -> PathBuf {
+        self.directory.join("vm")
+    }
+
+    /// The directory with the node's private parts.
+    pub fn layout(&self) -> Layout {
+        Layout::new(self.directory.join(".vm.twinfold"))
+    }
+
+    /// The real directory under the mount.
+    pub fn data(&self) -> PathBuf {
+        self.layout().data()
+    }
+
+    fn log(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+
+    /// What the driver has said so far, its last lines.
+    pub fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new(program()?);
+        command
+            .args(arguments)
+            .current_dir("/")
+            .stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Runs a command of the driver that ends by itself; returns what it printed.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.command(arguments)?.output()?;
+        ensure!(
+            output.status.success(),
+            "{arguments:?} on {}: {}",
+            self.name,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    /// The node's key directory.
+    pub(crate) fn key(&self) -> String {
+        self.directory.join("id").display().to_string()
+    }
+
+    /// Starts the driver and waits until the mount answers.
+    pub fn start(&mut self, role: Role) -> Result<()> {
+        ensure!(self.process.is_none(), "{} runs already", self.name);
+        let mount = self.mount().display().to_string();
+        let key = self.key();
+        let mut arguments = vec![
+            match role {
+                Role::Primary | Role::ForcedPrimary => "primary",
+                Role::Secondary => "secondary",
+            },
+            &mount,
+            "--identity",
+            &key,
+        ];
+        if role == Role::ForcedPrimary {
+            arguments.push("--force");
+        }
+        let log = File::options().append(true).create(true).open(self.log())?;
+        let mut command = self.command(&arguments)?;
+        command.stdout(log.try_clone()?).stderr(log);
+        self.process = Some(process::start(command)?);
+        let up = wait_until(PATIENCE, || self.has_ended() || self.is_mounted());
+        if !up || self.has_ended() {
+            bail!("{} did not start:\n{}", self.name, self.last_words());
+        }
+        Ok(())
+    }
+
+    fn has_ended(&mut self) -> bool {
+        match &mut self.process {
+            Some(process) => !matches!(process.try_wait(), Ok(None)),
+            None => true,
+        }
+    }
+
+    /// Whether a file system is mounted, by the kernel's table: the mount itself is not asked.
+    pub fn is_mounted(&self) -> bool {
+        let mount = self.mount();
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        table
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .any(|path| Path::new(path) == mount)
+    }
+
+    /// Whether its driver runs.
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// The driver's process id.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
+    fn signal(&self, signal: i32) {
+        if let Some(process) = &self.process {
+            // SAFETY: a system call on the process id of a child that was not waited for.
+            unsafe { libc::kill(process.id() as i32, signal) };
+        }
+    }
+
+    /// Kills the driver as a power cut of the process would, and removes its dead mount.
+    pub fn kill(&mut self) {
+        self.signal(libc::SIGKILL);
+        if let Some(mut process) = self.process.take() {
+            let _ = process.wait();
+        }
+        process::detach(&self.mount());
+    }
+
+    /// Stops the driver where it is, without a word.
+    pub fn freeze(&self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    /// Lets a frozen driver go on.
+    pub fn thaw(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    /// Ends the driver in order.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        self.ask(Request::Stop)?;
+        let ended = wait_until(PATIENCE, || self.has_ended());
+        ensure!(ended, "{} did not stop:\n{}", self.name, self.last_words());
+        let mut process = self.process.take().context("it does not run")?;
+        Ok(process.wait()?)
+    }
+
+    /// Asks the driver something through its control socket.
+    pub fn ask(&self, request: Request) -> Result<Option<Value>> {
+        control::ask(&self.layout(), request)
+            .with_context(|| format!("{request:?} on {}", self.name))
+    }
+
+    /// The driver's state.
+    pub fn status(&self) -> Result<Value> {
+        self.ask(Request::Status)?
+            .context("the driver told no state")
+    }
+
+    /// Makes the node primary.
+    pub fn promote(&self, force: bool) -> Result<()> {
+        self.ask(Request::Promote { force }).map(drop)
+    }
+
+    /// Makes the node secondary.
+    pub fn demote(&self, force: bool) -> Result<()> {
+        self.ask(Request::Demote { force }).map(drop)
+    }
+
+    /// Lets the node go on without its peer.
+    pub fn go_alone(&self) -> Result<()> {
+        self.ask(Request::GoAlone).map(drop)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

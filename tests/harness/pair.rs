@@ -1,0 +1,227 @@
+//! Two nodes that replicate one folder.
+
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use fs_driver::control::Request;
+
+use crate::compare::{Scope, Tree, differences};
+use crate::node::{Node, Role};
+use crate::process::{self, wait_until};
+use crate::space;
+use crate::turn::Turn;
+
+/// How long the nodes may take to find each other and to become equal.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How a pair is made.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `disk`, `memory` or `flush`.
+    pub ack: &'static str,
+    /// `hold` or `alone`.
+    pub on_peer_loss: &'static str,
+    /// Milliseconds without progress, of one op, and of one sync, after which the peer is
+    /// dropped. Long by default: these tests share a machine that may be busy.
+    pub deadlines: [u64; 3],
+    /// More options for `init`, on both nodes.
+    pub more: Vec<String>,
+    /// Puts data into the directory of A before it becomes a replicated folder.
+    pub populate: fn(&Path),
+    /// No other pair runs meanwhile.
+    pub alone: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            ack: "memory",
+            on_peer_loss: "hold",
+            deadlines: [30_000, 45_000, 60_000],
+            more: Vec::new(),
+            populate: |_| (),
+            alone: false,
+        }
+    }
+}
+
+/// Two nodes. Dropped, it kills both, unmounts and removes everything.
+#[derive(Debug)]
+pub struct Pair {
+    /// The node that begins as primary.
+    pub a: Node,
+    /// The node that begins as secondary.
+    pub b: Node,
+    directory: PathBuf,
+    _turn: Turn,
+}
+
+/// Two ports nobody uses at this moment.
+fn free_ports() -> Result<[u16; 2]> {
+    let one = UdpSocket::bind("127.0.0.1:0")?;
+    let two = UdpSocket::bind("127.0.0.1:0")?;
+    Ok([one.local_addr()?.port(), two.local_addr()?.port()])
+}
+
+impl Pair {
+    /// A paired primary and secondary with the default options.
+    #[expect(
+        clippy::new_without_default,
+        reason = "it starts processes; that should be seen where it happens"
+    )]
+    pub fn new() -> Pair {
+        Pair::with(Options::default())
+    }
+
+    /// A paired primary and secondary.
+    pub fn with(options: Options) -> Pair {
+        process::require_machine();
+        let turn = Turn::wait(options.alone);
+        let mut pair = Pair::prepare(&options, turn).expect("the two folders are made");
+        pair.a.start(Role::Primary).expect("A starts");
+        pair.b.start(Role::Secondary).expect("B starts");
+        pair.wait_paired();
+        pair
+    }
+
+    fn prepare(options: &Options, turn: Turn) -> Result<Pair> {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let directory = process::new_directory(NUMBER.fetch_add(1, Ordering::Relaxed))?;
+        let pair = Pair {
+            a: Node::new("a", directory.join("a"))?,
+            b: Node::new("b", directory.join("b"))?,
+            directory,
+            _turn: turn,
+        };
+        (options.populate)(&pair.a.mount());
+        let [port_a, port_b] = free_ports()?;
+        let id_a = pair.a.run(&["identity", "--identity", &pair.a.key()])?;
+        let id_b = pair.b.run(&["identity", "--identity", &pair.b.key()])?;
+        let init = |node: &Node, here: u16, peer: u16, id: &str, from: &str| -> Result<()> {
+            let (mount, key) = (node.mount().display().to_string(), node.key());
+            let (here, peer) = (format!("127.0.0.1:{here}"), format!("127.0.0.1:{peer}"));
+            let deadlines = options.deadlines.map(|ms| ms.to_string());
+            let mut arguments = vec!["init", &mount, "--identity", &key, from];
+            arguments.extend(["--listen", &here, "--peer", &peer, "--peer-id", id]);
+            arguments.extend(["--ack", options.ack, "--on-peer-loss", options.on_peer_loss]);
+            let names = ["--stall-ms", "--op-ms", "--sync-ms"];
+            for (name, value) in names.iter().zip(&deadlines) {
+                arguments.extend([name, value.as_str()]);
+            }
+            arguments.extend(options.more.iter().map(String::as_str));
+            node.run(&arguments).map(drop)
+        };
+        init(&pair.a, port_a, port_b, &id_b, "--good-copy")?;
+        init(&pair.b, port_b, port_a, &id_a, "--from-peer")?;
+        Ok(pair)
+    }
+
+    /// A path on the mount of A.
+    pub fn on_a(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.a.mount().join(path)
+    }
+
+    /// A path on the mount of B.
+    pub fn on_b(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.b.mount().join(path)
+    }
+
+    fn primary(&self) -> Option<&Node> {
+        [&self.a, &self.b]
+            .into_iter()
+            .find(|node| node.status().is_ok_and(|s| s["role"] == "primary"))
+    }
+
+    /// Waits until one node is primary and the other up to date beside it.
+    pub fn wait_paired(&self) {
+        let paired = |node: &Node| node.status().is_ok_and(|s| s["link"] == "paired");
+        let both = wait_until(PATIENCE, || {
+            paired(&self.a) && paired(&self.b) && self.primary().is_some()
+        });
+        assert!(
+            both,
+            "the nodes did not pair:\n{:?}\n{}\n{:?}\n{}",
+            self.a.status(),
+            self.a.last_words(),
+            self.b.status(),
+            self.b.last_words()
+        );
+    }
+
+    /// Waits until the secondary has every op and all times, and nothing is on its way.
+    pub fn wait_settled(&self) {
+        self.wait_paired();
+        let settled = wait_until(PATIENCE, || {
+            self.primary()
+                .and_then(|node| node.status().ok())
+                .is_some_and(|s| s["settled"] == true)
+        });
+        assert!(settled, "the times were not shipped: {:?}", self.primary());
+    }
+
+    /// Flushes both nodes.
+    pub fn checkpoint(&self) {
+        for node in [&self.a, &self.b] {
+            node.ask(Request::Checkpoint).expect("a checkpoint");
+        }
+    }
+
+    /// Everything in which the two copies differ, seen through the mounts and in the
+    /// stores, and in which a mount differs from its own store.
+    pub fn compare(&self) -> Vec<String> {
+        self.wait_settled();
+        self.compare_now().expect("both copies can be read")
+    }
+
+    fn compare_now(&self) -> Result<Vec<String>> {
+        let read = |path: PathBuf, scope| {
+            Tree::read(&path, scope).with_context(|| format!("reading {}", path.display()))
+        };
+        let mount_a = read(self.a.mount(), Scope::Mount)?;
+        let mount_b = read(self.b.mount(), Scope::Mount)?;
+        let store_a = read(self.a.data(), Scope::Store)?;
+        let store_b = read(self.b.data(), Scope::Store)?;
+        let mut all = differences("mount", &mount_a, &mount_b);
+        all.extend(differences("store", &store_a, &store_b));
+        all.extend(differences("mount and store of A", &mount_a, &store_a));
+        ensure!(
+            mount_a.len() > 0,
+            "the mount of A does not even have a root directory"
+        );
+        Ok(all)
+    }
+
+    /// Fails the test unless every file takes the same space in both stores.
+    pub fn assert_same_space(&self) {
+        self.wait_settled();
+        let of = |node: &Node| space::of_tree(&node.data()).expect("the space of a store");
+        assert_eq!(of(&self.a), of(&self.b), "space on A and on B");
+    }
+
+    /// Fails the test unless both copies are identical.
+    pub fn assert_identical(&self) {
+        let found = self.compare();
+        assert!(found.is_empty(), "the copies differ:\n{}", found.join("\n"));
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        // A frozen node would keep its peer's mount from answering.
+        for node in [&mut self.b, &mut self.a] {
+            if std::thread::panicking() && node.is_running() {
+                eprintln!("--- {} said:\n{}\n---", node.name(), node.last_words());
+            }
+            node.thaw();
+            node.kill();
+        }
+        if std::env::var_os("TWINFOLD_KEEP").is_some() {
+            eprintln!("{} is kept", self.directory.display());
+        } else {
+            process::remove_directory(&self.directory);
+        }
+    }
+}
