@@ -38,6 +38,10 @@ pub const MAX_MAPPED_FILE: u64 = (1 << 32) * BLOCK;
 /// is soon compared.
 pub const EXTENT: u64 = 4 << 20;
 
+/// Extents that the note of one op names one by one; an op that reaches further is
+/// noted as "the whole file".
+pub const MAX_NOTED_EXTENTS: u64 = 64;
+
 /// New file ids that one durable note covers, so that a burst of creations costs one sync.
 pub const ID_BLOCK: u64 = 4096;
 
@@ -66,14 +70,27 @@ pub const RESYNC_CHUNK: usize = 256 << 10;
 /// Entries of a directory in one resync op.
 pub const MAX_PUT_ENTRIES: usize = 1024;
 
+/// Bytes of names and objects in one resync op for a directory: symbolic link
+/// targets would otherwise fill many frames.
+pub const MAX_PUT_BYTES: usize = 512 << 10;
+
+/// Bytes of extended attributes that travel with their object; the others have ops of their own.
+pub const MAX_PUT_XATTRS: usize = 128 << 10;
+
 /// Generations kept in a copy's history, newest first.
 pub const MAX_HISTORY: usize = 16;
 
 /// Marks in one control message.
 pub const MAX_MARKS_PER_FRAME: usize = 4096;
 
+/// Marks of a resync target, at most: beyond it comparing everything is cheaper.
+pub const MAX_TARGET_MARKS: usize = 4 << 20;
+
 /// Blocks compared by one compare request.
 pub const MAX_COMPARE_BLOCKS: usize = 4096;
+
+/// Objects asked for by one compare request.
+pub const MAX_COMPARE_OBJECTS: usize = 4096;
 
 /// Longest reason text in a control message, in bytes.
 pub const MAX_REASON: usize = 1024;

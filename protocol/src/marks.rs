@@ -35,6 +35,11 @@ pub enum Intent {
         /// Which directory.
         directory: FileId,
     },
+    /// Everything about an object: a change that reaches over too many extents to name each.
+    File {
+        /// Which object.
+        file: FileId,
+    },
     /// Everything about the objects with the ids `first .. first + limits::ID_BLOCK`.
     NewIds {
         /// The first of them.
@@ -433,6 +438,7 @@ impl DirtyMap {
             | Op::Checkpoint
             | Op::PutDirectory { .. }
             | Op::PutObject { .. }
+            | Op::PutXattr { .. }
             | Op::PutData { .. }
             | Op::PutHole { .. }
             | Op::ResyncEnd => {}
@@ -440,8 +446,8 @@ impl DirtyMap {
     }
 }
 
-/// The intents that must be durable on a node before it applies `op`. `old_size`
-/// as for [`DirtyMap::mark_op`].
+/// The intents that must be durable on a node before it applies `op`. `old_size` is
+/// the file's size before it, for ops that set the size.
 pub fn intents_of(op: &Op, old_size: u64, mut put: impl FnMut(Intent)) {
     let mut extents = |file: FileId, offset: u64, length: u64| {
         if length == 0 {
@@ -449,7 +455,9 @@ pub fn intents_of(op: &Op, old_size: u64, mut put: impl FnMut(Intent)) {
         }
         let first = offset / limits::EXTENT;
         let last = offset.saturating_add(length - 1) / limits::EXTENT;
-        let last = last.min(u64::from(u32::MAX));
+        if last - first >= limits::MAX_NOTED_EXTENTS || last > u64::from(u32::MAX) {
+            return put(Intent::File { file });
+        }
         for extent in first..=last {
             put(Intent::Extent {
                 file,
@@ -464,10 +472,8 @@ pub fn intents_of(op: &Op, old_size: u64, mut put: impl FnMut(Intent)) {
         | Op::PutData { file, offset, data } => extents(*file, *offset, data.len() as u64),
         Op::Truncate { file, size, .. } => {
             let (from, to) = (old_size.min(*size), old_size.max(*size));
-            // A cut or a growth is one change of the size; only its first and last
-            // extents are noted, the size itself is compared with the attributes.
-            extents(*file, from, 1);
-            extents(*file, to.saturating_sub(1), 1);
+            // All of it: what one node cut off, the other one may have to get back.
+            extents(*file, from, to - from);
             put(Intent::Attributes { file: *file });
         }
         Op::Allocate {
@@ -511,7 +517,12 @@ pub fn intents_of(op: &Op, old_size: u64, mut put: impl FnMut(Intent)) {
         Op::PutDirectory { directory, .. } => put(Intent::Directory {
             directory: *directory,
         }),
-        Op::PutObject { object, .. } => put(Intent::Attributes { file: object.file }),
+        Op::PutObject { object, .. } => {
+            let (from, to) = (old_size.min(object.size), old_size.max(object.size));
+            extents(object.file, from, to - from);
+            put(Intent::Attributes { file: object.file });
+        }
+        Op::PutXattr { file, .. } => put(Intent::Attributes { file: *file }),
         Op::Times { .. } | Op::Sync { .. } | Op::Checkpoint | Op::ResyncEnd => {}
     }
 }
@@ -600,6 +611,36 @@ mod tests {
         assert!(a.names(FileId::ROOT).is_some());
     }
 
+    fn noted(op: &Op, old_size: u64) -> Vec<Intent> {
+        let mut seen = Vec::new();
+        intents_of(op, old_size, |i| seen.push(i));
+        seen
+    }
+
+    #[test]
+    fn a_cut_notes_all_that_is_cut_off() {
+        let cut = |size| Op::Truncate {
+            file: F,
+            size,
+            clear_privileges: false,
+        };
+        let extent = |extent| Intent::Extent { file: F, extent };
+        assert_eq!(
+            noted(&cut(limits::EXTENT), 3 * limits::EXTENT + 1),
+            [
+                extent(1),
+                extent(2),
+                extent(3),
+                Intent::Attributes { file: F }
+            ]
+        );
+        let many = (limits::MAX_NOTED_EXTENTS + 1) * limits::EXTENT;
+        assert_eq!(
+            noted(&cut(0), many),
+            [Intent::File { file: F }, Intent::Attributes { file: F }]
+        );
+    }
+
     #[test]
     fn a_write_across_two_extents_notes_both() {
         let op = Op::PutHole {
@@ -607,10 +648,8 @@ mod tests {
             offset: limits::EXTENT - 1,
             length: 2,
         };
-        let mut seen = Vec::new();
-        intents_of(&op, 0, |i| seen.push(i));
         assert_eq!(
-            seen,
+            noted(&op, 0),
             [0, 1].map(|extent| Intent::Extent { file: F, extent })
         );
     }

@@ -404,8 +404,18 @@ pub enum Op {
     PutObject {
         /// The attributes; created aside when the target lacks the object.
         object: Object,
-        /// All its extended attributes.
+        /// Its extended attributes, as many as fit into [`limits::MAX_PUT_XATTRS`]; it has no
+        /// others but those that follow as [`Op::PutXattr`].
         xattrs: Vec<(Bytes, Bytes)>,
+    },
+    /// Resync: the object has this extended attribute beside those of its [`Op::PutObject`].
+    PutXattr {
+        /// Which object.
+        file: FileId,
+        /// The attribute's name.
+        name: Bytes,
+        /// Its value.
+        value: Bytes,
     },
     /// Resync: the file has these bytes.
     PutData {
@@ -455,6 +465,7 @@ impl Op {
             self,
             Op::PutDirectory { .. }
                 | Op::PutObject { .. }
+                | Op::PutXattr { .. }
                 | Op::PutData { .. }
                 | Op::PutHole { .. }
                 | Op::ResyncEnd
@@ -481,6 +492,7 @@ impl Op {
             Op::Checkpoint => "checkpoint",
             Op::PutDirectory { .. } => "put-directory",
             Op::PutObject { .. } => "put-object",
+            Op::PutXattr { .. } => "put-xattr",
             Op::PutData { .. } => "put-data",
             Op::PutHole { .. } => "put-hole",
             Op::ResyncEnd => "resync-end",

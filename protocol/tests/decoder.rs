@@ -334,8 +334,8 @@ fn no_number_anywhere_in_a_frame_is_trusted() {
             }
         }
     }
-    // 20 ops, 7 control frames, 3 receipts, the start of the ops, 3 of the comparison.
-    assert_eq!(kinds.len(), 20 + 7 + 3 + 1 + 3, "{kinds:?}");
+    // 21 ops, 7 control frames, 3 receipts, the start of the ops, 5 of the comparison.
+    assert_eq!(kinds.len(), 21 + 7 + 3 + 1 + 5, "{kinds:?}");
 }
 
 #[test]
@@ -385,6 +385,12 @@ fn lists_of_the_smallest_items_stay_within_the_allowance() {
     }
     frames.push(put_directory(limits::MAX_PUT_ENTRIES));
     frames.push(Sent::Control(marks(limits::MAX_MARKS_PER_FRAME)));
+    frames.push(Sent::Request(CompareRequest::Objects {
+        files: vec![FileId::ROOT; limits::MAX_COMPARE_OBJECTS],
+    }));
+    frames.push(Sent::Answer(CompareAnswer::Present {
+        present: vec![true; limits::MAX_COMPARE_OBJECTS],
+    }));
     for frame in frames {
         let bytes = frame.encode().to_bytes();
         assert!(bytes.len() <= 4 + limits::MAX_FRAME);
@@ -418,6 +424,7 @@ fn marks(count: usize) -> Control {
     let intent = Intent::Attributes { file: FileId::ROOT };
     Control::Marks {
         intents: vec![intent; count],
+        damaged: false,
         more: false,
     }
 }
@@ -432,13 +439,15 @@ fn no_file_has_the_id_zero() {
         }),
         Sent::Control(Control::Marks {
             intents: vec![Intent::Directory { directory: id }],
+            damaged: false,
             more: false,
         }),
-        Sent::Request(CompareRequest {
+        Sent::Request(CompareRequest::Blocks {
             file: id,
             offset: 0,
             blocks: 0,
         }),
+        Sent::Request(CompareRequest::Objects { files: vec![id] }),
     ] {
         let mut body = sent.encode().to_bytes()[4..].to_vec();
         let place = body.windows(8).position(|w| w == id.0.to_le_bytes());
@@ -530,6 +539,7 @@ fn names_of(op: &Op) -> usize {
         | Op::Times { .. }
         | Op::Checkpoint
         | Op::PutObject { .. }
+        | Op::PutXattr { .. }
         | Op::PutData { .. }
         | Op::PutHole { .. }
         | Op::ResyncEnd => 0,

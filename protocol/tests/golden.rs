@@ -25,8 +25,8 @@ use twinfold_protocol::wire::{
 mod frames;
 
 use frames::{
-    DIRECTORY, FILE, REQUEST, SESSION, START, answers, at, controls, fresh_hello, name, ops,
-    receipts,
+    DIRECTORY, FILE, SESSION, START, answers, at, controls, fresh_hello, name, ops, receipts,
+    requests,
 };
 
 const WIRE: &str = include_str!("../WIRE.md");
@@ -107,12 +107,14 @@ fn receipts_have_their_golden_bytes() {
 
 #[test]
 fn compare_frames_have_their_golden_bytes() {
-    check(
-        &REQUEST.0,
-        REQUEST.1,
-        CompareRequest::encode,
-        CompareRequest::decode,
-    );
+    for (request, golden) in requests() {
+        check(
+            &request,
+            golden,
+            CompareRequest::encode,
+            CompareRequest::decode,
+        );
+    }
     for (answer, golden) in answers() {
         check(
             &answer,
@@ -290,6 +292,7 @@ fn op_name(op: &Op) -> &'static str {
         Op::Checkpoint => "Checkpoint",
         Op::PutDirectory { .. } => "PutDirectory",
         Op::PutObject { .. } => "PutObject",
+        Op::PutXattr { .. } => "PutXattr",
         Op::PutData { .. } => "PutData",
         Op::PutHole { .. } => "PutHole",
         Op::ResyncEnd => "ResyncEnd",
@@ -316,10 +319,18 @@ fn receipt_name(receipt: &Receipt) -> &'static str {
     }
 }
 
+fn request_name(request: &CompareRequest) -> &'static str {
+    match request {
+        CompareRequest::Blocks { .. } => "Blocks",
+        CompareRequest::Objects { .. } => "Objects",
+    }
+}
+
 fn answer_name(answer: &CompareAnswer) -> &'static str {
     match answer {
         CompareAnswer::Missing => "Missing",
         CompareAnswer::Hashes { .. } => "Hashes",
+        CompareAnswer::Present { .. } => "Present",
     }
 }
 
@@ -340,7 +351,9 @@ fn every_kind_has_golden_bytes_and_a_section() {
     for (receipt, bytes) in receipts() {
         have("Receipts", receipt_name(&receipt), bytes);
     }
-    have("Compare", "CompareRequest", REQUEST.1);
+    for (request, bytes) in requests() {
+        have("Compare", request_name(&request), bytes);
+    }
     for (answer, bytes) in answers() {
         have("Compare", answer_name(&answer), bytes);
     }
@@ -376,6 +389,8 @@ fn constants() -> BTreeMap<&'static str, u64> {
         ("MAX_HISTORY", of(limits::MAX_HISTORY)),
         ("MAX_MARKS_PER_FRAME", of(limits::MAX_MARKS_PER_FRAME)),
         ("MAX_COMPARE_BLOCKS", of(limits::MAX_COMPARE_BLOCKS)),
+        ("MAX_COMPARE_OBJECTS", of(limits::MAX_COMPARE_OBJECTS)),
+        ("MAX_PUT_XATTRS", of(limits::MAX_PUT_XATTRS)),
         ("MAX_REASON", of(limits::MAX_REASON)),
         ("MAX_MODULE_NAME", of(limits::MAX_MODULE_NAME)),
     ])

@@ -1,6 +1,8 @@
 //! Comparing block by block: what is only suspected to differ is not moved.
 
+use std::collections::HashSet;
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use twinfold_protocol::attr::Kind;
@@ -60,22 +62,44 @@ impl Engine {
 
     /// The secondary's answer to a compare request.
     pub(crate) fn compare_answer(&self, request: CompareRequest) -> io::Result<CompareAnswer> {
-        let node = match self.store.node(request.file) {
-            Ok(node) => node,
-            Err(e) if e.raw_os_error() == Some(libc::ESTALE) => return Ok(CompareAnswer::Missing),
-            Err(e) => return Err(e),
+        let (file, offset, blocks) = match request {
+            CompareRequest::Objects { files } => {
+                let present = files
+                    .into_iter()
+                    .map(|file| self.object(file).map(|node| node.is_some()))
+                    .collect::<io::Result<_>>()?;
+                return Ok(CompareAnswer::Present { present });
+            }
+            CompareRequest::Blocks {
+                file,
+                offset,
+                blocks,
+            } => (file, offset, blocks),
         };
-        if node.kind() != Kind::Regular {
-            return Ok(CompareAnswer::Hashes {
+        match self.object(file)? {
+            None => Ok(CompareAnswer::Missing),
+            Some(node) if node.kind() != Kind::Regular => Ok(CompareAnswer::Hashes {
                 size: 0,
                 hashes: Bytes::new(),
-            });
+            }),
+            Some(node) => {
+                let (size, hashes) = self.hashes(&node, offset, blocks)?;
+                Ok(CompareAnswer::Hashes {
+                    size,
+                    hashes: hashes.into(),
+                })
+            }
         }
-        let (size, hashes) = self.hashes(&node, request.offset, request.blocks)?;
-        Ok(CompareAnswer::Hashes {
-            size,
-            hashes: hashes.into(),
-        })
+    }
+
+    /// The object with this id, if it has a name here.
+    pub(super) fn object(&self, file: FileId) -> io::Result<Option<Arc<Node>>> {
+        match self.store.node(file) {
+            Ok(node) if node.is_orphan() => Ok(None),
+            Ok(node) => Ok(Some(node)),
+            Err(e) if e.raw_os_error() == Some(libc::ESTALE) => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     /// Turns what may differ into what does: marks in the map, exact to the block.
@@ -84,123 +108,199 @@ impl Engine {
         &self,
         method: Method,
         suspects: impl IntoIterator<Item = Intent>,
+        marks: &DirtyMap,
         ask: &mut Ask,
     ) -> io::Result<()> {
+        let mut comparison = Comparison {
+            engine: self,
+            ask,
+            asked: Vec::new(),
+            listed: HashSet::new(),
+        };
         match method {
-            Method::Everything => return self.mark_tree(true, ask),
-            Method::Compare => return self.mark_tree(false, ask),
+            Method::Everything => return comparison.tree(true),
+            Method::Compare => return comparison.tree(false),
             Method::Marks => {}
         }
         for suspect in suspects {
-            match suspect {
-                Intent::Directory { directory } => self.core.lock().mark_directory(directory),
-                Intent::Attributes { file } => self.core.lock().mark_attributes(file),
-                Intent::NewIds { first } => {
-                    for file in self.store.ids().present(first, limits::ID_BLOCK)? {
-                        self.compare_file(file, ask)?;
-                    }
+            comparison.suspect(suspect)?;
+        }
+        comparison.marks(marks)?;
+        comparison.ask_for_objects()
+    }
+}
+
+/// A comparison under way.
+struct Comparison<'a> {
+    engine: &'a Engine,
+    ask: &'a mut Ask,
+    /// Objects the peer is to be asked for.
+    asked: Vec<FileId>,
+    /// Directories whose entries the peer is or was asked for.
+    listed: HashSet<FileId>,
+}
+
+impl Comparison<'_> {
+    fn suspect(&mut self, suspect: Intent) -> io::Result<()> {
+        match suspect {
+            Intent::Directory { directory } => self.directory(directory),
+            Intent::Attributes { file } => {
+                self.engine.core.lock().mark_attributes(file);
+                Ok(())
+            }
+            Intent::File { file } => self.file(file),
+            Intent::NewIds { first } => {
+                for file in self.engine.store.ids().present(first, limits::ID_BLOCK)? {
+                    self.file(file)?;
                 }
-                Intent::Extent { file, extent } => {
-                    let from = u64::from(extent) * limits::EXTENT;
-                    self.core.lock().mark_attributes(file);
-                    self.compare_range(file, from, limits::EXTENT, ask)?;
-                }
+                Ok(())
+            }
+            Intent::Extent { file, extent } => {
+                let from = u64::from(extent) * limits::EXTENT;
+                self.engine.core.lock().mark_attributes(file);
+                self.range(file, from, limits::EXTENT)
             }
         }
-        Ok(())
     }
 
-    /// Compares what a lost peer may not have kept, as exactly as it is marked.
-    pub(super) fn compare_marks(&self, marks: &DirtyMap, ask: &mut Ask) -> io::Result<()> {
+    /// What a lost peer may not have kept, as exactly as it is marked.
+    fn marks(&mut self, marks: &DirtyMap) -> io::Result<()> {
         for (directory, names) in marks.directories() {
-            let mut core = self.core.lock();
-            match names {
-                Names::All => core.mark_directory(directory),
-                Names::Some(set) => {
-                    let mut map = DirtyMap::default();
-                    set.iter().for_each(|name| map.mark_name(directory, name));
-                    core.give_back(map);
+            let Names::Some(set) = names else {
+                self.directory(directory)?;
+                continue;
+            };
+            let mut map = DirtyMap::default();
+            set.iter().for_each(|name| map.mark_name(directory, name));
+            self.engine.core.lock().give_back(map);
+            if let Some(node) = self.engine.object(directory)? {
+                for name in set {
+                    if let Some(entry) = self.engine.store.find(&node, name)? {
+                        self.existence(entry.file())?;
+                    }
                 }
             }
         }
         for (file, object) in marks.objects() {
             if object.unknown {
-                self.compare_existence(file, ask)?;
+                self.existence(file)?;
             }
             if object.unknown || object.attributes {
-                self.core.lock().mark_attributes(file);
+                self.engine.core.lock().mark_attributes(file);
             }
             for (offset, length) in object.blocks.spans(SPAN_GAP) {
-                self.compare_range(file, offset, length, ask)?;
+                self.range(file, offset, length)?;
             }
         }
         Ok(())
     }
 
-    fn compare_existence(&self, file: FileId, ask: &mut Ask) -> io::Result<()> {
-        let request = CompareRequest {
-            file,
-            offset: 0,
-            blocks: 0,
-        };
-        if ask(request)? == CompareAnswer::Missing {
-            self.core.lock().mark_missing(file);
+    /// The names of a directory may differ. What it holds may be missing there: one
+    /// node may have removed what the other one kept.
+    fn directory(&mut self, directory: FileId) -> io::Result<()> {
+        self.engine.core.lock().mark_directory(directory);
+        if !self.listed.insert(directory) {
+            return Ok(());
+        }
+        if let Some(node) = self.engine.object(directory)?
+            && node.kind() == Kind::Directory
+        {
+            for entry in self.engine.store.list_all(&node)? {
+                self.existence(entry.1.file())?;
+            }
         }
         Ok(())
+    }
+
+    /// The peer may lack an object; it is asked for a number of them at once.
+    fn existence(&mut self, file: FileId) -> io::Result<()> {
+        self.asked.push(file);
+        if self.asked.len() >= limits::MAX_COMPARE_OBJECTS {
+            return self.ask_for_objects();
+        }
+        Ok(())
+    }
+
+    fn ask_for_objects(&mut self) -> io::Result<()> {
+        while !self.asked.is_empty() {
+            let files = std::mem::take(&mut self.asked);
+            let (now, later) = files.split_at(files.len().min(limits::MAX_COMPARE_OBJECTS));
+            self.asked = later.to_vec();
+            let answer = (self.ask)(CompareRequest::Objects {
+                files: now.to_vec(),
+            })?;
+            let present = match answer {
+                CompareAnswer::Present { present } if present.len() == now.len() => present,
+                other => return Err(unexpected(&other)),
+            };
+            for (file, present) in now.iter().zip(present) {
+                if !present {
+                    self.missing(*file)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The peer has no such object: all of it is moved, and what it holds may be missing too.
+    fn missing(&mut self, file: FileId) -> io::Result<()> {
+        self.engine.core.lock().mark_missing(file);
+        match self.engine.object(file)? {
+            Some(node) if node.kind() == Kind::Directory => {
+                self.engine.core.lock().mark_directory(file);
+                if self.listed.insert(file) {
+                    for entry in self.engine.store.list_all(&node)? {
+                        self.asked.push(entry.1.file());
+                    }
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Everything about an object: whether the peer has it, its attributes, its data.
-    fn compare_file(&self, file: FileId, ask: &mut Ask) -> io::Result<()> {
-        let node = match self.store.node(file) {
-            Ok(node) => node,
-            Err(e) if e.raw_os_error() == Some(libc::ESTALE) => return Ok(()),
-            Err(e) => return Err(e),
+    fn file(&mut self, file: FileId) -> io::Result<()> {
+        let Some(node) = self.engine.object(file)? else {
+            return Ok(());
         };
-        self.core.lock().mark_attributes(file);
+        self.engine.core.lock().mark_attributes(file);
         match node.kind() {
-            Kind::Regular => self.compare_range(file, 0, node.size()?.max(1), ask),
-            kind => {
-                if kind == Kind::Directory {
-                    self.core.lock().mark_directory(file);
-                }
-                self.compare_existence(file, ask)
+            Kind::Regular => self.range(file, 0, node.size()?.max(1)),
+            Kind::Directory => {
+                self.directory(file)?;
+                self.existence(file)
             }
+            _ => self.existence(file),
         }
     }
 
-    fn compare_range(
-        &self,
-        file: FileId,
-        offset: u64,
-        length: u64,
-        ask: &mut Ask,
-    ) -> io::Result<()> {
-        let node = match self.store.node(file) {
-            Ok(node) if node.kind() == Kind::Regular => node,
-            // Gone here: it goes there with its name.
-            Ok(_) => return Ok(()),
-            Err(e) if e.raw_os_error() == Some(libc::ESTALE) => return Ok(()),
-            Err(e) => return Err(e),
+    fn range(&mut self, file: FileId, offset: u64, length: u64) -> io::Result<()> {
+        // Gone here: it goes there with its name.
+        let Some(node) = self.engine.object(file)? else {
+            return Ok(());
         };
+        if node.kind() != Kind::Regular {
+            return Ok(());
+        }
         let step = limits::MAX_COMPARE_BLOCKS as u64 * limits::BLOCK;
+        let end = offset.saturating_add(length);
         let mut at = offset;
-        while at < offset.saturating_add(length) {
-            let span = step.min(offset + length - at);
+        while at < end {
+            let span = step.min(end - at);
             let blocks = span.div_ceil(limits::BLOCK) as u32;
-            let request = CompareRequest {
+            let answer = (self.ask)(CompareRequest::Blocks {
                 file,
                 offset: at,
                 blocks,
-            };
-            let theirs = match ask(request)? {
-                CompareAnswer::Missing => {
-                    self.core.lock().mark_missing(file);
-                    return Ok(());
-                }
+            })?;
+            let theirs = match answer {
+                CompareAnswer::Missing => return self.missing(file),
                 CompareAnswer::Hashes { hashes, .. } => hashes,
+                other => return Err(unexpected(&other)),
             };
-            let (size, mine) = self.hashes(&node, at, blocks)?;
-            let mut core = self.core.lock();
+            let (size, mine) = self.engine.hashes(&node, at, blocks)?;
+            let mut core = self.engine.core.lock();
             for (i, hash) in mine.chunks_exact(HASH).enumerate() {
                 if theirs.get(i * HASH..(i + 1) * HASH) != Some(hash) {
                     core.mark_compared(file, at + i as u64 * limits::BLOCK, 1);
@@ -215,34 +315,46 @@ impl Engine {
         Ok(())
     }
 
-    /// Marks the whole tree: as missing on the peer, or as to be compared.
-    fn mark_tree(&self, missing: bool, ask: &mut Ask) -> io::Result<()> {
+    /// The whole tree: as missing on the peer, or as to be compared.
+    fn tree(&mut self, missing: bool) -> io::Result<()> {
         let mut directories = vec![FileId::ROOT];
-        {
-            let mut core = self.core.lock();
-            core.mark_directory(FileId::ROOT);
-        }
+        self.engine.core.lock().mark_directory(FileId::ROOT);
         while let Some(directory) = directories.pop() {
-            let node = match self.store.node(directory) {
-                Ok(node) => node,
-                Err(e) if e.raw_os_error() == Some(libc::ESTALE) => continue,
-                Err(e) => return Err(e),
+            let Some(node) = self.engine.object(directory)? else {
+                continue;
             };
-            for (_, entry) in self.store.list_all(&node)? {
+            for (_, entry) in self.engine.store.list_all(&node)? {
                 let file = entry.file();
-                if entry.kind() == Kind::Directory {
+                let is_directory = entry.kind() == Kind::Directory;
+                let mut core = self.engine.core.lock();
+                if is_directory {
                     directories.push(file);
-                    self.core.lock().mark_directory(file);
+                    core.mark_directory(file);
                 }
                 if missing {
-                    self.core.lock().mark_missing(file);
+                    core.mark_missing(file);
+                    continue;
+                }
+                core.mark_attributes(file);
+                drop(core);
+                if entry.kind() == Kind::Regular {
+                    self.range(file, 0, entry.size()?.max(1))?;
                 } else {
-                    self.compare_file(file, ask)?;
+                    // Its entries are looked at anyway.
+                    self.listed.insert(file);
+                    self.existence(file)?;
                 }
             }
         }
-        Ok(())
+        self.ask_for_objects()
     }
+}
+
+fn unexpected(answer: &CompareAnswer) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("the peer's answer does not fit the question: {answer:?}"),
+    )
 }
 
 fn hash(block: &[u8]) -> [u8; HASH] {

@@ -228,7 +228,9 @@ impl Engine {
         intents_of(op, old_size, |intent| {
             // What is new is noted with its id.
             let known = match intent {
-                Intent::Extent { file, .. } | Intent::Attributes { file } => self.is_new(file),
+                Intent::Extent { file, .. }
+                | Intent::Attributes { file }
+                | Intent::File { file } => self.is_new(file),
                 Intent::Directory { .. } | Intent::NewIds { .. } => false,
             };
             if !known {

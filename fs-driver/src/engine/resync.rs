@@ -10,12 +10,13 @@ use twinfold_protocol::attr::{Attributes, Kind};
 use twinfold_protocol::handshake::Method;
 use twinfold_protocol::ids::{Seq, SessionId};
 use twinfold_protocol::limits;
-use twinfold_protocol::marks::{DirtyMap, Intent, Names};
+use twinfold_protocol::marks::{DirtyMap, Names};
 use twinfold_protocol::op::{Listing, Name, Object, Op, PutEntry};
 use twinfold_protocol::primary::Link;
 
 use super::compare::Ask;
 use super::{Engine, clock};
+use crate::state::Recovered;
 use crate::store::{Listed, Node};
 
 /// How long the resync sleeps at most while its window is full.
@@ -35,6 +36,30 @@ pub(crate) enum ResyncError {
     Source(#[from] io::Error),
 }
 
+/// Entries of a directory for one op.
+#[derive(Default)]
+struct Batch {
+    entries: Vec<PutEntry>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn push(&mut self, name: Name, object: Option<Object>) {
+        let target = object.as_ref().map_or(0, |o| o.target.len());
+        self.bytes += name.as_bytes().len() + target;
+        self.entries.push(PutEntry { name, object });
+    }
+
+    fn is_full(&self) -> bool {
+        self.entries.len() >= limits::MAX_PUT_ENTRIES || self.bytes >= limits::MAX_PUT_BYTES
+    }
+
+    fn take(&mut self) -> Vec<PutEntry> {
+        self.bytes = 0;
+        std::mem::take(&mut self.entries)
+    }
+}
+
 impl Engine {
     /// Brings the peer of `session` up to date. `target` are its marks. `opened` is
     /// called with the number of the first op once frames may flow. Blocks until
@@ -43,19 +68,19 @@ impl Engine {
         self: &Arc<Self>,
         session: SessionId,
         method: Method,
-        target: Vec<Intent>,
+        target: Recovered,
         mut ask: Ask,
         opened: impl FnOnce(Seq),
     ) -> Result<(), ResyncError> {
         let mine = self.recovered.lock().clone();
         let method = match method {
-            Method::Marks if mine.damaged => Method::Compare,
+            Method::Marks if mine.damaged || target.damaged => Method::Compare,
             other => other,
         };
         self.counters.comparing(true);
-        let compared = self.compare(method, mine.intents.iter().copied().chain(target), &mut ask);
+        let noted = mine.intents.union(&target.intents).copied();
         let suspects = self.core.lock().take_suspects();
-        let compared = compared.and_then(|()| self.compare_marks(&suspects, &mut ask));
+        let compared = self.compare(method, noted, &suspects, &mut ask);
         self.counters.comparing(false);
         if let Err(e) = compared {
             self.core.lock().add_suspects(suspects);
@@ -73,7 +98,7 @@ impl Engine {
             core.next_seq()
         };
         // What an earlier run left is in the map now, and stays there until it is moved.
-        *self.recovered.lock() = crate::state::Recovered::default();
+        *self.recovered.lock() = Recovered::default();
         opened(first);
         let moved = self.move_all(session);
         if moved.is_ok() {
@@ -111,17 +136,12 @@ impl Engine {
             let Some(directory) = self.core.lock().next_directory() else {
                 return Ok(());
             };
-            let node = match self.store.node(directory) {
-                Ok(node) if node.kind() == Kind::Directory => node,
-                Ok(_) => {
+            let node = match self.object(directory)? {
+                Some(node) if node.kind() == Kind::Directory => node,
+                _ => {
                     self.core.lock().object_is_gone(directory);
                     continue;
                 }
-                Err(e) if e.raw_os_error() == Some(libc::ESTALE) => {
-                    self.core.lock().object_is_gone(directory);
-                    continue;
-                }
-                Err(e) => return Err(e.into()),
             };
             let names = self.names.lock();
             let taken = self.core.lock().take_names(directory);
@@ -160,29 +180,26 @@ impl Engine {
         node: &Arc<Node>,
         names: impl Iterator<Item = &'a Name>,
     ) -> Result<(), ResyncError> {
-        let mut entries = Vec::new();
+        let mut batch = Batch::default();
         for name in names {
             let object = match self.store.find(node, name)? {
                 Some(entry) => Some(self.object_of(&entry)?),
                 None => None,
             };
-            entries.push(PutEntry {
-                name: name.clone(),
-                object,
-            });
-            if entries.len() == limits::MAX_PUT_ENTRIES {
-                self.put_entries(session, node, Listing::Names, std::mem::take(&mut entries))?;
+            batch.push(name.clone(), object);
+            if batch.is_full() {
+                self.put_entries(session, node, Listing::Names, batch.take())?;
             }
         }
-        if entries.is_empty() {
+        if batch.entries.is_empty() {
             return Ok(());
         }
-        self.put_entries(session, node, Listing::Names, entries)
+        self.put_entries(session, node, Listing::Names, batch.take())
     }
 
     fn put_listing(&self, session: SessionId, node: &Arc<Node>) -> Result<(), ResyncError> {
         let handle = self.store.open_directory(node.clone())?;
-        let mut entries = Vec::new();
+        let mut batch = Batch::default();
         let (mut at, mut first) = (0, true);
         loop {
             let listed = self.store.list(&handle, at)?;
@@ -193,21 +210,18 @@ impl Engine {
                     continue;
                 };
                 if let Some(object) = self.store.find(node, &name)? {
-                    entries.push(PutEntry {
-                        object: Some(self.object_of(&object)?),
-                        name,
-                    });
+                    batch.push(name, Some(self.object_of(&object)?));
                 }
-                if entries.len() == limits::MAX_PUT_ENTRIES {
+                if batch.is_full() {
                     self.wait_for_window(session, SMALL_OP)?;
                     let listing = Listing::Whole { first, last: false };
-                    self.put_entries(session, node, listing, std::mem::take(&mut entries))?;
+                    self.put_entries(session, node, listing, batch.take())?;
                     first = false;
                 }
             }
             if last {
                 let listing = Listing::Whole { first, last: true };
-                return self.put_entries(session, node, listing, entries);
+                return self.put_entries(session, node, listing, batch.take());
             }
         }
     }
@@ -254,12 +268,9 @@ impl Engine {
             }
             let Some(file) = next else { return Ok(()) };
             after = Some(file);
-            match self.store.node(file) {
-                Ok(node) => self.move_object(session, &node)?,
-                Err(e) if e.raw_os_error() == Some(libc::ESTALE) => {
-                    self.core.lock().object_is_gone(file);
-                }
-                Err(e) => return Err(e.into()),
+            match self.object(file)? {
+                Some(node) => self.move_object(session, &node)?,
+                None => self.core.lock().object_is_gone(file),
             }
         }
     }
@@ -277,11 +288,7 @@ impl Engine {
             let _whole = node.ranges.lock_all();
             if !node.is_orphan() {
                 self.core.lock().take_attributes(file);
-                let op = Op::PutObject {
-                    object: self.object_of(node)?,
-                    xattrs: self.store.xattrs(node)?,
-                };
-                self.put(session, op)?;
+                self.put_object(session, node)?;
             }
         }
         if node.kind() != Kind::Regular {
@@ -361,6 +368,24 @@ impl Engine {
             at += n as u64;
         }
         Ok(())
+    }
+
+    /// An object's attributes, and its extended attributes: together as far as they fit
+    /// into one frame. The caller holds the names and the object.
+    fn put_object(&self, session: SessionId, node: &Node) -> Result<(), ResyncError> {
+        let object = self.object_of(node)?;
+        let file = object.file;
+        let (mut xattrs, mut more, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for (name, value) in self.store.xattrs(node)? {
+            bytes += name.len() + value.len() + 8;
+            if bytes <= limits::MAX_PUT_XATTRS {
+                xattrs.push((name, value));
+            } else {
+                more.push(Op::PutXattr { file, name, value });
+            }
+        }
+        self.put(session, Op::PutObject { object, xattrs })?;
+        more.into_iter().try_for_each(|op| self.put(session, op))
     }
 
     fn object_of(&self, node: &Node) -> io::Result<Object> {

@@ -49,6 +49,7 @@ pub(super) fn touched_by(op: &Op, mut touch: impl FnMut(FileId)) {
         | Op::Times { .. }
         | Op::Checkpoint
         | Op::PutObject { .. }
+        | Op::PutXattr { .. }
         | Op::ResyncEnd => {}
     }
 }

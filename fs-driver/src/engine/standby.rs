@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use twinfold_protocol::handshake::{Decision, Method, Which};
 use twinfold_protocol::ids::{Epoch, FileId, Generation, ModuleId, Seq, SessionId};
-use twinfold_protocol::marks::{DirtyMap, Intent};
+use twinfold_protocol::marks::DirtyMap;
 use twinfold_protocol::op::{Op, Payload, Stability};
 use twinfold_protocol::secondary::{Accepted, Secondary, needs_sync};
 use twinfold_protocol::time::Timestamp;
@@ -14,6 +14,7 @@ use twinfold_protocol::wire::{Hello, OpStreamStart, Receipt, Violation, decode_o
 
 use super::Engine;
 use super::settle::touched_by;
+use crate::state::Recovered;
 use crate::store::{ApplyError, Store};
 
 /// Objects whose times are only known from their ops, at most; then they are set at once.
@@ -166,12 +167,12 @@ impl Engine {
     }
 
     /// What this copy may differ in, by its own notes: sent to the source of a resync.
-    pub(crate) fn standby_marks(&self) -> io::Result<Vec<Intent>> {
+    pub(crate) fn standby_marks(&self) -> io::Result<Recovered> {
         let noted = self.intents.all()?;
         if noted.damaged {
             tracing::warn!("the intent log is damaged: everything is compared");
         }
-        Ok(noted.intents.into_iter().collect())
+        Ok(noted)
     }
 
     /// The op stream begins.
@@ -197,7 +198,8 @@ impl Engine {
             return self.sync_job(standby, op.seq, &op.op);
         }
         let old_size = match &op.op {
-            Op::Truncate { file, .. } => self.store.node(*file).and_then(|n| n.size()).unwrap_or(0),
+            Op::Truncate { file, .. } => self.size_of(*file),
+            Op::PutObject { object, .. } => self.size_of(object.file),
             _ => 0,
         };
         self.ensure_intents(&op.op, old_size)
@@ -219,6 +221,11 @@ impl Engine {
             return self.sync_job(standby, op.seq, &op.op);
         }
         Ok(None)
+    }
+
+    /// The size of a file, 0 for one that is not here.
+    fn size_of(&self, file: FileId) -> u64 {
+        self.store.node(file).and_then(|n| n.size()).unwrap_or(0)
     }
 
     fn sync_job(

@@ -179,23 +179,28 @@ async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended>
 }
 
 async fn send_marks(engine: &Arc<Engine>, tx: &mut SendStream) -> Result<()> {
-    let marks = engine.standby_marks().context("cannot read the intents")?;
-    let mut chunks = marks.chunks(limits::MAX_MARKS_PER_FRAME).peekable();
-    if chunks.peek().is_none() {
+    let noted = engine.standby_marks().context("cannot read the intents")?;
+    // Everything is compared then; what is known adds nothing.
+    let damaged = noted.damaged || noted.intents.len() > limits::MAX_TARGET_MARKS;
+    let marks = if damaged {
+        Default::default()
+    } else {
+        noted.intents
+    };
+    let mut marks = marks.into_iter().peekable();
+    loop {
+        let intents = marks.by_ref().take(limits::MAX_MARKS_PER_FRAME).collect();
+        let more = marks.peek().is_some();
         let frame = Control::Marks {
-            intents: Vec::new(),
-            more: false,
-        };
-        return send(tx, &[frame.encode()]).await;
-    }
-    while let Some(chunk) = chunks.next() {
-        let frame = Control::Marks {
-            intents: chunk.to_vec(),
-            more: chunks.peek().is_some(),
+            intents,
+            damaged,
+            more,
         };
         send(tx, &[frame.encode()]).await?;
+        if !more {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 /// Serves the primary's streams until the connection ends.
@@ -241,7 +246,11 @@ async fn streams(engine: &Arc<Engine>, connection: &Connection) -> Result<()> {
         let mut incoming = Incoming::new(stream_rx);
         let first = incoming.next().await?;
         // The kind byte of the first frame tells which stream it is.
-        if first.to_bytes().first() == Some(&96) {
+        if first
+            .to_bytes()
+            .first()
+            .is_some_and(|kind| CompareRequest::is_first(*kind))
+        {
             tokio::spawn(compare(engine.clone(), first, incoming, stream_tx));
             continue;
         }

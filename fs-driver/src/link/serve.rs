@@ -7,7 +7,7 @@ use quinn::{Connection, Endpoint, SendStream};
 use tokio::sync::{mpsc, oneshot};
 use twinfold_protocol::handshake::{Decision, Role, Which, decide};
 use twinfold_protocol::ids::{Seq, SessionId};
-use twinfold_protocol::marks::Intent;
+use twinfold_protocol::limits;
 use twinfold_protocol::primary::AckMode;
 use twinfold_protocol::wire::{
     CompareAnswer, CompareRequest, Control, Hello, OpStreamStart, Receipt, common_version,
@@ -17,15 +17,13 @@ use super::framing::{Incoming, send};
 use super::transport::Transport;
 use super::{STEP, code};
 use crate::engine::Engine;
+use crate::state::Recovered;
 
 /// Frames encoded and handed to QUIC at once.
 const BATCH: usize = 64;
 
 /// Priority of the op stream over the compare stream.
 const OPS_FIRST: i32 = 10;
-
-/// Marks of a target, at most: beyond it comparing everything is cheaper.
-const MAX_TARGET_MARKS: usize = 4 << 20;
 
 /// Serves until the role changes (the caller drops the future).
 pub(super) async fn run(engine: &Arc<Engine>, transport: &Arc<Transport>) -> Result<()> {
@@ -156,19 +154,27 @@ async fn peer(engine: &Arc<Engine>, connection: &Connection) -> Result<()> {
     let target = tokio::time::timeout(STEP * 10, marks(&mut control))
         .await
         .context("the peer's marks did not arrive in time")??;
-    tracing::info!(%session, ?method, marks = target.len(), "the peer is being brought up to date");
+    tracing::info!(%session, ?method, marks = target.intents.len(), "the peer is being brought up to date");
     engine.set_connection(connection.clone());
     resync(engine, connection, tx, control, session, method, target).await
 }
 
-async fn marks(control: &mut Incoming) -> Result<Vec<Intent>> {
-    let mut all = Vec::new();
+async fn marks(control: &mut Incoming) -> Result<Recovered> {
+    let mut all = Recovered::default();
     loop {
         match Control::decode(control.next().await?)? {
-            Control::Marks { intents, more } => {
-                all.extend(intents);
-                if all.len() > MAX_TARGET_MARKS {
-                    bail!("the peer sends more than {MAX_TARGET_MARKS} marks");
+            Control::Marks {
+                intents,
+                damaged,
+                more,
+            } => {
+                all.intents.extend(intents);
+                all.damaged |= damaged;
+                if all.intents.len() > limits::MAX_TARGET_MARKS {
+                    bail!(
+                        "the peer sends more than {} marks",
+                        limits::MAX_TARGET_MARKS
+                    );
                 }
                 if !more {
                     return Ok(all);
@@ -187,7 +193,7 @@ async fn resync(
     control: Incoming,
     session: SessionId,
     method: twinfold_protocol::handshake::Method,
-    target: Vec<Intent>,
+    target: Recovered,
 ) -> Result<()> {
     let (questions, mut asked) =
         mpsc::channel::<(CompareRequest, std::sync::mpsc::SyncSender<CompareAnswer>)>(1);

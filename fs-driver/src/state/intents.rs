@@ -9,7 +9,7 @@
 //! ```text
 //! state/intents/SEGMENT     SEGMENT: sixteen hexadecimal digits, ascending
 //!   record i at byte 32 * i, zeros behind the last:
-//!     0  u8   kind: 1 extent, 2 attributes, 3 directory, 4 new ids
+//!     0  u8   kind: 1 extent, 2 attributes, 3 directory, 4 new ids, 5 whole file
 //!     4  u32  extent number (kind 1), else 0
 //!     8  u64  file id
 //!    16  u64  number of the segment
@@ -331,6 +331,7 @@ fn encode(intent: Intent, segment: u64) -> [u8; RECORD] {
         Intent::Attributes { file } => (2, 0, file),
         Intent::Directory { directory } => (3, 0, directory),
         Intent::NewIds { first } => (4, 0, first),
+        Intent::File { file } => (5, 0, file),
     };
     let mut record = [0; RECORD];
     record[0] = kind;
@@ -358,6 +359,7 @@ fn decode(record: &[u8], segment: u64) -> Option<Intent> {
         2 => Intent::Attributes { file },
         3 => Intent::Directory { directory: file },
         4 => Intent::NewIds { first: file },
+        5 => Intent::File { file },
         _ => return None,
     })
 }

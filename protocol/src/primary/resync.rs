@@ -58,6 +58,7 @@ pub(super) fn mark_moved(map: &mut DirtyMap, op: &Op) {
             }
         }
         Op::PutObject { object, .. } => map.mark_unknown_attributes(object.file),
+        Op::PutXattr { file, .. } => map.mark_attributes(*file),
         Op::PutData { file, offset, data } => map.mark_data(*file, *offset, data.len() as u64),
         Op::PutHole {
             file,
@@ -80,6 +81,10 @@ impl<R> Primary<R> {
             Intent::Directory { directory } => {
                 self.dirty.mark_directory(directory);
                 self.dirty.mark_attributes(directory);
+            }
+            Intent::File { file } => {
+                self.dirty.mark_data(file, 0, u64::MAX);
+                self.dirty.mark_attributes(file);
             }
             Intent::NewIds { first } => {
                 debug_assert!(first.counter() % limits::ID_BLOCK == 0);

@@ -56,6 +56,8 @@ pub enum Control {
     Marks {
         /// The marks.
         intents: Vec<Intent>,
+        /// The target's notes cannot be read in full: anything may differ.
+        damaged: bool,
         /// More follow in another frame.
         more: bool,
     },
@@ -106,15 +108,23 @@ pub enum Receipt {
     },
 }
 
-/// The primary asks for block hashes of a file of the secondary.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct CompareRequest {
-    /// Which file.
-    pub file: FileId,
-    /// From which byte on, a multiple of [`limits::BLOCK`].
-    pub offset: u64,
-    /// How many blocks, at most [`limits::MAX_COMPARE_BLOCKS`].
-    pub blocks: u32,
+/// What the primary asks of the secondary before a resync.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CompareRequest {
+    /// Hashes of a file's blocks.
+    Blocks {
+        /// Which file.
+        file: FileId,
+        /// From which byte on, a multiple of [`limits::BLOCK`].
+        offset: u64,
+        /// How many blocks, at most [`limits::MAX_COMPARE_BLOCKS`].
+        blocks: u32,
+    },
+    /// Whether it has these objects, at most [`limits::MAX_COMPARE_OBJECTS`].
+    Objects {
+        /// Which objects.
+        files: Vec<FileId>,
+    },
 }
 
 /// The secondary's answer.
@@ -129,6 +139,11 @@ pub enum CompareAnswer {
         size: u64,
         /// The hashes, joined.
         hashes: Bytes,
+    },
+    /// For each object asked for, in the same order, whether it is here.
+    Present {
+        /// The answers.
+        present: Vec<bool>,
     },
 }
 
@@ -176,9 +191,14 @@ impl Control {
                 w.u8(source);
                 w.u8(method);
             }
-            Control::Marks { intents, more } => {
+            Control::Marks {
+                intents,
+                damaged,
+                more,
+            } => {
                 w = Writer::new(5);
                 w.u8((*more).into());
+                w.u8((*damaged).into());
                 w.u32(intents.len() as u32);
                 for intent in intents {
                     put_intent(&mut w, *intent);
@@ -211,12 +231,17 @@ impl Control {
             },
             5 => {
                 let more = r.bool("more")?;
+                let damaged = r.bool("damaged")?;
                 let count = r.count("marks", limits::MAX_MARKS_PER_FRAME)?;
                 let mut intents = Vec::with_capacity(count);
                 for _ in 0..count {
                     intents.push(get_intent(&mut r)?);
                 }
-                Control::Marks { intents, more }
+                Control::Marks {
+                    intents,
+                    damaged,
+                    more,
+                }
             }
             6 => Control::Leave {
                 flushed: r.bool("flushed")?,
@@ -338,37 +363,62 @@ impl Receipt {
 impl CompareRequest {
     /// Encodes the frame.
     pub fn encode(&self) -> Frame {
-        let mut w = Writer::new(96);
-        w.file(self.file);
-        w.u64(self.offset);
-        w.u32(self.blocks);
+        let mut w;
+        match self {
+            CompareRequest::Blocks {
+                file,
+                offset,
+                blocks,
+            } => {
+                w = Writer::new(96);
+                w.file(*file);
+                w.u64(*offset);
+                w.u32(*blocks);
+            }
+            CompareRequest::Objects { files } => {
+                w = Writer::new(99);
+                w.u32(files.len() as u32);
+                for file in files {
+                    w.file(*file);
+                }
+            }
+        }
         w.finish(Payload::default())
     }
 
     /// Decodes a frame.
     pub fn decode(frame: Payload) -> Result<CompareRequest, Violation> {
         let mut r = Reader::new(frame);
-        match r.u8()? {
-            96 => {}
+        let request = match r.u8()? {
+            96 => {
+                let file = r.file()?;
+                let (offset, blocks) = (r.offset("offset")?, r.u32()?);
+                check("blocks", blocks.into(), limits::MAX_COMPARE_BLOCKS as u64)?;
+                if !offset.is_multiple_of(limits::BLOCK) {
+                    return Err(Violation::Order(
+                        "a compare request does not start at a block".into(),
+                    ));
+                }
+                CompareRequest::Blocks {
+                    file,
+                    offset,
+                    blocks,
+                }
+            }
+            99 => {
+                let count = r.count("objects", limits::MAX_COMPARE_OBJECTS)?;
+                let files = (0..count).map(|_| r.file()).collect::<Result<_, _>>()?;
+                CompareRequest::Objects { files }
+            }
             v => return Err(unknown("compare request", v)),
-        }
-        let request = CompareRequest {
-            file: r.file()?,
-            offset: r.offset("offset")?,
-            blocks: r.u32()?,
         };
-        check(
-            "blocks",
-            request.blocks.into(),
-            limits::MAX_COMPARE_BLOCKS as u64,
-        )?;
-        if !request.offset.is_multiple_of(limits::BLOCK) {
-            return Err(Violation::Order(
-                "a compare request does not start at a block".into(),
-            ));
-        }
         r.end()?;
         Ok(request)
+    }
+
+    /// Whether a stream that begins with this kind byte carries compare requests.
+    pub fn is_first(kind: u8) -> bool {
+        matches!(kind, 96 | 99)
     }
 }
 
@@ -381,6 +431,12 @@ impl CompareAnswer {
                 let mut w = Writer::new(98);
                 w.u64(*size);
                 w.finish(hashes.clone().into())
+            }
+            CompareAnswer::Present { present } => {
+                let mut w = Writer::new(100);
+                w.u32(present.len() as u32);
+                present.iter().for_each(|here| w.u8((*here).into()));
+                w.finish(Payload::default())
             }
         }
     }
@@ -402,6 +458,13 @@ impl CompareAnswer {
                     size,
                     hashes: hashes.to_bytes(),
                 }
+            }
+            100 => {
+                let count = r.count("objects", limits::MAX_COMPARE_OBJECTS)?;
+                let present = (0..count)
+                    .map(|_| r.bool("present"))
+                    .collect::<Result<_, _>>()?;
+                CompareAnswer::Present { present }
             }
             v => return Err(unknown("compare answer", v)),
         };
@@ -505,6 +568,10 @@ fn put_intent(w: &mut Writer, intent: Intent) {
             w.u8(3);
             w.file(directory);
         }
+        Intent::File { file } => {
+            w.u8(5);
+            w.file(file);
+        }
         Intent::NewIds { first } => {
             w.u8(4);
             w.u64(first.0);
@@ -526,6 +593,7 @@ fn get_intent(r: &mut Reader) -> Result<Intent, Violation> {
         4 => Intent::NewIds {
             first: FileId(r.u64()?),
         },
+        5 => Intent::File { file: r.file()? },
         v => return Err(unknown("mark", v)),
     })
 }

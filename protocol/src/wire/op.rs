@@ -184,6 +184,11 @@ pub fn encode_op(seq: Seq, time: Timestamp, op: &Op) -> Frame {
                 w.bytes(value);
             }
         }
+        Op::PutXattr { file, name, value } => {
+            w.file(*file);
+            w.bytes(name);
+            w.bytes(value);
+        }
         Op::PutData { file, offset, data } => {
             w.file(*file);
             w.u64(*offset);
@@ -224,6 +229,7 @@ fn code(op: &Op) -> u8 {
         Op::PutData { .. } => 34,
         Op::PutHole { .. } => 35,
         Op::ResyncEnd => 36,
+        Op::PutXattr { .. } => 37,
     }
 }
 
@@ -426,6 +432,11 @@ fn decode_body(code: u8, r: &mut Reader) -> Result<Op, Violation> {
             }
         }
         36 => Op::ResyncEnd,
+        37 => Op::PutXattr {
+            file: r.file()?,
+            name: r.bytes("attribute name", limits::MAX_XATTR_NAME)?,
+            value: r.bytes("attribute value", limits::MAX_XATTR_VALUE)?,
+        },
         v => return Err(unknown("op", v)),
     })
 }

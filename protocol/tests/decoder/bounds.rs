@@ -106,7 +106,7 @@ fn at_and_beyond() -> Vec<[Sent; 2]> {
         })
     };
     let request = |blocks| {
-        Sent::Request(CompareRequest {
+        Sent::Request(CompareRequest::Blocks {
             file: F,
             offset: 0,
             blocks,
@@ -118,10 +118,13 @@ fn at_and_beyond() -> Vec<[Sent; 2]> {
             hashes: bytes(hashes),
         })
     };
+    let objects = |n| Sent::Request(CompareRequest::Objects { files: vec![F; n] });
     const END: u64 = limits::MAX_OFFSET;
     const DATA: usize = limits::MAX_PAYLOAD;
     const BLOCKS: usize = limits::MAX_COMPARE_BLOCKS;
+    const OBJECTS: usize = limits::MAX_COMPARE_OBJECTS;
     vec![
+        [objects(OBJECTS), objects(OBJECTS + 1)],
         [write(0, DATA), write(0, DATA + 1)],
         [write(END - 9, 9), write(END - 9, 10)],
         [write(END, 0), write(END + 1, 0)],
@@ -177,7 +180,7 @@ fn what_is_at_its_limit_passes_and_what_is_beyond_does_not() {
             "{refused:?}"
         );
     }
-    let request = CompareRequest {
+    let request = CompareRequest::Blocks {
         file: FileId::ROOT,
         offset: limits::BLOCK + 1,
         blocks: 1,

@@ -87,15 +87,15 @@ pub(super) fn any_sent() -> impl Strategy<Value = Sent> {
         })
     });
     let blocks = 0..=limits::MAX_COMPARE_BLOCKS as u32;
-    let request = (file(), 0..=limits::MAX_OFFSET / limits::BLOCK, blocks).prop_map(
-        |(file, block, blocks)| {
-            Sent::Request(CompareRequest {
-                file,
-                offset: block * limits::BLOCK,
-                blocks,
-            })
-        },
-    );
+    let range = (file(), 0..=limits::MAX_OFFSET / limits::BLOCK, blocks);
+    let request = prop_oneof![
+        range.prop_map(|(file, block, blocks)| CompareRequest::Blocks {
+            file,
+            offset: block * limits::BLOCK,
+            blocks,
+        }),
+        vec(file(), 0..20).prop_map(|files| CompareRequest::Objects { files }),
+    ];
     let answer = prop_oneof![
         Just(CompareAnswer::Missing),
         (offset(), vec(any::<[u8; 16]>(), 0..20)).prop_map(|(size, hashes)| {
@@ -104,13 +104,14 @@ pub(super) fn any_sent() -> impl Strategy<Value = Sent> {
                 hashes: hashes.concat().into(),
             }
         }),
+        vec(any::<bool>(), 0..20).prop_map(|present| CompareAnswer::Present { present }),
     ];
     prop_oneof![
         8 => any_op().prop_map(Sent::Op),
         4 => any_control().prop_map(Sent::Control),
         2 => any_receipt().prop_map(Sent::Receipt),
         1 => start,
-        1 => request,
+        1 => request.prop_map(Sent::Request),
         1 => answer.prop_map(Sent::Answer),
     ]
 }
@@ -380,6 +381,8 @@ fn resync_ops() -> impl Strategy<Value = Op> {
             }
         }),
         (object(), vec(xattr, 0..4)).prop_map(|(object, xattrs)| Op::PutObject { object, xattrs }),
+        (file(), some_bytes(limits::MAX_XATTR_NAME), some_bytes(2000))
+            .prop_map(|(file, name, value)| Op::PutXattr { file, name, value }),
         (file(), offset(), payload()).prop_map(|(file, offset, data)| Op::PutData {
             file,
             offset: offset.min(limits::MAX_OFFSET - data.len() as u64),
@@ -456,6 +459,7 @@ fn intent() -> impl Strategy<Value = Intent> {
         file().prop_map(|file| Intent::Attributes { file }),
         file().prop_map(|directory| Intent::Directory { directory }),
         block.prop_map(|first| Intent::NewIds { first }),
+        file().prop_map(|file| Intent::File { file }),
     ]
 }
 
@@ -468,8 +472,13 @@ pub(super) fn any_control() -> impl Strategy<Value = Control> {
         1 => session().prop_map(|session| Control::Resume { session }),
         1 => (decision(), session())
             .prop_map(|(decision, session)| Control::Decide { decision, session }),
-        2 => (vec(intent(), 0..30), any::<bool>())
-            .prop_map(|(intents, more)| Control::Marks { intents, more }),
+        2 => (vec(intent(), 0..30), any::<bool>(), any::<bool>()).prop_map(
+            |(intents, damaged, more)| Control::Marks {
+                intents,
+                damaged,
+                more,
+            }
+        ),
         1 => (reason(), any::<bool>())
             .prop_map(|(reason, flushed)| Control::Leave { reason, flushed }),
         1 => Just(Control::Alive),

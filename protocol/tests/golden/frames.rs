@@ -319,6 +319,15 @@ fn resync_ops() -> Vec<(Op, &'static str)> {
              2a00000000030000 0000040000000000 000102",
         ),
         (
+            Op::PutXattr {
+                file: FILE,
+                name: Bytes::from_static(b"user.a"),
+                value: Bytes::from_static(b"v"),
+            },
+            "2c000000 25 0807060504030201 00f153650000000015cd5b07
+             2a00000000030000 06000000757365722e61 0100000076",
+        ),
+        (
             Op::PutHole {
                 file: FILE,
                 offset: 4096,
@@ -410,14 +419,17 @@ pub(super) fn controls() -> Vec<(Control, &'static str)> {
                         directory: DIRECTORY,
                     },
                     Intent::NewIds { first: FileId(0) },
+                    Intent::File { file: FILE },
                 ],
+                damaged: false,
                 more: true,
             },
-            "2e000000 05 01 04000000
+            "38000000 05 01 00 05000000
              01 2a00000000030000 04030201
              02 2a00000000030000
              03 0700000000020000
-             04 0000000000000000",
+             04 0000000000000000
+             05 2a00000000030000",
         ),
         (
             Control::Leave {
@@ -462,14 +474,24 @@ pub(super) const START: (OpStreamStart, &str) = (
     "1a000000 40 000102030405060708090a0b0c0d0e0f 0900000000000000 01",
 );
 
-pub(super) const REQUEST: (CompareRequest, &str) = (
-    CompareRequest {
-        file: FILE,
-        offset: 8192,
-        blocks: 4096,
-    },
-    "15000000 60 2a00000000030000 0020000000000000 00100000",
-);
+pub(super) fn requests() -> Vec<(CompareRequest, &'static str)> {
+    vec![
+        (
+            CompareRequest::Blocks {
+                file: FILE,
+                offset: 8192,
+                blocks: 4096,
+            },
+            "15000000 60 2a00000000030000 0020000000000000 00100000",
+        ),
+        (
+            CompareRequest::Objects {
+                files: vec![FILE, DIRECTORY],
+            },
+            "15000000 63 02000000 2a00000000030000 0700000000020000",
+        ),
+    ]
+}
 
 pub(super) fn answers() -> Vec<(CompareAnswer, &'static str)> {
     let mut hashes: Vec<u8> = (0..16).collect();
@@ -483,6 +505,12 @@ pub(super) fn answers() -> Vec<(CompareAnswer, &'static str)> {
             },
             "29000000 62 0110000000000000 000102030405060708090a0b0c0d0e0f
              00000000000000000000000000000000",
+        ),
+        (
+            CompareAnswer::Present {
+                present: vec![true, false],
+            },
+            "07000000 64 02000000 01 00",
         ),
     ]
 }

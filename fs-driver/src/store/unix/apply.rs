@@ -176,6 +176,7 @@ impl Store {
             | Op::ResyncEnd
             | Op::PutDirectory { .. }
             | Op::PutObject { .. }
+            | Op::PutXattr { .. }
             | Op::PutData { .. }
             | Op::PutHole { .. } => Ok(()),
         }

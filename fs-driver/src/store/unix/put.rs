@@ -15,7 +15,7 @@ use bytes::Bytes;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use twinfold_protocol::attr::Kind;
 use twinfold_protocol::ids::FileId;
-use twinfold_protocol::op::{Change, Listing, Name, NewObject, Object, Op, PutEntry};
+use twinfold_protocol::op::{Change, Listing, Name, NewObject, Object, Op, PutEntry, XattrMode};
 
 use super::names::c_name;
 use super::node::Node;
@@ -34,6 +34,9 @@ impl Store {
                 entries,
             } => self.put_directory(*directory, *listing, entries),
             Op::PutObject { object, xattrs } => self.put_object(object, xattrs),
+            Op::PutXattr { file, name, value } => {
+                self.set_xattr(&*self.node(*file)?, name, value, XattrMode::Either)
+            }
             Op::PutData { file, offset, data } => self.write(&*self.node(*file)?, *offset, data),
             Op::PutHole {
                 file,
@@ -41,6 +44,14 @@ impl Store {
                 length,
             } => self.put_hole(*file, *offset, *length),
             _ => Ok(()),
+        }
+    }
+
+    /// The object with this id; one that has lost its last name here counts as gone.
+    fn named(&self, file: FileId) -> io::Result<Arc<Node>> {
+        match self.node(file) {
+            Ok(node) if node.is_orphan() => Err(io::Error::from_raw_os_error(libc::ESTALE)),
+            found => found,
         }
     }
 
@@ -61,7 +72,7 @@ impl Store {
         listing: Listing,
         entries: &[PutEntry],
     ) -> io::Result<()> {
-        let parent = match self.node(directory) {
+        let parent = match self.named(directory) {
             Ok(node) => node,
             Err(e) if e.raw_os_error() == Some(libc::ESTALE) => {
                 self.create_aside(directory, Kind::Directory, &Bytes::new(), 0o700)?
@@ -100,7 +111,7 @@ impl Store {
             self.move_aside(parent, &entry.name, &here)?;
         }
         let Some(wanted) = wanted else { return Ok(()) };
-        match self.node(wanted.file) {
+        match self.named(wanted.file) {
             Ok(node) => self.place(&node, parent, &entry.name),
             Err(e) if e.raw_os_error() == Some(libc::ESTALE) => {
                 self.create(parent, &entry.name, &as_new(wanted)).map(drop)
@@ -207,7 +218,7 @@ impl Store {
     }
 
     fn put_object(&self, object: &Object, xattrs: &[(Bytes, Bytes)]) -> io::Result<()> {
-        let node = match self.node(object.file) {
+        let node = match self.named(object.file) {
             Ok(node) => node,
             Err(e) if e.raw_os_error() == Some(libc::ESTALE) => {
                 self.create_aside(object.file, object.kind, &object.target, object.mode)?
@@ -242,7 +253,7 @@ impl Store {
             }
         }
         for (name, value) in xattrs {
-            self.set_xattr(&node, name, value, twinfold_protocol::op::XattrMode::Either)?;
+            self.set_xattr(&node, name, value, XattrMode::Either)?;
         }
         self.set_times(&node, Some(object.accessed), Some(object.modified))
     }
