@@ -9,6 +9,8 @@
 
 mod unshipped;
 
+use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,7 +25,7 @@ fn cut_off(
     change: impl FnOnce(&Path) + Send + 'static,
     done: impl Fn(&Path) -> bool,
 ) {
-    pair.wait_settled();
+    forget_what_was_flushed(pair);
     pair.b.freeze();
     let mount = pair.a.mount();
     let worker = std::thread::spawn(move || change(&mount));
@@ -37,6 +39,20 @@ fn cut_off(
     // What A sent waits in B's socket. It goes with B's process; B's copy stays as it was.
     pair.b.kill();
     pair.b.start(Role::ForcedPrimary).unwrap();
+}
+
+/// Checkpoints, until neither node remembers how the files came to be: only the notes
+/// of the change itself then tell of it. (A secondary keeps notes one checkpoint longer.)
+fn forget_what_was_flushed(pair: &Pair) {
+    fs::write(pair.on_a("tick"), b"0").unwrap();
+    for n in 0..3 {
+        let tick = fs::File::options().write(true).open(pair.on_a("tick"));
+        tick.unwrap().write_all_at(&[n], 0).unwrap();
+        pair.wait_settled();
+        pair.checkpoint();
+        let flushed = || pair.a.status().is_ok_and(|s| s["unflushed_objects"] == 0);
+        assert!(wait_until(PATIENCE, flushed), "{:?}", pair.a.status());
+    }
 }
 
 /// A returns as secondary and is resynced; both copies are then what B has.
