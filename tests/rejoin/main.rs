@@ -7,6 +7,7 @@
 // A test's helpers fail the test.
 #![allow(clippy::unwrap_used)]
 
+mod held;
 mod unshipped;
 
 use std::fs;

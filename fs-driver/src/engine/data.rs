@@ -27,8 +27,22 @@ impl Engine {
         clear_privileges: bool,
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
+        let node = node.clone();
+        self.admit(data.len(), move |engine| {
+            engine.write_now(&node, offset, data, stability, clear_privileges, reply);
+        });
+    }
+
+    fn write_now(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        offset: u64,
+        data: Bytes,
+        stability: Stability,
+        clear_privileges: bool,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
         let length = data.len() as u64;
-        self.wait_for_room(data.len());
         let pass = self.gate.enter();
         if let Err(e) = self.writable() {
             return reply(Err(e));
@@ -146,7 +160,7 @@ impl Engine {
 
     /// `ftruncate(2)`.
     pub fn truncate(
-        &self,
+        self: &Arc<Self>,
         node: &Arc<Node>,
         size: u64,
         clear_privileges: bool,
@@ -157,7 +171,7 @@ impl Engine {
             size,
             clear_privileges,
         };
-        self.change_whole(node, op, reply, |engine| {
+        self.change_whole(node, op, reply, move |engine, node| {
             engine.store.truncate(node, size)?;
             if clear_privileges {
                 engine.store.clear_privileges(node)?;
@@ -168,7 +182,7 @@ impl Engine {
 
     /// `fallocate(2)`.
     pub fn allocate(
-        &self,
+        self: &Arc<Self>,
         node: &Arc<Node>,
         mode: AllocateMode,
         offset: u64,
@@ -181,20 +195,32 @@ impl Engine {
             offset,
             length,
         };
-        self.change_whole(node, op, reply, |engine| {
+        self.change_whole(node, op, reply, move |engine, node| {
             engine.store.allocate(node, mode, offset, length)
         });
     }
 
     /// A change that may move the end of the file: nothing else is done to it meanwhile.
     fn change_whole(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        op: Op,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+        apply: impl FnOnce(&Engine, &Node) -> io::Result<()> + Send + 'static,
+    ) {
+        let node = node.clone();
+        self.admit(0, move |engine| {
+            engine.change_whole_now(&node, op, reply, apply);
+        });
+    }
+
+    fn change_whole_now(
         &self,
         node: &Arc<Node>,
         op: Op,
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
-        apply: impl FnOnce(&Engine) -> io::Result<()>,
+        apply: impl FnOnce(&Engine, &Node) -> io::Result<()>,
     ) {
-        self.wait_for_room(0);
         let _pass = self.gate.enter();
         if let Err(e) = self.writable() {
             return reply(Err(e));
@@ -205,12 +231,12 @@ impl Engine {
             Err(e) => return reply(Err(e.into())),
         };
         if node.is_orphan() {
-            return reply(apply(self).map_err(FsError::from));
+            return reply(apply(self, node).map_err(FsError::from));
         }
         if let Err(e) = self.ensure_intents(&op, old_size) {
             return reply(Err(e));
         }
-        match apply(self) {
+        match apply(self, node) {
             Ok(()) => self.commit(op, old_size, Box::new(move || reply(Ok(())))),
             Err(e) => {
                 // A failed allocation may have changed a part: the peer learns what is here now.
@@ -230,14 +256,26 @@ impl Engine {
 
     /// `copy_file_range(2)`: both nodes copy. The reply tells the bytes copied.
     pub fn copy_range(
-        &self,
+        self: &Arc<Self>,
         (from, from_offset): (&Arc<Node>, u64),
         (to, to_offset): (&Arc<Node>, u64),
         length: u64,
         reply: impl FnOnce(FsResult<u64>) + Send + 'static,
     ) {
         let length = length.min(MAX_COPY);
-        self.wait_for_room(0);
+        let (from, to) = (from.clone(), to.clone());
+        self.admit(0, move |engine| {
+            engine.copy_range_now((&from, from_offset), (&to, to_offset), length, reply);
+        });
+    }
+
+    fn copy_range_now(
+        &self,
+        (from, from_offset): (&Arc<Node>, u64),
+        (to, to_offset): (&Arc<Node>, u64),
+        length: u64,
+        reply: impl FnOnce(FsResult<u64>) + Send + 'static,
+    ) {
         let _pass = self.gate.enter();
         if let Err(e) = self.writable() {
             return reply(Err(e));

@@ -13,6 +13,7 @@ mod data;
 mod gate;
 mod jobs;
 mod names;
+mod parking;
 mod resync;
 mod roles;
 mod settle;
@@ -55,6 +56,7 @@ pub struct Engine {
     core: Mutex<Primary<Reply>>,
     /// Signalled when ops leave the window: writers may go on.
     room: Condvar,
+    parking: parking::Parking,
     role: AtomicU8,
     role_changed: watch::Sender<Option<Role>>,
     /// Held over every change of a name or of attributes: one order, here as in the sequence.
@@ -129,6 +131,7 @@ impl Engine {
             intents,
             core: Mutex::new(Primary::new(config, DirtyMap::default())),
             room: Condvar::new(),
+            parking: parking::Parking::default(),
             role: AtomicU8::new(0),
             role_changed: watch::Sender::new(None),
             names: Mutex::new(()),
@@ -253,14 +256,6 @@ impl Engine {
     fn is_new(&self, file: FileId) -> bool {
         self.intents
             .is_hot(twinfold_protocol::marks::id_block(file))
-    }
-
-    /// Waits until the window has room for `bytes` more.
-    fn wait_for_room(&self, bytes: usize) {
-        let mut core = self.core.lock();
-        while !core.has_room(bytes) {
-            self.room.wait(&mut core);
-        }
     }
 
     /// Puts an op that has been applied here into the order; `reply` runs when it may be

@@ -32,12 +32,22 @@ impl Engine {
     /// Runs `change` under the lock over names when this node may write, after the
     /// intents of `op` are durable. What `change` returns is committed and answered.
     fn change_names<T: Send + 'static>(
+        self: &Arc<Self>,
+        op: Op,
+        reply: impl FnOnce(FsResult<T>) + Send + 'static,
+        change: impl FnOnce(&Engine, Op) -> FsResult<(Option<Op>, T)> + Send + 'static,
+    ) {
+        self.admit(0, move |engine| {
+            engine.change_names_now(op, reply, change);
+        });
+    }
+
+    fn change_names_now<T: Send + 'static>(
         &self,
         op: Op,
         reply: impl FnOnce(FsResult<T>) + Send + 'static,
         change: impl FnOnce(&Engine, Op) -> FsResult<(Option<Op>, T)>,
     ) {
-        self.wait_for_room(0);
         let _pass = self.gate.enter();
         if let Err(e) = self.writable().and_then(|()| self.ensure_intents(&op, 0)) {
             return reply(Err(e));
@@ -54,7 +64,7 @@ impl Engine {
 
     /// Makes a new object. The reply brings it and its attributes.
     pub fn create(
-        &self,
+        self: &Arc<Self>,
         parent: &Arc<Node>,
         name: Name,
         new: NewEntry,
@@ -73,11 +83,12 @@ impl Engine {
                 gid: new.gid,
             },
         };
-        self.change_names(op, reply, |engine, op| {
+        let parent = parent.clone();
+        self.change_names(op, reply, move |engine, op| {
             let Op::Create { name, object, .. } = &op else {
                 return Err(FsError::Invalid);
             };
-            let node = engine.store.create(parent, name, object)?;
+            let node = engine.store.create(&parent, name, object)?;
             let attributes = node.attributes()?;
             Ok((Some(op), (node, attributes)))
         });
@@ -85,7 +96,7 @@ impl Engine {
 
     /// `link(2)`. The reply brings the attributes with the new link counted.
     pub fn link(
-        &self,
+        self: &Arc<Self>,
         node: &Arc<Node>,
         parent: &Arc<Node>,
         name: Name,
@@ -96,11 +107,12 @@ impl Engine {
             parent: parent.file(),
             name,
         };
-        self.change_names(op, reply, |engine, op| {
+        let (node, parent) = (node.clone(), parent.clone());
+        self.change_names(op, reply, move |engine, op| {
             let Op::Link { name, .. } = &op else {
                 return Err(FsError::Invalid);
             };
-            engine.store.link(node, parent, name)?;
+            engine.store.link(&node, &parent, name)?;
             let attributes = node.attributes()?;
             Ok((Some(op), attributes))
         });
@@ -108,7 +120,7 @@ impl Engine {
 
     /// `unlink(2)`, or `rmdir(2)` with `directory`.
     pub fn remove(
-        &self,
+        self: &Arc<Self>,
         parent: &Arc<Node>,
         name: Name,
         directory: bool,
@@ -120,11 +132,12 @@ impl Engine {
             name,
             file: parent.file(),
         };
-        self.change_names(probe, reply, |engine, probe| {
+        let parent = parent.clone();
+        self.change_names(probe, reply, move |engine, probe| {
             let Op::Unlink { name, .. } = probe else {
                 return Err(FsError::Invalid);
             };
-            let node = engine.store.lookup(parent, &name)?;
+            let node = engine.store.lookup(&parent, &name)?;
             if directory != (node.kind() == Kind::Directory) {
                 let code = if directory {
                     libc::ENOTDIR
@@ -135,7 +148,7 @@ impl Engine {
             }
             // A write to it comes before the removal, or it finds an object without a name.
             let whole = node.ranges.lock_all();
-            engine.store.unlink(parent, &name, node.clone())?;
+            engine.store.unlink(&parent, &name, node.clone())?;
             drop(whole);
             let (parent, file) = (parent.file(), node.file());
             let op = if directory {
@@ -149,7 +162,7 @@ impl Engine {
 
     /// `renameat2(2)`.
     pub fn rename(
-        &self,
+        self: &Arc<Self>,
         (parent, name): (&Arc<Node>, Name),
         (new_parent, new_name): (&Arc<Node>, Name),
         mode: RenameMode,
@@ -164,16 +177,17 @@ impl Engine {
             replaced: None,
             mode,
         };
-        self.change_names(probe, reply, |engine, probe| {
+        let (parent, new_parent) = (parent.clone(), new_parent.clone());
+        self.change_names(probe, reply, move |engine, probe| {
             let Op::Rename { name, new_name, .. } = probe else {
                 return Err(FsError::Invalid);
             };
-            let node = engine.store.lookup(parent, &name)?;
-            let victim = engine.store.find(new_parent, &new_name)?;
+            let node = engine.store.lookup(&parent, &name)?;
+            let victim = engine.store.find(&new_parent, &new_name)?;
             let whole = victim.as_ref().map(|v| v.ranges.lock_all());
             engine
                 .store
-                .rename(parent, &name, new_parent, &new_name, victim.clone(), mode)?;
+                .rename(&parent, &name, &new_parent, &new_name, victim.clone(), mode)?;
             drop(whole);
             let op = Op::Rename {
                 parent: parent.file(),
@@ -190,55 +204,62 @@ impl Engine {
 
     /// `chmod(2)`, `chown(2)`, `utimensat(2)`.
     pub fn set_attributes(
-        &self,
+        self: &Arc<Self>,
         node: &Arc<Node>,
         change: Change,
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
+        let node = node.clone();
         let op = Op::SetAttributes {
             file: node.file(),
             change,
         };
-        self.change_names(op, reply, |engine, op| {
-            engine.store.change(node, &change)?;
+        self.change_names(op, reply, move |engine, op| {
+            engine.store.change(&node, &change)?;
             Ok(((!node.is_orphan()).then_some(op), ()))
         });
     }
 
     /// `setxattr(2)`.
     pub fn set_xattr(
-        &self,
+        self: &Arc<Self>,
         node: &Arc<Node>,
         name: &[u8],
         value: &[u8],
         mode: XattrMode,
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
+        let node = node.clone();
         let op = Op::SetXattr {
             file: node.file(),
             name: Bytes::copy_from_slice(name),
             value: Bytes::copy_from_slice(value),
             mode,
         };
-        self.change_names(op, reply, |engine, op| {
-            engine.store.set_xattr(node, name, value, mode)?;
+        self.change_names(op, reply, move |engine, op| {
+            if let Op::SetXattr { name, value, .. } = &op {
+                engine.store.set_xattr(&node, name, value, mode)?;
+            }
             Ok(((!node.is_orphan()).then_some(op), ()))
         });
     }
 
     /// `removexattr(2)`.
     pub fn remove_xattr(
-        &self,
+        self: &Arc<Self>,
         node: &Arc<Node>,
         name: &[u8],
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
+        let node = node.clone();
         let op = Op::RemoveXattr {
             file: node.file(),
             name: Bytes::copy_from_slice(name),
         };
-        self.change_names(op, reply, |engine, op| {
-            engine.store.remove_xattr(node, name)?;
+        self.change_names(op, reply, move |engine, op| {
+            if let Op::RemoveXattr { name, .. } = &op {
+                engine.store.remove_xattr(&node, name)?;
+            }
             Ok(((!node.is_orphan()).then_some(op), ()))
         });
     }

@@ -70,16 +70,21 @@ impl Engine {
 
     /// Ships the times of everything touched since the last call.
     pub fn settle_times(&self) {
+        {
+            let core = self.core.lock();
+            // A lost peer may come back and will want them then.
+            if !core.has_room(0) || !(core.is_connected() || core.link() == Link::Alone) {
+                return;
+            }
+        }
         let touched = std::mem::take(&mut *self.touched.lock());
         if touched.is_empty() {
             return;
         }
-        let link = self.core.lock().link();
-        if link == Link::Alone {
+        if self.core.lock().link() == Link::Alone {
             // Nobody to ship to, and what is marked brings its times along.
             return;
         }
-        self.wait_for_room(0);
         for file in touched {
             match self.times_of(file) {
                 Ok(Some(op)) => {
