@@ -17,6 +17,18 @@ pub enum FsError {
     /// The name cannot be one.
     #[error(transparent)]
     Name(#[from] BadName),
+    /// There is no room left.
+    #[error("no space left")]
+    NoSpace,
+    /// What the name leads to is not a directory.
+    #[error("not a directory")]
+    NotADirectory,
+    /// What the name leads to is a directory.
+    #[error("is a directory")]
+    IsADirectory,
+    /// A name or a link's target is too long.
+    #[error("name too long")]
+    NameTooLong,
     /// The call is not supported.
     #[error("not supported")]
     NotSupported,

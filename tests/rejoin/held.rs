@@ -22,9 +22,7 @@ fn reads_go_on_while_more_writes_wait_than_the_window_holds() {
     let writers: Vec<_> = files
         .into_iter()
         .enumerate()
-        .map(|(n, mut file)| {
-            std::thread::spawn(move || file.write_all(&vec![n as u8 + 1; BYTES]))
-        })
+        .map(|(n, mut file)| std::thread::spawn(move || file.write_all(&vec![n as u8 + 1; BYTES])))
         .collect();
     let full = wait_until(Duration::from_secs(20), || {
         pair.a

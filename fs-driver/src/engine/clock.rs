@@ -1,13 +1,16 @@
 //! The clocks, read in one place.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::OnceLock;
+use std::time::{self, SystemTime, UNIX_EPOCH};
 
 use twinfold_protocol::time::{Instant, Timestamp};
 
 /// The monotonic clock.
 pub(crate) fn now() -> Instant {
-    let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    Instant(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)
+    static START: OnceLock<time::Instant> = OnceLock::new();
+    let start = START.get_or_init(time::Instant::now);
+    // Never zero: that is the moment before all others.
+    Instant(start.elapsed().as_nanos() as u64 + 1)
 }
 
 /// The wall clock.

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use twinfold_protocol::attr::Kind;
@@ -38,11 +37,7 @@ impl Engine {
         while at < end {
             // Whole blocks in a hole need not be read.
             if data_from <= at {
-                data_from = match self.store.seek(node, at, true) {
-                    Ok(from) => from,
-                    Err(e) if e.raw_os_error() == Some(libc::ENXIO) => u64::MAX,
-                    Err(e) => return Err(e),
-                };
+                data_from = self.store.next_data(node, at)?.unwrap_or(u64::MAX);
             }
             let length = limits::BLOCK.min(end - at) as usize;
             if data_from >= at + limits::BLOCK {
@@ -66,7 +61,7 @@ impl Engine {
             CompareRequest::Objects { files } => {
                 let present = files
                     .into_iter()
-                    .map(|file| self.object(file).map(|node| node.is_some()))
+                    .map(|file| self.store.object(file).map(|node| node.is_some()))
                     .collect::<io::Result<_>>()?;
                 return Ok(CompareAnswer::Present { present });
             }
@@ -76,7 +71,7 @@ impl Engine {
                 blocks,
             } => (file, offset, blocks),
         };
-        match self.object(file)? {
+        match self.store.object(file)? {
             None => Ok(CompareAnswer::Missing),
             Some(node) if node.kind() != Kind::Regular => Ok(CompareAnswer::Hashes {
                 size: 0,
@@ -89,16 +84,6 @@ impl Engine {
                     hashes: hashes.into(),
                 })
             }
-        }
-    }
-
-    /// The object with this id, if it has a name here.
-    pub(super) fn object(&self, file: FileId) -> io::Result<Option<Arc<Node>>> {
-        match self.store.node(file) {
-            Ok(node) if node.is_orphan() => Ok(None),
-            Ok(node) => Ok(Some(node)),
-            Err(e) if e.raw_os_error() == Some(libc::ESTALE) => Ok(None),
-            Err(e) => Err(e),
         }
     }
 
@@ -173,7 +158,7 @@ impl Comparison<'_> {
             let mut map = DirtyMap::default();
             set.iter().for_each(|name| map.mark_name(directory, name));
             self.engine.core.lock().give_back(map);
-            if let Some(node) = self.engine.object(directory)? {
+            if let Some(node) = self.engine.store.object(directory)? {
                 for name in set {
                     if let Some(entry) = self.engine.store.find(&node, name)? {
                         self.existence(entry.file())?;
@@ -202,7 +187,7 @@ impl Comparison<'_> {
         if !self.listed.insert(directory) {
             return Ok(());
         }
-        if let Some(node) = self.engine.object(directory)?
+        if let Some(node) = self.engine.store.object(directory)?
             && node.kind() == Kind::Directory
         {
             for entry in self.engine.store.list_all(&node)? {
@@ -245,7 +230,7 @@ impl Comparison<'_> {
     /// The peer has no such object: all of it is moved, and what it holds may be missing too.
     fn missing(&mut self, file: FileId) -> io::Result<()> {
         self.engine.core.lock().mark_missing(file);
-        match self.engine.object(file)? {
+        match self.engine.store.object(file)? {
             Some(node) if node.kind() == Kind::Directory => {
                 self.engine.core.lock().mark_directory(file);
                 if self.listed.insert(file) {
@@ -261,7 +246,7 @@ impl Comparison<'_> {
 
     /// Everything about an object: whether the peer has it, its attributes, its data.
     fn file(&mut self, file: FileId) -> io::Result<()> {
-        let Some(node) = self.engine.object(file)? else {
+        let Some(node) = self.engine.store.object(file)? else {
             return Ok(());
         };
         self.engine.core.lock().mark_attributes(file);
@@ -277,7 +262,7 @@ impl Comparison<'_> {
 
     fn range(&mut self, file: FileId, offset: u64, length: u64) -> io::Result<()> {
         // Gone here: it goes there with its name.
-        let Some(node) = self.engine.object(file)? else {
+        let Some(node) = self.engine.store.object(file)? else {
             return Ok(());
         };
         if node.kind() != Kind::Regular {
@@ -320,7 +305,7 @@ impl Comparison<'_> {
         let mut directories = vec![FileId::ROOT];
         self.engine.core.lock().mark_directory(FileId::ROOT);
         while let Some(directory) = directories.pop() {
-            let Some(node) = self.engine.object(directory)? else {
+            let Some(node) = self.engine.store.object(directory)? else {
                 continue;
             };
             for (_, entry) in self.engine.store.list_all(&node)? {

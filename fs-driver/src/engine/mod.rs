@@ -98,13 +98,10 @@ fn repair(store: &Store, recovered: &Recovered) -> std::io::Result<()> {
         let Intent::Directory { directory } = intent else {
             continue;
         };
-        match store.node(*directory) {
-            Ok(node) if node.kind() == twinfold_protocol::attr::Kind::Directory => {
-                removed += store.repair_directory(&node)?;
-            }
-            Ok(_) => {}
-            Err(e) if e.raw_os_error() == Some(libc::ESTALE) => {}
-            Err(e) => return Err(e),
+        if let Some(node) = store.object(*directory)?
+            && node.kind() == twinfold_protocol::attr::Kind::Directory
+        {
+            removed += store.repair_directory(&node)?;
         }
     }
     if removed > 0 {
@@ -245,7 +242,7 @@ impl Engine {
         }
         self.intents.ensure(&wanted).map_err(|e| {
             if e.kind() == std::io::ErrorKind::StorageFull {
-                return std::io::Error::from_raw_os_error(libc::ENOSPC).into();
+                return FsError::NoSpace;
             }
             self.fence("the intent log cannot be written", &e);
             FsError::Fenced

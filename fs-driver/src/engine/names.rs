@@ -139,12 +139,11 @@ impl Engine {
             };
             let node = engine.store.lookup(&parent, &name)?;
             if directory != (node.kind() == Kind::Directory) {
-                let code = if directory {
-                    libc::ENOTDIR
+                return Err(if directory {
+                    FsError::NotADirectory
                 } else {
-                    libc::EISDIR
-                };
-                return Err(std::io::Error::from_raw_os_error(code).into());
+                    FsError::IsADirectory
+                });
             }
             // A write to it comes before the removal, or it finds an object without a name.
             let whole = node.ranges.lock_all();

@@ -136,7 +136,7 @@ impl Engine {
             let Some(directory) = self.core.lock().next_directory() else {
                 return Ok(());
             };
-            let node = match self.object(directory)? {
+            let node = match self.store.object(directory)? {
                 Some(node) if node.kind() == Kind::Directory => node,
                 _ => {
                     self.core.lock().object_is_gone(directory);
@@ -268,7 +268,7 @@ impl Engine {
             }
             let Some(file) = next else { return Ok(()) };
             after = Some(file);
-            match self.object(file)? {
+            match self.store.object(file)? {
                 Some(node) => self.move_object(session, &node)?,
                 None => self.core.lock().object_is_gone(file),
             }
@@ -333,11 +333,7 @@ impl Engine {
         let end = offset + length;
         let mut at = offset;
         while at < end {
-            let data = match self.store.seek(node, at, true) {
-                Ok(data) => data.min(end),
-                Err(e) if e.raw_os_error() == Some(libc::ENXIO) => end,
-                Err(e) => return Err(e.into()),
-            };
+            let data = self.store.next_data(node, at)?.unwrap_or(end).min(end);
             if data > at {
                 self.put(
                     session,

@@ -96,14 +96,15 @@ impl Engine {
                     }
                 }
                 Ok(None) => {}
-                Err(e) if e.raw_os_error() == Some(libc::ESTALE) => {}
                 Err(e) => tracing::warn!(%file, error = %e, "times cannot be read"),
             }
         }
     }
 
     fn times_of(&self, file: FileId) -> io::Result<Option<Op>> {
-        let node = self.store.node(file)?;
+        let Some(node) = self.store.object(file)? else {
+            return Ok(None);
+        };
         let _whole = node.ranges.lock_all();
         if node.is_orphan() {
             return Ok(None);

@@ -116,12 +116,11 @@ impl Standby {
 
 fn set_times(store: &Store, times: HashMap<FileId, Timestamp>) {
     for (file, time) in times {
-        let set = store
-            .node(file)
-            .and_then(|node| store.set_times(&node, None, Some(time)));
-        if let Err(e) = set
-            && e.raw_os_error() != Some(libc::ESTALE)
-        {
+        let set = store.object(file).and_then(|node| match node {
+            Some(node) => store.set_times(&node, None, Some(time)),
+            None => Ok(()),
+        });
+        if let Err(e) = set {
             tracing::warn!(%file, error = %e, "times cannot be set");
         }
     }
@@ -300,11 +299,10 @@ impl Engine {
 
     fn run_sync(&self, job: SyncJob) -> Result<Option<Receipt>, StandbyError> {
         let failed = |source| StandbyError::Put { op: "sync", source };
-        let object = |file, data_only| match self.store.node(file) {
-            Ok(node) => self.store.sync(&node, data_only).map_err(failed),
+        let object = |file, data_only| match self.store.object(file).map_err(failed)? {
+            Some(node) => self.store.sync(&node, data_only).map_err(failed),
             // Removed meanwhile: nothing of it has to last.
-            Err(e) if e.raw_os_error() == Some(libc::ESTALE) => Ok(()),
-            Err(e) => Err(failed(e)),
+            None => Ok(()),
         };
         match job.what {
             SyncWhat::Object { file, data_only } => object(file, data_only)?,

@@ -145,9 +145,7 @@ impl Vfs {
         reply: impl FnOnce(FsResult<(Arc<Node>, Attributes)>) + Send + 'static,
     ) {
         if new.kind == Kind::Symlink && new.target.len() > limits::MAX_TARGET {
-            return reply(Err(
-                std::io::Error::from_raw_os_error(libc::ENAMETOOLONG).into()
-            ));
+            return reply(Err(FsError::NameTooLong));
         }
         let name = or_reply!(reply, Name::new(name));
         let parent = or_reply!(reply, self.node(parent));

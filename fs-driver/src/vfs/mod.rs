@@ -94,9 +94,7 @@ impl Vfs {
         // A name that no op could carry does not exist; one too long is told so.
         let name = match Name::new(name) {
             Ok(name) => name,
-            Err(twinfold_protocol::op::BadName::TooLong) => {
-                return Err(std::io::Error::from_raw_os_error(libc::ENAMETOOLONG).into());
-            }
+            Err(twinfold_protocol::op::BadName::TooLong) => return Err(FsError::NameTooLong),
             Err(e) => return Err(e.into()),
         };
         Ok(self.engine.store.lookup(&parent, &name)?.attributes()?)

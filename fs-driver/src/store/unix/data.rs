@@ -143,6 +143,15 @@ impl Store {
         Ok(rustix::fs::seek(node.data()?, to)?)
     }
 
+    /// Where the next data at or behind `offset` begins, if there is any.
+    pub fn next_data(&self, node: &Node, offset: u64) -> io::Result<Option<u64>> {
+        match self.seek(node, offset, true) {
+            Ok(at) => Ok(Some(at)),
+            Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Brings an object to stable storage.
     pub fn sync(&self, node: &Node, data_only: bool) -> io::Result<()> {
         match node.kind() {

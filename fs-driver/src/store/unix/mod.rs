@@ -170,6 +170,16 @@ impl Store {
         self.remember(file, path)
     }
 
+    /// The object with this id, if it has a name.
+    pub fn object(&self, file: FileId) -> io::Result<Option<Arc<Node>>> {
+        match self.node(file) {
+            Ok(node) if node.is_orphan() => Ok(None),
+            Ok(node) => Ok(Some(node)),
+            Err(e) if e.raw_os_error() == Some(libc::ESTALE) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Keeps the descriptor of an object for the next use.
     fn remember(&self, file: FileId, path: OwnedFd) -> io::Result<Arc<Node>> {
         let node = Arc::new(Node::new(file, path)?);

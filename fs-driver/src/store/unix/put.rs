@@ -47,14 +47,6 @@ impl Store {
         }
     }
 
-    /// The object with this id; one that has lost its last name here counts as gone.
-    fn named(&self, file: FileId) -> io::Result<Arc<Node>> {
-        match self.node(file) {
-            Ok(node) if node.is_orphan() => Err(io::Error::from_raw_os_error(libc::ESTALE)),
-            found => found,
-        }
-    }
-
     fn put_hole(&self, file: FileId, offset: u64, length: u64) -> io::Result<()> {
         let node = self.node(file)?;
         // Punching does not grow a file, and what lies beyond its end is a hole already.
@@ -72,12 +64,9 @@ impl Store {
         listing: Listing,
         entries: &[PutEntry],
     ) -> io::Result<()> {
-        let parent = match self.named(directory) {
-            Ok(node) => node,
-            Err(e) if e.raw_os_error() == Some(libc::ESTALE) => {
-                self.create_aside(directory, Kind::Directory, &Bytes::new(), 0o700)?
-            }
-            Err(e) => return Err(e),
+        let parent = match self.object(directory)? {
+            Some(node) => node,
+            None => self.create_aside(directory, Kind::Directory, &Bytes::new(), 0o700)?,
         };
         if let Listing::Whole { first: true, .. } = listing {
             self.listings.lock().insert(directory, SeenNames::new());
@@ -111,12 +100,9 @@ impl Store {
             self.move_aside(parent, &entry.name, &here)?;
         }
         let Some(wanted) = wanted else { return Ok(()) };
-        match self.named(wanted.file) {
-            Ok(node) => self.place(&node, parent, &entry.name),
-            Err(e) if e.raw_os_error() == Some(libc::ESTALE) => {
-                self.create(parent, &entry.name, &as_new(wanted)).map(drop)
-            }
-            Err(e) => Err(e),
+        match self.object(wanted.file)? {
+            Some(node) => self.place(&node, parent, &entry.name),
+            None => self.create(parent, &entry.name, &as_new(wanted)).map(drop),
         }
     }
 
@@ -218,12 +204,9 @@ impl Store {
     }
 
     fn put_object(&self, object: &Object, xattrs: &[(Bytes, Bytes)]) -> io::Result<()> {
-        let node = match self.named(object.file) {
-            Ok(node) => node,
-            Err(e) if e.raw_os_error() == Some(libc::ESTALE) => {
-                self.create_aside(object.file, object.kind, &object.target, object.mode)?
-            }
-            Err(e) => return Err(e),
+        let node = match self.object(object.file)? {
+            Some(node) => node,
+            None => self.create_aside(object.file, object.kind, &object.target, object.mode)?,
         };
         if node.kind() != object.kind {
             return Err(io::Error::new(
