@@ -10,7 +10,7 @@ use twinfold_protocol::time::Instant;
 use twinfold_protocol::wire::{Frame, Receipt, encode_op};
 
 use super::{Engine, Reply, clock};
-use crate::state::OnPeerLoss;
+use crate::state::{OnPeerLoss, Record};
 
 /// A random id other than zero.
 pub(crate) fn random_id() -> u128 {
@@ -63,7 +63,7 @@ impl Engine {
                 *self.trouble.lock() = None;
                 let engine = self.clone();
                 self.jobs.run(move || {
-                    if let Err(e) = engine.copy.update(|r| r.copy.bases.clear()) {
+                    if let Err(e) = engine.copy.update(Record::peer_is_current) {
                         engine.fence("the copy's history cannot be written", &e);
                     }
                 });
@@ -83,11 +83,7 @@ impl Engine {
     /// The decision to go on alone is made: a new generation, durable, then the replies.
     fn make_alone(self: &Arc<Self>) {
         let next = Generation(random_id());
-        let updated = self.copy.update(|r| {
-            r.copy = r.copy.go_alone(next);
-            r.paired = false;
-        });
-        if let Err(e) = updated {
+        if let Err(e) = self.copy.update(|r| r.go_alone(next)) {
             return self.fence("the new generation cannot be written", &e);
         }
         tracing::warn!(generation = %next, "going on alone");
@@ -204,6 +200,9 @@ impl Engine {
             Err(e) => return self.fence("the intent log cannot be written", &e),
         };
         *self.checkpoint_segment.lock() = segment;
+        // What was noted in the old segment has its place in the order before the
+        // checkpoint has: else the peer would not flush it, and its note would go.
+        self.gate.wait_for_all_before();
         let began = self
             .core
             .lock()

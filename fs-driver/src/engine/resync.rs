@@ -16,7 +16,7 @@ use twinfold_protocol::primary::Link;
 
 use super::compare::Ask;
 use super::{Engine, clock};
-use crate::state::Recovered;
+use crate::state::{Record, Recovered};
 use crate::store::{Listed, Node};
 
 /// How long the resync sleeps at most while its window is full.
@@ -93,7 +93,7 @@ impl Engine {
             if core.link() != Link::Alone {
                 return Err(ResyncError::Interrupted);
             }
-            core.peer_ready(clock::now(), session, []);
+            core.peer_ready(clock::now(), session);
             self.counters.resync_begins(core.dirty());
             core.next_seq()
         };
@@ -114,7 +114,7 @@ impl Engine {
             self.settle_times();
             // From its end on the peer may be current: should this machine go down now,
             // it must know that (see `roles::objection`).
-            self.copy.update(|r| r.paired = true)?;
+            self.copy.update(Record::peer_may_be_current)?;
             let mut core = self.core.lock();
             if core.session() != Some(session) {
                 return Err(ResyncError::Interrupted);

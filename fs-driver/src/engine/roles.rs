@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use twinfold_protocol::handshake::{CopyState, Role};
-use twinfold_protocol::ids::{Epoch, Generation};
+use twinfold_protocol::handshake::Role;
+use twinfold_protocol::ids::Generation;
 use twinfold_protocol::marks::DirtyMap;
 use twinfold_protocol::primary::{Link, Primary};
 
@@ -20,47 +20,19 @@ const DEMOTE_WAIT: Duration = Duration::from_secs(10);
 /// How long a secondary that stops waits until it has told its primary.
 const LEAVE_WAIT: Duration = Duration::from_secs(5);
 
-/// Why a copy may not simply become primary when the driver starts.
-fn objection(record: &Record, boot: u128) -> Option<String> {
-    if !record.copy.current.is_some() {
-        return Some("this copy was never synchronised".into());
-    }
-    if !record.copy.up_to_date {
-        return Some(
-            "this copy is not up to date: it lacks acknowledged writes of its peer, or its resync \
-             was interrupted"
-                .into(),
-        );
-    }
-    if record.role == Some(Role::Secondary) {
-        return Some(
-            "this node was secondary when it last ran, and its peer may have gone on without it"
-                .into(),
-        );
-    }
-    if record.paired && !record.clean && record.boot != boot {
-        return Some(
-            "this machine went down as primary while its peer was up to date: the peer may hold \
-             acknowledged writes that were lost here"
-                .into(),
-        );
-    }
-    None
-}
-
 impl Engine {
     /// Starts as primary. Without `force` only with a copy that is known to hold
     /// every acknowledged write (promise 4).
     pub fn start_primary(self: &Arc<Self>, force: bool) -> Result<()> {
         let record = self.copy.get();
-        if let Some(objection) = objection(&record, crate::state::boot_id()) {
+        if let Some(objection) = record.objection(crate::state::boot_id()) {
             if !force || !record.copy.current.is_some() {
                 bail!(
                     "{objection}; start it as secondary, or, if this copy shall be the good one \
                      whatever the peer has, start it as primary with --force"
                 );
             }
-            tracing::warn!(objection, "starting as primary by force");
+            tracing::warn!(%objection, "starting as primary by force");
         }
         // A peer that was up to date is left behind by whatever is written now.
         self.take_over(record.paired || force, DirtyMap::default())
@@ -69,20 +41,12 @@ impl Engine {
     /// Makes a new epoch (and generation) durable and accepts writes, alone.
     /// `suspects` are what the other copy may lack.
     fn take_over(&self, new_generation: bool, suspects: DirtyMap) -> Result<()> {
-        let epoch = Epoch::next(self.copy.get().epoch, self.side)
-            .context("all epochs of file ids are used up")?;
+        let next = new_generation.then(|| Generation(random_id()));
+        let mut record = self.copy.get();
+        record.become_primary(self.side, next, crate::state::boot_id())?;
+        let epoch = record.epoch;
         self.copy
-            .update(|r| {
-                if new_generation {
-                    r.copy = r.copy.go_alone(Generation(random_id()));
-                }
-                r.copy.up_to_date = true;
-                r.epoch = epoch;
-                r.role = Some(Role::Primary);
-                r.paired = false;
-                r.clean = false;
-                r.boot = crate::state::boot_id();
-            })
+            .update(|r| *r = record)
             .context("cannot write the copy's history")?;
         self.epoch.store(epoch.0, Ordering::Relaxed);
         self.next_id.store(0, Ordering::Relaxed);
@@ -96,12 +60,7 @@ impl Engine {
     /// Starts as secondary.
     pub fn start_secondary(&self) -> Result<()> {
         self.copy
-            .update(|r| {
-                r.role = Some(Role::Secondary);
-                r.paired = false;
-                r.clean = false;
-                r.boot = crate::state::boot_id();
-            })
+            .update(|r| r.become_secondary(crate::state::boot_id()))
             .context("cannot write the copy's history")?;
         self.set_role(Some(Role::Secondary));
         Ok(())
@@ -186,7 +145,7 @@ impl Engine {
             bail!("this node is primary: its copy is in use. Run `demote` first");
         }
         self.copy
-            .update(|r| r.copy = CopyState::default())
+            .update(Record::discard)
             .context("cannot write the copy's history")?;
         *self.standby.lock() = None;
         self.drop_connection("this copy was discarded");
@@ -207,51 +166,9 @@ impl Engine {
         self.store.sync_all().context("cannot flush the store")?;
         self.drop_connection("stopped");
         self.copy
-            .update(|r| r.clean = true)
+            .update(Record::stop)
             .context("cannot write the copy's history")?;
         self.jobs.stop();
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record() -> Record {
-        Record {
-            copy: CopyState {
-                current: Generation(1),
-                up_to_date: true,
-                ..CopyState::default()
-            },
-            role: Some(Role::Primary),
-            paired: true,
-            clean: true,
-            boot: 5,
-            ..Record::default()
-        }
-    }
-
-    #[test]
-    fn a_copy_that_may_be_stale_is_not_started_as_primary() {
-        assert_eq!(objection(&record(), 6), None);
-        let mut crashed = record();
-        crashed.clean = false;
-        assert_eq!(objection(&crashed, 5), None, "the page cache survived");
-        assert!(objection(&crashed, 6).unwrap().contains("peer may hold"));
-        crashed.paired = false;
-        assert_eq!(
-            objection(&crashed, 6),
-            None,
-            "there was no peer to hold more"
-        );
-        let mut behind = record();
-        behind.copy.up_to_date = false;
-        assert!(objection(&behind, 5).is_some());
-        let mut secondary = record();
-        secondary.role = Some(Role::Secondary);
-        assert!(objection(&secondary, 5).is_some());
-        assert!(objection(&Record::default(), 5).is_some());
     }
 }

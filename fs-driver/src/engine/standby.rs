@@ -14,7 +14,7 @@ use twinfold_protocol::wire::{Hello, OpStreamStart, Receipt, Violation, decode_o
 
 use super::Engine;
 use super::settle::touched_by;
-use crate::state::Recovered;
+use crate::state::{Record, Recovered};
 use crate::store::{ApplyError, Store};
 
 /// Objects whose times are only known from their ops, at most; then they are set at once.
@@ -141,10 +141,7 @@ impl Engine {
                 method: Method::Marks | Method::Compare | Method::Everything
             }
         ));
-        self.copy.update(|r| {
-            r.copy.up_to_date = false;
-            r.epoch = r.epoch.max(primary.epoch);
-        })?;
+        self.copy.update(|r| r.begin_resync(primary.epoch))?;
         *self.standby.lock() = Some(Standby {
             machine: Secondary::new(session),
             module: primary.copy.module,
@@ -318,10 +315,7 @@ impl Engine {
                 let (module, generation, epoch) =
                     (standby.module, standby.generation, standby.epoch);
                 self.copy
-                    .update(|r| {
-                        r.copy = r.copy.adopt(module, generation);
-                        r.epoch = r.epoch.max(epoch);
-                    })
+                    .update(|r| r.end_resync(module, generation, epoch))
                     .map_err(|e| {
                         self.fence("the copy's history cannot be written", &e);
                         StandbyError::Fenced
@@ -371,7 +365,7 @@ impl Engine {
         self.jobs.run(move || {
             let standby = engine.standby.lock().take();
             let left = engine.store.sync_all().and_then(|()| match standby {
-                Some(_) => engine.copy.update(|r| r.copy.up_to_date = false),
+                Some(_) => engine.copy.update(Record::fall_behind),
                 None => Ok(()),
             });
             done(left);
@@ -384,7 +378,7 @@ impl Engine {
         let seq = standby.applied().next();
         tracing::error!(%error, %seq, "this copy is not up to date any more");
         *self.trouble.lock() = Some(error.to_string());
-        if let Err(e) = self.copy.update(|r| r.copy.up_to_date = false) {
+        if let Err(e) = self.copy.update(Record::fall_behind) {
             self.fence("the copy's history cannot be written", &e);
             return None;
         }

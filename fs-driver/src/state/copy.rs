@@ -32,6 +32,7 @@ use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
 use twinfold_protocol::handshake::{CopyState, Role};
 use twinfold_protocol::ids::{Epoch, Generation, ModuleId};
+use twinfold_protocol::lifecycle::Record;
 use twinfold_protocol::limits;
 
 const MAGIC: &[u8; 8] = b"twinfold";
@@ -39,25 +40,6 @@ const VERSION: u16 = 2;
 
 /// Bytes of a slot: one sector of any disk holds no more than one.
 const SLOT: usize = 4096;
-
-/// Everything the file holds.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Record {
-    /// The copy's history.
-    pub copy: CopyState,
-    /// Highest epoch of file ids seen, here or at the peer.
-    pub epoch: Epoch,
-    /// What the node did with the copy when it last ran.
-    pub role: Option<Role>,
-    /// The peer was up to date and its vote counted: it may hold newer data than a
-    /// primary that lost its page cache.
-    pub paired: bool,
-    /// The driver stopped in order.
-    pub clean: bool,
-    /// The operating system's boot during the last run; another one now means that
-    /// what was not synced may be gone.
-    pub boot: u128,
-}
 
 /// The file, and its contents in memory.
 #[derive(Debug)]

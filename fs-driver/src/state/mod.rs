@@ -5,10 +5,11 @@ mod copy;
 mod intents;
 mod settings;
 
+pub use copy::CopyFile;
 pub(crate) use copy::boot_id;
-pub use copy::{CopyFile, Record};
 pub use intents::{IntentLog, Recovered};
 pub use settings::{Ack, OnPeerLoss, Settings};
+pub use twinfold_protocol::lifecycle::Record;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

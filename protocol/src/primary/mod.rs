@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use crate::ids::{Seq, SessionId};
 use crate::limits;
-use crate::marks::{DirtyMap, Intent};
+use crate::marks::DirtyMap;
 use crate::op::{Op, Sequenced, Stability};
 use crate::time::{Instant, Timestamp};
 use crate::wire::Receipt;
@@ -464,17 +464,9 @@ impl<R> Primary<R> {
     }
 
     /// A peer has shaken hands and shall be brought up in this session. Everything
-    /// from now on has numbers from [`Primary::next_seq`] on. `target` are its marks.
-    pub fn peer_ready(
-        &mut self,
-        now: Instant,
-        session: SessionId,
-        target: impl IntoIterator<Item = Intent>,
-    ) {
+    /// from now on has numbers from [`Primary::next_seq`] on.
+    pub fn peer_ready(&mut self, now: Instant, session: SessionId) {
         debug_assert_eq!(self.link, Link::Alone);
-        for intent in target {
-            self.mark_intent(intent);
-        }
         self.session = Some(session);
         self.window = Window::new(self.window.next());
         self.progress = now;

@@ -12,7 +12,7 @@
 use super::{Link, Primary, Vote};
 use crate::ids::{FileId, Seq};
 use crate::limits;
-use crate::marks::{DirtyMap, Intent, Names};
+use crate::marks::{DirtyMap, Names};
 use crate::op::{Listing, Op};
 use crate::time::{Instant, Timestamp};
 
@@ -70,47 +70,9 @@ pub(super) fn mark_moved(map: &mut DirtyMap, op: &Op) {
 }
 
 impl<R> Primary<R> {
-    /// Marks what an intent covers, all of it, as to be moved.
-    pub fn mark_intent(&mut self, intent: Intent) {
-        match intent {
-            Intent::Extent { file, extent } => {
-                self.dirty
-                    .mark_data(file, u64::from(extent) * limits::EXTENT, limits::EXTENT)
-            }
-            Intent::Attributes { file } => self.dirty.mark_attributes(file),
-            Intent::Directory { directory } => {
-                self.dirty.mark_directory(directory);
-                self.dirty.mark_attributes(directory);
-            }
-            Intent::File { file } => {
-                self.dirty.mark_data(file, 0, u64::MAX);
-                self.dirty.mark_attributes(file);
-            }
-            Intent::NewIds { first } => {
-                debug_assert!(first.counter() % limits::ID_BLOCK == 0);
-            }
-        }
-    }
-
-    /// Marks blocks that a comparison found different.
-    pub fn mark_compared(&mut self, file: FileId, offset: u64, length: u64) {
-        self.dirty.mark_data(file, offset, length);
-    }
-
-    /// Marks an object that a comparison found missing or that may be missing on the peer.
-    pub fn mark_missing(&mut self, file: FileId) {
-        self.dirty.mark_unknown(file);
-    }
-
-    /// Marks the attributes of an object.
-    pub fn mark_attributes(&mut self, file: FileId) {
-        self.dirty.mark_attributes(file);
-    }
-
-    /// Marks all names of a directory.
-    pub fn mark_directory(&mut self, directory: FileId) {
-        self.dirty.mark_directory(directory);
-        self.dirty.mark_attributes(directory);
+    /// Changes the marks of what must be moved: what a comparison found.
+    pub fn mark(&mut self, change: impl FnOnce(&mut DirtyMap)) {
+        change(&mut self.dirty);
     }
 
     /// Whether the peer, as far as it has been brought up, can do this op and come

@@ -55,7 +55,7 @@ impl Bed {
 
     fn paired(mode: AckMode) -> Bed {
         let mut bed = Bed::alone(mode);
-        bed.p.peer_ready(now(1), SessionId(1), []);
+        bed.p.peer_ready(now(1), SessionId(1));
         let end = bed.p.finish_resync(now(1), Timestamp::default()).unwrap();
         bed.wire();
         bed.applied(end.0);
@@ -366,7 +366,7 @@ fn create(name: &str, file: u64) -> Op {
 fn while_syncing_only_what_the_peer_can_do_is_shipped() {
     let mut bed = Bed::alone(AckMode::Memory);
     bed.submit(create("new", 200));
-    bed.p.peer_ready(now(1), SessionId(1), []);
+    bed.p.peer_ready(now(1), SessionId(1));
     // The peer has neither the name nor the file yet.
     let mut op = write(0, 1);
     if let Op::Write { file, .. } = &mut op {
@@ -417,7 +417,7 @@ fn marks_survive_a_resync_that_breaks_off() {
     bed.submit(write(0, 4096));
     bed.submit(write(40960, 4096));
     let before = bed.marked().block_bytes();
-    bed.p.peer_ready(now(1), SessionId(1), []);
+    bed.p.peer_ready(now(1), SessionId(1));
     let (offset, length) = bed.p.take_run(F, 1, 1 << 20).unwrap();
     let put = Op::PutData {
         file: F,
@@ -436,7 +436,7 @@ fn marks_survive_a_resync_that_breaks_off() {
 #[test]
 fn resync_makes_way_for_the_application() {
     let mut bed = Bed::alone(AckMode::Memory);
-    bed.p.peer_ready(now(1), SessionId(1), []);
+    bed.p.peer_ready(now(1), SessionId(1));
     assert_eq!(bed.p.resync_room(now(1000)), limits::RESYNC_WINDOW_IDLE);
     bed.at = 1000;
     bed.submit(write(0, 1));

@@ -1,0 +1,203 @@
+//! What a node must remember about its copy to know, at its next start, what the copy
+//! is worth; and every way in which that changes.
+//!
+//! The driver makes each change durable before it acts on it (invariants 4, 11, 17).
+
+use crate::handshake::{CopyState, Role};
+use crate::ids::{Epoch, Generation, ModuleId, Side};
+
+/// Everything that is remembered beside intents and marks.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Record {
+    /// The copy's history.
+    pub copy: CopyState,
+    /// Highest epoch of file ids seen, here or at the peer.
+    pub epoch: Epoch,
+    /// What the node did with the copy when it last ran.
+    pub role: Option<Role>,
+    /// The peer was up to date and its vote counted: it may hold newer data than a
+    /// primary that lost its page cache.
+    pub paired: bool,
+    /// The driver stopped in order.
+    pub clean: bool,
+    /// The operating system's boot during the last run; another one now means that
+    /// what was not synced may be gone.
+    pub boot: u128,
+}
+
+/// Why a copy may not simply become primary when the driver starts (promise 4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Objection {
+    /// It has no generation.
+    #[error("this copy was never synchronised")]
+    NeverSynchronised,
+    /// Its flag is down.
+    #[error(
+        "this copy is not up to date: it lacks acknowledged writes of its peer, or its resync was \
+         interrupted"
+    )]
+    NotUpToDate,
+    /// Its peer may have gone on.
+    #[error("this node was secondary when it last ran, and its peer may have gone on without it")]
+    WasSecondary,
+    /// Its page cache is gone, its peer's may not be.
+    #[error(
+        "this machine went down as primary while its peer was up to date: the peer may hold \
+         acknowledged writes that were lost here"
+    )]
+    PeerMayHoldMore,
+}
+
+/// No epoch of file ids is left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("all epochs of file ids are used up")]
+pub struct NoEpoch;
+
+impl Record {
+    /// Why this copy may not become primary without force; `boot` is the running
+    /// operating system's.
+    pub fn objection(&self, boot: u128) -> Option<Objection> {
+        if !self.copy.current.is_some() {
+            Some(Objection::NeverSynchronised)
+        } else if !self.copy.up_to_date {
+            Some(Objection::NotUpToDate)
+        } else if self.role == Some(Role::Secondary) {
+            Some(Objection::WasSecondary)
+        } else if self.paired && !self.clean && self.boot != boot {
+            Some(Objection::PeerMayHoldMore)
+        } else {
+            None
+        }
+    }
+
+    /// The node becomes primary, without its peer. A `next` generation is needed when
+    /// the peer may be up to date, or when the copy is made good by force.
+    pub fn become_primary(
+        &mut self,
+        side: Side,
+        next: Option<Generation>,
+        boot: u128,
+    ) -> Result<(), NoEpoch> {
+        self.epoch = Epoch::next(self.epoch, side).ok_or(NoEpoch)?;
+        if let Some(next) = next {
+            self.copy = self.copy.go_alone(next);
+        }
+        self.copy.up_to_date = true;
+        self.runs_as(Role::Primary, boot);
+        Ok(())
+    }
+
+    /// The node becomes secondary.
+    pub fn become_secondary(&mut self, boot: u128) {
+        self.runs_as(Role::Secondary, boot);
+    }
+
+    fn runs_as(&mut self, role: Role, boot: u128) {
+        self.role = Some(role);
+        self.paired = false;
+        self.clean = false;
+        self.boot = boot;
+    }
+
+    /// The primary goes on without its peer (invariant 4).
+    pub fn go_alone(&mut self, next: Generation) {
+        self.copy = self.copy.go_alone(next);
+        self.paired = false;
+    }
+
+    /// The primary is about to end a resync: from then on the peer may be up to date.
+    pub fn peer_may_be_current(&mut self) {
+        self.paired = true;
+    }
+
+    /// The peer is up to date: no base is needed any more.
+    pub fn peer_is_current(&mut self) {
+        self.copy.bases.clear();
+    }
+
+    /// A resync of this copy begins, from a primary that has seen `epoch` (invariant 11).
+    pub fn begin_resync(&mut self, epoch: Epoch) {
+        self.copy.up_to_date = false;
+        self.epoch = self.epoch.max(epoch);
+    }
+
+    /// Everything was moved and flushed (invariant 11).
+    pub fn end_resync(&mut self, module: ModuleId, generation: Generation, epoch: Epoch) {
+        self.copy = self.copy.adopt(module, generation);
+        self.epoch = self.epoch.max(epoch);
+    }
+
+    /// This copy leaves, or could not apply an op: its primary goes on without it.
+    pub fn fall_behind(&mut self) {
+        self.copy.up_to_date = false;
+    }
+
+    /// The operator gives this copy up.
+    pub fn discard(&mut self) {
+        self.copy = CopyState::default();
+    }
+
+    /// The driver stops in order.
+    pub fn stop(&mut self) {
+        self.clean = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        Record {
+            copy: CopyState {
+                current: Generation(1),
+                up_to_date: true,
+                ..CopyState::default()
+            },
+            role: Some(Role::Primary),
+            paired: true,
+            clean: true,
+            boot: 5,
+            ..Record::default()
+        }
+    }
+
+    #[test]
+    fn a_copy_that_may_be_stale_is_not_started_as_primary() {
+        assert_eq!(record().objection(6), None);
+        let mut crashed = record();
+        crashed.clean = false;
+        assert_eq!(crashed.objection(5), None, "the page cache survived");
+        assert_eq!(crashed.objection(6), Some(Objection::PeerMayHoldMore));
+        crashed.paired = false;
+        assert_eq!(crashed.objection(6), None, "there was no peer to hold more");
+        let mut behind = record();
+        behind.copy.up_to_date = false;
+        assert_eq!(behind.objection(5), Some(Objection::NotUpToDate));
+        let mut secondary = record();
+        secondary.role = Some(Role::Secondary);
+        assert_eq!(secondary.objection(5), Some(Objection::WasSecondary));
+        assert_eq!(
+            Record::default().objection(5),
+            Some(Objection::NeverSynchronised)
+        );
+    }
+
+    #[test]
+    fn every_new_primary_has_an_epoch_of_its_own() {
+        let mut seen = Vec::new();
+        let (mut a, mut b) = (record(), record());
+        for _ in 0..5 {
+            a.become_primary(Side::Even, None, 1).unwrap();
+            b.become_primary(Side::Odd, None, 1).unwrap();
+            seen.extend([a.epoch, b.epoch]);
+        }
+        let mut unique = seen.clone();
+        unique.sort_unstable();
+        unique.dedup();
+        assert_eq!(unique.len(), seen.len(), "{seen:?}");
+        let mut last = record();
+        last.epoch = Epoch::MAX;
+        assert_eq!(last.become_primary(Side::Even, None, 1), Err(NoEpoch));
+    }
+}
