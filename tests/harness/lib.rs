@@ -10,9 +10,11 @@
 //! behind is removed by the next one.
 
 mod compare;
+mod failover;
 mod node;
 mod pair;
 mod process;
+pub mod program;
 mod space;
 pub mod tools;
 mod turn;
@@ -21,3 +23,4 @@ pub use compare::{Scope, Tree};
 pub use node::{Node, Role};
 pub use pair::{Options, Pair};
 pub use process::{leave_root, wait_until};
+pub use program::Program;
