@@ -6,4 +6,5 @@
 // A test's helpers fail the test.
 #![allow(clippy::unwrap_used)]
 
+mod postgres;
 mod sqlite;
