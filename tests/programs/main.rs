@@ -6,5 +6,8 @@
 // A test's helpers fail the test.
 #![allow(clippy::unwrap_used)]
 
+mod compile;
+mod git;
 mod postgres;
+mod qcow2;
 mod sqlite;
