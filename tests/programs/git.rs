@@ -54,10 +54,12 @@ impl Git {
         Git { home }
     }
 
-    fn program(&self, program: &str, directory: &Path) -> Command {
+    /// Goes into a directory by itself, so that it can be started also where the
+    /// directory's mount has just died, and fail.
+    fn program(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         leave_root(&mut command, USER)
-            .current_dir(directory)
+            .current_dir("/")
             .env("HOME", self.home.path())
             .env("LC_ALL", "C")
             .env("GIT_CONFIG_NOSYSTEM", "1")
@@ -78,8 +80,8 @@ impl Git {
     }
 
     fn git(&self, directory: &Path, arguments: &[&str]) -> Command {
-        let mut command = self.program("git", directory);
-        command.args(arguments);
+        let mut command = self.program("git");
+        command.arg("-C").arg(directory).args(arguments);
         command
     }
 
@@ -117,9 +119,9 @@ impl Git {
         };
         changes().map_err(|e| e.to_string())?;
         let message = format!("commit {n}");
-        let script = "git add -A && git commit -q -m \"$1\" && git rev-parse HEAD";
-        let mut command = self.program("sh", repository);
-        command.args(["-c", script, "sh", &message]);
+        let script = "cd \"$2\" && git add -A && git commit -q -m \"$1\" && git rev-parse HEAD";
+        let mut command = self.program("sh");
+        command.args(["-c", script, "sh", &message]).arg(repository);
         let mut committing = Program::start(command);
         match committing.wait(PATIENCE).success() {
             true => Ok(committing.said().trim().to_owned()),

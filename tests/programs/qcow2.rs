@@ -9,7 +9,7 @@ use std::process::Command;
 use harness::program::{PATIENCE, Program, require, run};
 use harness::{Pair, wait_until};
 
-/// Size of a disk in bytes.
+/// Size of the first disk in bytes.
 const SIZE: usize = 32 << 20;
 
 /// Unit of places and lengths, in bytes: a sector.
@@ -29,6 +29,9 @@ const ENDLESS: usize = 100_000;
 
 /// Changes while the dead node returns.
 const AFTER: usize = 150;
+
+/// Size of the second disk in bytes.
+const SECOND_SIZE: usize = 8 << 20;
 
 /// What the second disk is filled with.
 const FILL: u8 = 0xab;
@@ -86,7 +89,7 @@ impl Change {
     }
 }
 
-/// Runs `qemu-img` on an image past the page cache.
+/// `qemu-img` with an image as its last argument so far.
 fn image(arguments: &[&str], image: &Path) -> Command {
     let mut command = Command::new("qemu-img");
     command.args(arguments).arg(image);
@@ -188,12 +191,11 @@ fn flushed_writes_to_an_image_survive_a_failover() {
         outside: tempfile::tempdir().unwrap(),
         contents: vec![0; SIZE],
     };
-    let size = SIZE.to_string();
     let first = pair.on_a("first");
     let second = pair.on_a("second");
-    for path in [&first, &second] {
+    for (path, size) in [(&first, SIZE), (&second, SECOND_SIZE)] {
         let mut command = image(&["create", "-q", "-f", "qcow2"], path);
-        command.arg(&size);
+        command.arg(size.to_string());
         run(command);
     }
     disk.change_all(&first, 0..PREPARED);
