@@ -10,6 +10,7 @@ use twinfold_protocol::ids::FileId;
 use twinfold_protocol::op::{Name, Op, RenameMode, Stability};
 
 use super::Store;
+use super::names::has_no_name;
 use super::node::Node;
 
 /// Why an op could not be applied.
@@ -121,7 +122,12 @@ impl Store {
                 let found = self.expect(&directory, name, Some(*file))?;
                 match found {
                     Some(found) => self
-                        .unlink(&directory, name, found)
+                        .remove_name(&directory, name, &found)
+                        .map(|last| {
+                            if last {
+                                self.orphan(found);
+                            }
+                        })
                         .map_err(|e| failed(*file, e)),
                     None => Ok(()),
                 }
@@ -143,7 +149,14 @@ impl Store {
                     RenameMode::NoReplace => RenameMode::Replace,
                     other => *other,
                 };
-                self.rename(&from, name, &to, new_name, victim, mode)
+                self.move_name(&from, name, &to, new_name, mode)
+                    .and_then(|()| match victim {
+                        Some(victim) if mode == RenameMode::Replace && has_no_name(&victim)? => {
+                            self.orphan(victim);
+                            Ok(())
+                        }
+                        _ => Ok(()),
+                    })
                     .map_err(|e| failed(*file, e))
             }
             Op::SetAttributes { file, change } => self
@@ -207,5 +220,126 @@ impl Store {
             say(id),
             say(file)
         )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use twinfold_protocol::attr::Kind;
+    use twinfold_protocol::ids::Epoch;
+    use twinfold_protocol::op::NewObject;
+
+    use super::*;
+    use crate::store::Layout;
+
+    /// A store of its own on a file system with extended attributes and file handles.
+    fn store() -> (tempfile::TempDir, Store) {
+        let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+        let layout = Layout::new(directory.path());
+        for part in [layout.data(), layout.aside(), layout.state()] {
+            std::fs::create_dir(part).unwrap();
+        }
+        let store = Store::open(layout).unwrap();
+        (directory, store)
+    }
+
+    fn name(text: &str) -> Name {
+        Name::new(text.as_bytes()).unwrap()
+    }
+
+    fn create(store: &Store, counter: u64, at: &str, kind: Kind) -> FileId {
+        let file = FileId::new(Epoch(2), counter);
+        let object = NewObject {
+            file,
+            kind,
+            target: Bytes::new(),
+            mode: 0o700,
+            umask: 0,
+            uid: 0,
+            gid: 0,
+        };
+        let (parent, name) = (FileId::ROOT, name(at));
+        store
+            .apply(&Op::Create {
+                parent,
+                name,
+                object,
+            })
+            .unwrap();
+        file
+    }
+
+    fn unlink(at: &str, file: FileId) -> Op {
+        Op::Unlink {
+            parent: FileId::ROOT,
+            name: name(at),
+            file,
+        }
+    }
+
+    /// Objects below `directory` that have no name and are still held by this process.
+    fn held(directory: &tempfile::TempDir) -> Vec<std::path::PathBuf> {
+        std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+            .filter(|path| path.starts_with(directory.path()))
+            .filter(|path| path.to_string_lossy().ends_with(" (deleted)"))
+            .collect()
+    }
+
+    #[test]
+    fn what_loses_its_last_name_is_let_go_at_once() {
+        let (directory, store) = store();
+        let removed = create(&store, 1, "removed", Kind::Regular);
+        let replaced = create(&store, 2, "replaced", Kind::Regular);
+        let new = create(&store, 3, "new", Kind::Regular);
+        let emptied = create(&store, 4, "emptied", Kind::Directory);
+        for file in [removed, replaced, new] {
+            let write = Op::Write {
+                file,
+                offset: 0,
+                stability: Stability::Mode,
+                clear_privileges: false,
+                data: Bytes::from_static(b"data").into(),
+            };
+            store.apply(&write).unwrap();
+        }
+        store.apply(&unlink("removed", removed)).unwrap();
+        store
+            .apply(&Op::RemoveDirectory {
+                parent: FileId::ROOT,
+                name: name("emptied"),
+                file: emptied,
+            })
+            .unwrap();
+        store
+            .apply(&Op::Rename {
+                parent: FileId::ROOT,
+                name: name("new"),
+                file: new,
+                new_parent: FileId::ROOT,
+                new_name: name("replaced"),
+                replaced: Some(replaced),
+                mode: RenameMode::Replace,
+            })
+            .unwrap();
+        assert_eq!(held(&directory), [] as [std::path::PathBuf; 0]);
+        for file in [removed, replaced, emptied] {
+            let error = store.node(file).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ESTALE));
+        }
+    }
+
+    #[test]
+    fn what_somebody_has_open_stays_reachable_without_a_name() {
+        let (directory, store) = store();
+        let file = create(&store, 1, "open", Kind::Regular);
+        let open = store.node(file).unwrap();
+        store.apply(&unlink("open", file)).unwrap();
+        assert!(store.node(file).unwrap().is_orphan());
+        drop(open);
+        store.forget(file);
+        assert_eq!(held(&directory), [] as [std::path::PathBuf; 0]);
     }
 }

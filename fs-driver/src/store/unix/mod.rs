@@ -115,6 +115,28 @@ struct Nodes {
     orphan_order: VecDeque<FileId>,
 }
 
+impl Nodes {
+    fn keep_orphan(&mut self, node: Arc<Node>) {
+        let file = node.file();
+        if self.orphans.insert(file, node).is_none() {
+            self.orphan_order.push_back(file);
+        }
+        let mut looked_at = self.orphan_order.len();
+        while self.orphans.len() > MAX_ORPHANS && looked_at > 0 {
+            looked_at -= 1;
+            let Some(oldest) = self.orphan_order.pop_front() else {
+                break;
+            };
+            match self.orphans.get(&oldest) {
+                Some(node) if Arc::strong_count(node) > 1 => self.orphan_order.push_back(oldest),
+                _ => {
+                    self.orphans.remove(&oldest);
+                }
+            }
+        }
+    }
+}
+
 impl Store {
     /// Opens the store below `layout.base`, which `init` has made.
     pub fn open(layout: Layout) -> io::Result<Store> {
@@ -197,28 +219,28 @@ impl Store {
         Ok(node)
     }
 
-    /// An object lost its last name: it stays reachable for those who have it open
-    /// and, within bounds, until [`Store::forget`].
+    /// An object lost its last name by a call on the mount: it stays reachable for those
+    /// who have it open and, within bounds, until [`Store::forget`].
+    fn orphan_until_forgotten(&self, node: Arc<Node>) {
+        node.set_orphan();
+        let file = node.file();
+        let mut nodes = self.nodes.lock();
+        nodes.cached.remove(&file);
+        nodes.keep_orphan(node);
+        drop(nodes);
+        self.index.remove(file);
+    }
+
+    /// An object lost its last name because the peer said so: it stays reachable only
+    /// for those who have it open. The kernel here may never have heard of it and would
+    /// then never tell that it forgets it; the object would keep its space on the disk.
     fn orphan(&self, node: Arc<Node>) {
         node.set_orphan();
         let file = node.file();
         let mut nodes = self.nodes.lock();
         nodes.cached.remove(&file);
-        if nodes.orphans.insert(file, node).is_none() {
-            nodes.orphan_order.push_back(file);
-        }
-        let mut looked_at = nodes.orphan_order.len();
-        while nodes.orphans.len() > MAX_ORPHANS && looked_at > 0 {
-            looked_at -= 1;
-            let Some(oldest) = nodes.orphan_order.pop_front() else {
-                break;
-            };
-            match nodes.orphans.get(&oldest) {
-                Some(node) if Arc::strong_count(node) > 1 => nodes.orphan_order.push_back(oldest),
-                _ => {
-                    nodes.orphans.remove(&oldest);
-                }
-            }
+        if Arc::strong_count(&node) > 1 {
+            nodes.keep_orphan(node);
         }
         drop(nodes);
         self.index.remove(file);

@@ -199,21 +199,21 @@ impl Store {
 
     /// Removes a name that leads to `node`.
     pub fn unlink(&self, parent: &Node, name: &Name, node: Arc<Node>) -> io::Result<()> {
-        let is_directory = node.kind() == Kind::Directory;
-        let flags = if is_directory {
+        if self.remove_name(parent, name, &node)? {
+            self.orphan_until_forgotten(node);
+        }
+        Ok(())
+    }
+
+    /// Removes a name that leads to `node`; returns whether it was the last one.
+    pub(super) fn remove_name(&self, parent: &Node, name: &Name, node: &Node) -> io::Result<bool> {
+        let flags = if node.kind() == Kind::Directory {
             AtFlags::REMOVEDIR
         } else {
             AtFlags::empty()
         };
         rustix::fs::unlinkat(parent.path(), c_name(name).as_c_str(), flags)?;
-        self.name_is_gone(node, is_directory)
-    }
-
-    fn name_is_gone(&self, node: Arc<Node>, was_directory: bool) -> io::Result<()> {
-        if was_directory || rustix::fs::fstat(node.path())?.st_nlink == 0 {
-            self.orphan(node);
-        }
-        Ok(())
+        has_no_name(node)
     }
 
     /// `renameat2(2)`. `replaced` is what the new name led to.
@@ -226,24 +226,37 @@ impl Store {
         replaced: Option<Arc<Node>>,
         mode: RenameMode,
     ) -> io::Result<()> {
+        let replaced = replaced.filter(|_| mode == RenameMode::Replace);
+        self.move_name(parent, name, new_parent, new_name, mode)?;
+        if let Some(replaced) = replaced
+            && has_no_name(&replaced)?
+        {
+            self.orphan_until_forgotten(replaced);
+        }
+        Ok(())
+    }
+
+    /// `renameat2(2)`; whoever calls looks what became of what the new name led to.
+    pub(super) fn move_name(
+        &self,
+        parent: &Node,
+        name: &Name,
+        new_parent: &Node,
+        new_name: &Name,
+        mode: RenameMode,
+    ) -> io::Result<()> {
         let flags = match mode {
             RenameMode::Replace => RenameFlags::empty(),
             RenameMode::NoReplace => RenameFlags::NOREPLACE,
             RenameMode::Exchange => RenameFlags::EXCHANGE,
         };
-        rustix::fs::renameat_with(
+        Ok(rustix::fs::renameat_with(
             parent.path(),
             c_name(name).as_c_str(),
             new_parent.path(),
             c_name(new_name).as_c_str(),
             flags,
-        )?;
-        if let (Some(replaced), RenameMode::Replace) = (replaced, mode) {
-            let is_directory = replaced.kind() == Kind::Directory;
-            // Renaming one of an object's names over another one does nothing.
-            self.name_is_gone(replaced, is_directory)?;
-        }
-        Ok(())
+        )?)
     }
 
     /// Opens a directory for listing.
@@ -357,6 +370,12 @@ impl Store {
         )?;
         Ok(xattrs::id_of(parent.as_fd())?.unwrap_or(FileId::ROOT))
     }
+}
+
+/// Whether an object that just lost a name has none left. (Renaming one of an object's
+/// names over another one does nothing: it keeps both.)
+pub(super) fn has_no_name(node: &Node) -> io::Result<bool> {
+    Ok(node.kind() == Kind::Directory || rustix::fs::fstat(node.path())?.st_nlink == 0)
 }
 
 /// Removes an object that has no id: it was just being made, so it is empty.
