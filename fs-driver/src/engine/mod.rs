@@ -78,6 +78,8 @@ pub struct Engine {
     trouble: Mutex<Option<String>>,
     recovered: Mutex<Recovered>,
     standby: Mutex<Option<Standby>>,
+    /// Held while a resync of this copy begins or ends.
+    ending: Mutex<()>,
     checkpoint_segment: Mutex<Option<u64>>,
     counters: status::Counters,
 }
@@ -146,6 +148,7 @@ impl Engine {
             trouble: Mutex::default(),
             recovered: Mutex::new(recovered),
             standby: Mutex::default(),
+            ending: Mutex::default(),
             checkpoint_segment: Mutex::default(),
             counters: status::Counters::default(),
             settings,

@@ -302,6 +302,10 @@ impl Engine {
             // The run is known only once it is taken, so the whole file is held for the
             // moment it takes to read one chunk.
             let _whole = node.ranges.lock_all();
+            if node.is_orphan() {
+                self.core.lock().object_is_gone(file);
+                return Ok(());
+            }
             let size = node.size()?;
             let run = self.core.lock().take_run(file, most, size);
             let Some((offset, length)) = run else { break };

@@ -77,6 +77,7 @@ struct Stable {
 /// Something that has to reach the disk before a receipt is sent.
 #[derive(Debug)]
 pub(crate) struct SyncJob {
+    session: SessionId,
     seq: Seq,
     what: SyncWhat,
 }
@@ -141,6 +142,8 @@ impl Engine {
                 method: Method::Marks | Method::Compare | Method::Everything
             }
         ));
+        // What a broken session still does at its end must not touch this one's work.
+        let _ending = self.ending.lock();
         self.copy.update(|r| r.begin_resync(primary.epoch))?;
         *self.standby.lock() = Some(Standby {
             machine: Secondary::new(session),
@@ -206,7 +209,7 @@ impl Engine {
                 source,
             })?;
         } else {
-            self.store.apply(&op.op)?;
+            self.store.apply(&op.op, standby.is_syncing())?;
             standby.fresh.mark_op(&op.op, old_size);
         }
         self.counters.applied(&op.op);
@@ -261,14 +264,18 @@ impl Engine {
             }
             _ => return Ok(None),
         };
-        Ok(Some(SyncJob { seq, what }))
+        Ok(Some(SyncJob {
+            session: standby.session(),
+            seq,
+            what,
+        }))
     }
 
     /// In mode `disk`: what to sync now, unless a sync runs.
     pub(crate) fn standby_stable_job(&self) -> Option<SyncJob> {
         let mut standby = self.standby.lock();
         let standby = standby.as_mut()?;
-        let seq = standby.applied();
+        let (session, seq) = (standby.session(), standby.applied());
         let stable = standby.stable.as_mut()?;
         if stable.syncing || (stable.files.is_empty() && !stable.names) {
             return None;
@@ -277,6 +284,7 @@ impl Engine {
         let files: Vec<_> = stable.files.drain().collect();
         let names = std::mem::take(&mut stable.names);
         Some(SyncJob {
+            session,
             seq,
             what: SyncWhat::Stable {
                 files: (!names && files.len() <= MAX_SINGLE_SYNCS).then_some(files),
@@ -308,10 +316,12 @@ impl Engine {
                 self.retire(retire);
             }
             SyncWhat::ResyncEnd { retire } => {
+                let _ending = self.ending.lock();
+                of_session(&mut self.standby.lock(), job.session)?;
                 let removed = self.store.clear_aside().map_err(failed)?;
                 self.store.sync_all().map_err(failed)?;
                 let mut guard = self.standby.lock();
-                let standby = guard.as_mut().ok_or(StandbyError::NoSession)?;
+                let standby = of_session(&mut guard, job.session)?;
                 let (module, generation, epoch) =
                     (standby.module, standby.generation, standby.epoch);
                 self.copy
@@ -333,7 +343,7 @@ impl Engine {
                     None => self.store.sync_all().map_err(failed)?,
                 }
                 let mut guard = self.standby.lock();
-                let standby = guard.as_mut().ok_or(StandbyError::NoSession)?;
+                let standby = of_session(&mut guard, job.session)?;
                 standby.machine.durable(job.seq);
                 if let Some(stable) = &mut standby.stable {
                     stable.syncing = false;
@@ -387,6 +397,17 @@ impl Engine {
             reason: error.to_string(),
         })
     }
+}
+
+/// What a sync was asked for in an earlier session says nothing about this one.
+fn of_session(
+    standby: &mut Option<Standby>,
+    session: SessionId,
+) -> Result<&mut Standby, StandbyError> {
+    standby
+        .as_mut()
+        .filter(|s| s.session() == session)
+        .ok_or(StandbyError::NoSession)
 }
 
 impl Standby {

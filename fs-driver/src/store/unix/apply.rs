@@ -6,6 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
+use twinfold_protocol::attr::Kind;
 use twinfold_protocol::ids::FileId;
 use twinfold_protocol::op::{Name, Op, RenameMode, Stability};
 
@@ -33,8 +34,10 @@ pub enum ApplyError {
 
 impl Store {
     /// Applies an op of the live stream (resync ops: [`Store::put`]). A write that
-    /// must be stable is only written; the caller syncs.
-    pub fn apply(&self, op: &Op) -> Result<(), ApplyError> {
+    /// must be stable is only written; the caller syncs. In a copy that is being
+    /// brought up (`syncing`) a file that loses a name is kept aside: another name of
+    /// it may be on its way.
+    pub fn apply(&self, op: &Op, syncing: bool) -> Result<(), ApplyError> {
         let failed = |file: FileId, source: io::Error| match source.raw_os_error() {
             Some(libc::ENOENT | libc::ESTALE | libc::EEXIST | libc::ENOTEMPTY | libc::ENOTDIR) => {
                 ApplyError::Drifted(format!("{} of {file}: {source}", op.word()))
@@ -121,6 +124,9 @@ impl Store {
                 let directory = node(*parent)?;
                 let found = self.expect(&directory, name, Some(*file))?;
                 match found {
+                    Some(found) if syncing && found.kind() != Kind::Directory => self
+                        .move_aside(&directory, name, &found)
+                        .map_err(|e| failed(*file, e)),
                     Some(found) => self
                         .remove_name(&directory, name, &found)
                         .map(|last| {
@@ -148,6 +154,19 @@ impl Store {
                     // The names were checked; the flag would only race with nobody.
                     RenameMode::NoReplace => RenameMode::Replace,
                     other => *other,
+                };
+                let victim = match victim {
+                    Some(victim)
+                        if syncing
+                            && mode == RenameMode::Replace
+                            && victim.kind() != Kind::Directory
+                            && victim.file() != *file =>
+                    {
+                        self.move_aside(&to, new_name, &victim)
+                            .map_err(|e| failed(*file, e))?;
+                        None
+                    }
+                    other => other,
                 };
                 self.move_name(&from, name, &to, new_name, mode)
                     .and_then(|()| match victim {
@@ -226,7 +245,6 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use twinfold_protocol::attr::Kind;
     use twinfold_protocol::ids::Epoch;
     use twinfold_protocol::op::NewObject;
 
@@ -261,11 +279,14 @@ mod tests {
         };
         let (parent, name) = (FileId::ROOT, name(at));
         store
-            .apply(&Op::Create {
-                parent,
-                name,
-                object,
-            })
+            .apply(
+                &Op::Create {
+                    parent,
+                    name,
+                    object,
+                },
+                false,
+            )
             .unwrap();
         file
     }
@@ -303,26 +324,32 @@ mod tests {
                 clear_privileges: false,
                 data: Bytes::from_static(b"data").into(),
             };
-            store.apply(&write).unwrap();
+            store.apply(&write, false).unwrap();
         }
-        store.apply(&unlink("removed", removed)).unwrap();
+        store.apply(&unlink("removed", removed), false).unwrap();
         store
-            .apply(&Op::RemoveDirectory {
-                parent: FileId::ROOT,
-                name: name("emptied"),
-                file: emptied,
-            })
+            .apply(
+                &Op::RemoveDirectory {
+                    parent: FileId::ROOT,
+                    name: name("emptied"),
+                    file: emptied,
+                },
+                false,
+            )
             .unwrap();
         store
-            .apply(&Op::Rename {
-                parent: FileId::ROOT,
-                name: name("new"),
-                file: new,
-                new_parent: FileId::ROOT,
-                new_name: name("replaced"),
-                replaced: Some(replaced),
-                mode: RenameMode::Replace,
-            })
+            .apply(
+                &Op::Rename {
+                    parent: FileId::ROOT,
+                    name: name("new"),
+                    file: new,
+                    new_parent: FileId::ROOT,
+                    new_name: name("replaced"),
+                    replaced: Some(replaced),
+                    mode: RenameMode::Replace,
+                },
+                false,
+            )
             .unwrap();
         assert_eq!(held(&directory), [] as [std::path::PathBuf; 0]);
         for file in [removed, replaced, emptied] {
@@ -331,12 +358,72 @@ mod tests {
         }
     }
 
+    /// The source removes one name of a file and has another one that the target does
+    /// not know yet: what is in the file must last until that one comes.
+    #[test]
+    fn in_a_resync_a_file_outlives_the_names_it_loses() {
+        let (_directory, store) = store();
+        for (counter, replace) in [(1, false), (10, true)] {
+            let file = create(&store, counter, "one", Kind::Regular);
+            let write = Op::Write {
+                file,
+                offset: 0,
+                stability: Stability::Mode,
+                clear_privileges: false,
+                data: Bytes::from_static(b"data").into(),
+            };
+            store.apply(&write, true).unwrap();
+            if replace {
+                let new = create(&store, counter + 1, "new", Kind::Regular);
+                let rename = Op::Rename {
+                    parent: FileId::ROOT,
+                    name: name("new"),
+                    file: new,
+                    new_parent: FileId::ROOT,
+                    new_name: name("one"),
+                    replaced: Some(file),
+                    mode: RenameMode::Replace,
+                };
+                store.apply(&rename, true).unwrap();
+            } else {
+                store.apply(&unlink("one", file), true).unwrap();
+            }
+            let object = twinfold_protocol::op::Object {
+                file,
+                kind: Kind::Regular,
+                target: Bytes::new(),
+                mode: 0o600,
+                uid: 0,
+                gid: 0,
+                size: 4,
+                accessed: Default::default(),
+                modified: Default::default(),
+            };
+            let entry = twinfold_protocol::op::PutEntry {
+                name: name(&format!("two{counter}")),
+                object: Some(object),
+            };
+            store
+                .put(&Op::PutDirectory {
+                    directory: FileId::ROOT,
+                    listing: twinfold_protocol::op::Listing::Names,
+                    entries: vec![entry],
+                })
+                .unwrap();
+            let found = store
+                .lookup(&store.root, &name(&format!("two{counter}")))
+                .unwrap();
+            assert_eq!((found.file(), found.size().unwrap()), (file, 4));
+            assert_eq!(store.clear_aside().unwrap(), 0);
+        }
+    }
+
     #[test]
     fn what_somebody_has_open_stays_reachable_without_a_name() {
         let (directory, store) = store();
         let file = create(&store, 1, "open", Kind::Regular);
         let open = store.node(file).unwrap();
-        store.apply(&unlink("open", file)).unwrap();
+        store.apply(&unlink("open", file), false).unwrap();
         assert!(store.node(file).unwrap().is_orphan());
         drop(open);
         store.forget(file);

@@ -163,7 +163,12 @@ impl Store {
         Err(io::Error::from_raw_os_error(libc::ESTALE))
     }
 
-    fn move_aside(&self, parent: &Node, name: &Name, node: &Arc<Node>) -> io::Result<()> {
+    pub(super) fn move_aside(
+        &self,
+        parent: &Node,
+        name: &Name,
+        node: &Arc<Node>,
+    ) -> io::Result<()> {
         let aside = aside_name(node.file());
         let moved = rustix::fs::renameat_with(
             parent.path(),

@@ -1,0 +1,67 @@
+//! Bugs that are planted on purpose, to see that the simulator finds them.
+
+use clap::ValueEnum;
+
+/// One mistake a driver could make; the number is that of the invariant it breaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Bug {
+    /// 1: a node changes its copy without a note.
+    NoIntents,
+    /// 1: a node notes what it changes only afterwards.
+    LateIntents,
+    /// 2: notes go with the acknowledgement, not with both flushes.
+    EarlyRetire,
+    /// 2: what the peer had not flushed is forgotten when it is lost.
+    ForgetUnflushed,
+    /// 3: a sync is acknowledged by the local disk alone.
+    LocalSync,
+    /// 4: a primary goes on alone without having asked.
+    GoAloneUnasked,
+    /// 4: what was held is released before the new generation is durable.
+    ReleaseBeforeGeneration,
+    /// 5: overlapping writes are applied here in any order.
+    NoRangeLock,
+    /// 6: the target of a resync ignores holes.
+    IgnoreHoles,
+    /// 6: a cut is not shipped.
+    TruncateNotShipped,
+    /// 8: a file that moved is made anew under its new name.
+    IdentityByPath,
+    /// 9: a write that failed here stays on the peer.
+    NoUndo,
+    /// 10: resync reads first and takes its place in the order later.
+    StaleRead,
+    /// 11: a resync target counts as up to date from the beginning.
+    EarlyUpToDate,
+    /// 11: a resync target counts as up to date before its last flush.
+    UpToDateBeforeFlush,
+    /// 12: marks are dropped when a resync begins.
+    DropMarks,
+    /// 12: an unreadable note counts as none.
+    AssumeClean,
+    /// 13: the copy that ran last is taken for the newer one.
+    NewerByClock,
+    /// 15: the target's notes are not asked for.
+    IgnoreTargetNotes,
+}
+
+impl Bug {
+    /// The invariant of `guarantees.md` that it breaks.
+    pub fn invariant(self) -> u8 {
+        match self {
+            Bug::NoIntents | Bug::LateIntents => 1,
+            Bug::EarlyRetire | Bug::ForgetUnflushed => 2,
+            Bug::LocalSync => 3,
+            Bug::GoAloneUnasked | Bug::ReleaseBeforeGeneration => 4,
+            Bug::NoRangeLock => 5,
+            Bug::IgnoreHoles | Bug::TruncateNotShipped => 6,
+            Bug::IdentityByPath => 8,
+            Bug::NoUndo => 9,
+            Bug::StaleRead => 10,
+            Bug::EarlyUpToDate | Bug::UpToDateBeforeFlush => 11,
+            Bug::DropMarks | Bug::AssumeClean => 12,
+            Bug::NewerByClock => 13,
+            Bug::IgnoreTargetNotes => 15,
+        }
+    }
+}

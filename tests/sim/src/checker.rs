@@ -1,0 +1,195 @@
+//! What the application knows: every change it asked for, in the order in which it
+//! took place, and what it was told. It knows nothing of replication.
+//!
+//! Each place (a block, a name, a size, attributes) has a history of values. After a
+//! failure the place must hold the last value that was promised, or a later one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use twinfold_protocol::ids::FileId;
+use twinfold_protocol::op::Name;
+
+use crate::fs::{Body, Fs, Item};
+
+/// How much the application was promised about a change.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Promise {
+    /// Nothing yet.
+    Asked,
+    /// It was acknowledged.
+    Acknowledged,
+    /// It was synced afterwards.
+    Synced,
+}
+
+/// A place that holds a value.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Place {
+    /// A block of a file.
+    Block(FileId, u32),
+    /// Size of a file.
+    Size(FileId),
+    /// Attributes of an object.
+    Mode(FileId),
+    /// A name in a directory: 0, or the id it leads to.
+    Name(FileId, Name),
+}
+
+impl Place {
+    fn of(&self) -> FileId {
+        match self {
+            Place::Block(f, _) | Place::Size(f) | Place::Mode(f) | Place::Name(f, _) => *f,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    /// Which change.
+    change: u64,
+    value: u64,
+    promise: Promise,
+}
+
+/// The application's knowledge.
+#[derive(Clone, Debug, Default)]
+pub struct Checker {
+    places: BTreeMap<Place, Vec<Entry>>,
+    /// Changes that the node in use was seen not to have.
+    lost: BTreeSet<u64>,
+}
+
+impl Checker {
+    /// A change takes place: `places` get these values.
+    pub fn asked(&mut self, change: u64, places: impl IntoIterator<Item = (Place, u64)>) {
+        for (place, value) in places {
+            self.places.entry(place).or_default().push(Entry {
+                change,
+                value,
+                promise: Promise::Asked,
+            });
+        }
+    }
+
+    /// All known blocks of a file from `first` on.
+    pub fn blocks_from(&self, file: FileId, first: u32) -> Vec<Place> {
+        let range = Place::Block(file, first)..=Place::Block(file, u32::MAX);
+        self.places.range(range).map(|(p, _)| p.clone()).collect()
+    }
+
+    /// The application was told that a change is done.
+    pub fn acknowledged(&mut self, change: u64) -> Result<(), String> {
+        self.promise(Promise::Acknowledged, |_, e| e.change == change);
+        if self.lost.contains(&change) {
+            return Err(format!(
+                "change {change} is acknowledged, but the node in use does not have it"
+            ));
+        }
+        Ok(())
+    }
+
+    /// It was told that a sync of `file`, asked for as change number `sync`, is done.
+    pub fn synced(&mut self, sync: u64, file: FileId) {
+        self.promise(Promise::Synced, |place, e| {
+            place.of() == file && e.change < sync && e.promise >= Promise::Acknowledged
+        });
+    }
+
+    fn promise(&mut self, promise: Promise, about: impl Fn(&Place, &Entry) -> bool) {
+        for (place, history) in &mut self.places {
+            for entry in history {
+                if about(place, entry) {
+                    entry.promise = entry.promise.max(promise);
+                }
+            }
+        }
+    }
+
+    /// The application looks at what a node shows it: everything promised at `level`
+    /// must be there. From here on what it saw is what there is.
+    pub fn look(&mut self, fs: &Fs, level: Promise) -> Result<(), String> {
+        let reachable = fs.reachable();
+        let mut seen = every_place(&reachable);
+        let mut after = BTreeMap::new();
+        for (place, history) in &self.places {
+            // What has no name holds nothing; that its name was lost is found elsewhere.
+            let there = reachable.contains_key(&place.of());
+            if !there && !matches!(place, Place::Name(..)) {
+                continue;
+            }
+            let found = seen.remove(place).unwrap_or(0);
+            let from = history.iter().rposition(|e| e.promise >= level);
+            let allowed = history.get(from.unwrap_or(0)..).unwrap_or_default();
+            let at = allowed.iter().rposition(|e| e.value == found);
+            // After a power cut a size may lie between: it is as long as its last block that is left.
+            let between =
+                level == Promise::Synced && matches!(place, Place::Size(_)) && allowed.len() > 1;
+            if at.is_none() && !between && !(from.is_none() && found == 0) {
+                let tail = history.get(history.len().saturating_sub(6)..);
+                return Err(format!(
+                    "{place:?} holds {found}, but the application was told of {tail:?} (looked at \
+                     for what was {level:?})"
+                ));
+            }
+            // What is newer than what was seen is not there.
+            let newer = history
+                .iter()
+                .rposition(|e| e.value == found)
+                .map_or(0, |at| at + 1);
+            let newer = history.get(newer..).unwrap_or_default();
+            self.lost.extend(newer.iter().map(|e| e.change));
+            if there {
+                after.insert(place.clone(), keep(history, found));
+            }
+        }
+        for (place, value) in seen {
+            after.insert(place, keep(&[], value));
+        }
+        self.places = after;
+        Ok(())
+    }
+}
+
+/// What is known of a place in which `found` was seen: that, and what a power cut may
+/// still bring back, from the last synced value on.
+fn keep(history: &[Entry], found: u64) -> Vec<Entry> {
+    let synced = history.iter().rposition(|e| e.promise == Promise::Synced);
+    let mut kept = history
+        .get(synced.unwrap_or(0)..)
+        .unwrap_or_default()
+        .to_vec();
+    if let Some(at) = kept.iter().rposition(|e| e.value == found) {
+        // What came after it is gone; it was never promised.
+        kept.truncate(at + 1);
+    } else {
+        kept.push(Entry {
+            change: 0,
+            value: found,
+            promise: Promise::Asked,
+        });
+    }
+    if let Some(last) = kept.last_mut() {
+        last.promise = last.promise.max(Promise::Acknowledged);
+    }
+    kept
+}
+
+/// Every place that holds something other than 0.
+fn every_place(items: &BTreeMap<FileId, Item>) -> BTreeMap<Place, u64> {
+    let mut all = BTreeMap::new();
+    for (id, item) in items {
+        all.insert(Place::Mode(*id), item.mode.into());
+        match &item.body {
+            Body::File { blocks, size } => {
+                all.insert(Place::Size(*id), *size);
+                let block = |(b, value): (&u32, &u64)| (Place::Block(*id, *b), *value);
+                all.extend(blocks.iter().map(block));
+            }
+            Body::Directory(names) => {
+                let name = |(n, file): (&Name, &FileId)| (Place::Name(*id, n.clone()), file.0);
+                all.extend(names.iter().map(name));
+            }
+        }
+    }
+    all
+}

@@ -1,0 +1,116 @@
+//! Runs seeds. A failing one is printed with how to run it again.
+
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use twinfold_sim::{Bug, Fault, Stats, faults_of, run, shrink};
+
+/// The simulator of twinfold: two nodes, their disks, their network, and everything
+/// that can happen to them.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// The first seed.
+    #[arg(long, default_value_t = 1)]
+    from: u64,
+    /// How many seeds.
+    #[arg(long, default_value_t = 1000)]
+    seeds: u64,
+    /// Seconds after which no new seed is begun.
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// Plant this bug.
+    #[arg(long)]
+    bug: Option<Bug>,
+    /// Show what happens in one seed, with only the faults that it needs to fail.
+    #[arg(long)]
+    trace: Option<u64>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match arguments.trace {
+        Some(seed) => trace(seed, arguments.bug),
+        None => many(&arguments),
+    }
+}
+
+fn trace(seed: u64, bug: Option<Bug>) -> ExitCode {
+    let failed = run(seed, &faults_of(seed), bug, false).failure.is_some();
+    let faults = if failed {
+        shrink(seed, bug)
+    } else {
+        faults_of(seed)
+    };
+    println!("faults: {faults:?}");
+    let outcome = run(seed, &faults, bug, true);
+    outcome.trace.iter().for_each(|line| println!("{line}"));
+    match outcome.failure {
+        Some(failure) => {
+            println!("FAILED: {failure}");
+            ExitCode::FAILURE
+        }
+        None => ExitCode::SUCCESS,
+    }
+}
+
+fn many(arguments: &Arguments) -> ExitCode {
+    let begun = Instant::now();
+    let limit = arguments.seconds.map(Duration::from_secs);
+    let next = AtomicU64::new(arguments.from);
+    let end = arguments.from.saturating_add(arguments.seeds);
+    let total = Mutex::new((0u64, Stats::default(), Vec::new()));
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end || limit.is_some_and(|l| begun.elapsed() > l) {
+                        return;
+                    }
+                    let outcome = run(seed, &faults_of(seed), arguments.bug, false);
+                    let mut total = total.lock().unwrap_or_else(|e| e.into_inner());
+                    total.0 += 1;
+                    total.1.add(&outcome.stats);
+                    if let Some(failure) = outcome.failure {
+                        println!("seed {seed}: {failure}");
+                        total.2.push(seed);
+                        if total.2.len() >= 10 {
+                            next.store(end, Ordering::Relaxed);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let (seeds, stats, failed) = total.into_inner().unwrap_or_else(|e| e.into_inner());
+    println!(
+        "{seeds} seeds in {:.1} s: {} changes asked for, {} acknowledged; {} failovers, {} starts, \
+         {} resyncs, {} sessions resumed, {} times alone, looked {} times",
+        begun.elapsed().as_secs_f64(),
+        stats.asked,
+        stats.acknowledged,
+        stats.failovers,
+        stats.restarts,
+        stats.resyncs,
+        stats.resumed,
+        stats.alone,
+        stats.looks,
+    );
+    let faults: Vec<String> = Fault::NAMES
+        .iter()
+        .zip(stats.faults)
+        .map(|(name, n)| format!("{name} {n}"))
+        .collect();
+    println!("faults: {}", faults.join(", "));
+    match failed.first() {
+        None => ExitCode::SUCCESS,
+        Some(seed) => {
+            println!("{} seeds failed; see one with --trace {seed}", failed.len());
+            ExitCode::FAILURE
+        }
+    }
+}

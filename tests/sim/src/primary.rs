@@ -1,0 +1,745 @@
+//! The primary's driver: changes of the application, votes, actions, checkpoints.
+
+use std::collections::BTreeSet;
+
+use twinfold_protocol::attr::Kind;
+use twinfold_protocol::handshake::Role;
+use twinfold_protocol::ids::{FileId, Generation};
+use twinfold_protocol::limits::BLOCK;
+use twinfold_protocol::marks::{Intent, id_block, intents_of};
+use twinfold_protocol::op::{
+    AllocateMode, Change as Attributes, Name, NewObject, Op, RenameMode, Stability,
+};
+use twinfold_protocol::primary::{Action, Link};
+use twinfold_protocol::time::Timestamp;
+
+use crate::bugs::Bug;
+use crate::checker::Place;
+use crate::fs::payload;
+use crate::net::Message;
+use crate::world::{CheckpointStage, Event, MS, Step, World};
+
+/// A change under way.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// What is done.
+    pub op: Op,
+    /// Files it holds.
+    pub locked: Vec<FileId>,
+    /// Its place in the order, when the peer is waited for.
+    pub seq: Option<twinfold_protocol::ids::Seq>,
+    /// Nothing is done here any more: only the reply waits.
+    pub applied: bool,
+}
+
+/// Where a change stands.
+#[derive(Clone, Copy, Debug)]
+pub enum Stage {
+    /// It takes its locks.
+    Lock,
+    /// Its intents are durable.
+    Noted,
+    /// It takes its place in the order.
+    Place,
+    /// It is applied here.
+    Apply,
+    /// A sync is done here.
+    Synced,
+}
+
+const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+const BLOCKS: [u32; 8] = [0, 1, 2, 3, 1023, 1024, 2050, 70_000];
+
+/// Objects at most: more only take time.
+const MAX_OBJECTS: usize = 14;
+
+fn name(of: &str) -> Name {
+    Name::new(of.as_bytes()).unwrap_or_else(|_| unreachable!("a constant name"))
+}
+
+impl World {
+    /// The application asks the primary for something.
+    pub fn client(&mut self) {
+        let pause = if self.rng.one_in(20) { 60 * MS } else { 4 * MS };
+        let next = self.now + 1 + self.rng.below(pause);
+        self.at(next, Event::Client);
+        let Some((node, life)) = self.serving else {
+            return;
+        };
+        let n = &self.nodes[node];
+        if self.quiet || !n.up || n.frozen || n.life != life || n.changes.len() > 40 {
+            return;
+        }
+        let Some(op) = self.choose(node) else { return };
+        let id = self.next_change;
+        self.next_change += 1;
+        self.stats.asked += 1;
+        let change = Change {
+            op,
+            locked: Vec::new(),
+            seq: None,
+            applied: false,
+        };
+        self.nodes[node].changes.insert(id, change);
+        self.change_step(node, id, Stage::Lock);
+    }
+
+    fn choose(&mut self, node: usize) -> Option<Op> {
+        let fs = self.nodes[node].disk.fs.clone();
+        let reachable = fs.reachable();
+        let files: Vec<FileId> = reachable
+            .keys()
+            .copied()
+            .filter(|f| fs.kind(*f) == Some(Kind::Regular))
+            .collect();
+        let directories: Vec<FileId> = reachable
+            .keys()
+            .copied()
+            .filter(|f| fs.kind(*f) == Some(Kind::Directory))
+            .collect();
+        let directory = *self.rng.pick(&directories)?;
+        let free = name(self.rng.pick(&NAMES)?);
+        let what = self.rng.below(20);
+        if what < 4 || files.is_empty() {
+            if reachable.len() >= MAX_OBJECTS {
+                return None;
+            }
+            let n = &mut self.nodes[node];
+            let file = FileId::new(n.epoch, n.next_id);
+            n.next_id += 1;
+            let kind = if what == 0 {
+                Kind::Directory
+            } else {
+                Kind::Regular
+            };
+            return Some(Op::Create {
+                parent: directory,
+                name: free,
+                object: NewObject {
+                    file,
+                    kind,
+                    target: bytes::Bytes::new(),
+                    mode: 0o600,
+                    umask: 0,
+                    uid: 0,
+                    gid: 0,
+                },
+            });
+        }
+        let file = *self.rng.pick(&files)?;
+        let block = u64::from(*self.rng.pick(&BLOCKS)?);
+        let count = 1 + self.rng.below(2);
+        Some(match what {
+            4..=9 => {
+                let values: Vec<u64> = (0..count).map(|i| self.next_change * 8 + i).collect();
+                let stability = if self.rng.one_in(8) {
+                    Stability::Full
+                } else {
+                    Stability::Mode
+                };
+                Op::Write {
+                    file,
+                    offset: block * BLOCK,
+                    stability,
+                    clear_privileges: false,
+                    data: payload(&values),
+                }
+            }
+            10 => Op::Truncate {
+                file,
+                size: block * BLOCK,
+                clear_privileges: false,
+            },
+            11 => Op::Allocate {
+                file,
+                mode: AllocateMode::PunchHole,
+                offset: block * BLOCK,
+                length: count * BLOCK,
+            },
+            12 => Op::SetAttributes {
+                file: *self.rng.pick(&[file, directory])?,
+                change: Attributes {
+                    mode: Some(self.rng.below(0o777) as u32),
+                    ..Attributes::default()
+                },
+            },
+            13 => Op::Sync {
+                file: *self.rng.pick(&[file, directory])?,
+                data_only: false,
+            },
+            14 => {
+                let from = *self.rng.pick(&files)?;
+                let from_block = u64::from(*self.rng.pick(&BLOCKS)?);
+                if from == file || (from_block + count) * BLOCK > fs.size(from) {
+                    return None;
+                }
+                Op::CopyRange {
+                    from,
+                    from_offset: from_block * BLOCK,
+                    to: file,
+                    to_offset: block * BLOCK,
+                    length: count * BLOCK,
+                }
+            }
+            15 => Op::Link {
+                file,
+                parent: directory,
+                name: free,
+            },
+            16 | 17 => {
+                let names = fs.names(directory)?;
+                let all: Vec<_> = names.iter().collect();
+                let (name, file) = self.rng.pick(&all)?;
+                let (parent, name, file) = (directory, (*name).clone(), **file);
+                if fs.kind(file) == Some(Kind::Directory) {
+                    Op::RemoveDirectory { parent, name, file }
+                } else {
+                    Op::Unlink { parent, name, file }
+                }
+            }
+            _ => {
+                let all: Vec<_> = fs.names(directory)?.iter().collect();
+                let (name, file) = self.rng.pick(&all)?;
+                let new_parent = *self.rng.pick(&directories)?;
+                let replaced = fs.names(new_parent)?.get(&free).copied();
+                let exchange = replaced.is_some() && self.rng.one_in(3);
+                Op::Rename {
+                    parent: directory,
+                    name: (*name).clone(),
+                    file: **file,
+                    new_parent,
+                    new_name: free,
+                    replaced,
+                    mode: if exchange {
+                        RenameMode::Exchange
+                    } else {
+                        RenameMode::Replace
+                    },
+                }
+            }
+        })
+    }
+
+    /// A change goes on.
+    pub fn change_step(&mut self, node: usize, id: u64, stage: Stage) {
+        let Some(change) = self.nodes[node].changes.get(&id).cloned() else {
+            return;
+        };
+        match stage {
+            Stage::Lock => self.change_lock(node, id, &change.op),
+            Stage::Noted => {
+                self.note_intents(node, &change.op);
+                self.soon(node, MS, Step::Change(id, Stage::Place));
+            }
+            Stage::Place => self.change_place(node, id, &change.op),
+            Stage::Apply => self.change_apply(node, id, &change),
+            Stage::Synced => {
+                if let Op::Sync { file, .. } | Op::Write { file, .. } = change.op {
+                    self.nodes[node].disk.sync(file);
+                }
+                self.vote(node, id);
+            }
+        }
+    }
+
+    fn writable(&self, node: usize) -> bool {
+        self.nodes[node].role == Some(Role::Primary)
+    }
+
+    fn change_lock(&mut self, node: usize, id: u64, op: &Op) {
+        if !self.writable(node) {
+            return self.refused(node, id);
+        }
+        if let Op::Sync { .. } = op {
+            return self.soon(node, MS, Step::Change(id, Stage::Place));
+        }
+        let wanted = held_by(op);
+        let locks = &mut self.nodes[node].locks;
+        if wanted.iter().any(|f| locks.contains(f)) {
+            return self.soon(node, MS, Step::Change(id, Stage::Lock));
+        }
+        locks.extend(wanted.iter().copied());
+        if let Some(change) = self.nodes[node].changes.get_mut(&id) {
+            change.locked = wanted;
+        }
+        if self.is_cold(node, op) && !self.has(Bug::NoIntents) && !self.has(Bug::LateIntents) {
+            self.soon(node, 4 * MS, Step::Change(id, Stage::Noted));
+        } else {
+            self.soon(node, MS / 4, Step::Change(id, Stage::Place));
+        }
+    }
+
+    fn old_size(&self, node: usize, op: &Op) -> u64 {
+        match op {
+            Op::Truncate { file, .. } | Op::Allocate { file, .. } => {
+                self.nodes[node].disk.fs.size(*file)
+            }
+            Op::PutObject { object, .. } => self.nodes[node].disk.fs.size(object.file),
+            _ => 0,
+        }
+    }
+
+    /// The intents of an op that are not durable yet.
+    pub fn cold(&self, node: usize, op: &Op) -> Vec<Intent> {
+        let log = &self.nodes[node].disk.log;
+        let mut cold = Vec::new();
+        intents_of(op, self.old_size(node, op), |intent| {
+            let new = match intent {
+                Intent::Extent { file, .. }
+                | Intent::Attributes { file }
+                | Intent::File { file } => log.is_hot(id_block(file)),
+                _ => false,
+            };
+            if !new && !log.is_hot(intent) {
+                cold.push(intent);
+            }
+        });
+        cold
+    }
+
+    fn is_cold(&self, node: usize, op: &Op) -> bool {
+        !self.cold(node, op).is_empty()
+    }
+
+    /// Makes the intents of an op durable.
+    pub fn note_intents(&mut self, node: usize, op: &Op) {
+        for intent in self.cold(node, op) {
+            self.nodes[node].disk.log.note(intent);
+        }
+    }
+
+    fn refused(&mut self, node: usize, id: u64) {
+        if let Some(change) = self.nodes[node].changes.remove(&id) {
+            for file in change.locked {
+                self.nodes[node].locks.remove(&file);
+            }
+        }
+    }
+
+    /// The change takes its place in the order; all but writes are applied at once.
+    fn change_place(&mut self, node: usize, id: u64, op: &Op) {
+        if !self.writable(node) {
+            return self.refused(node, id);
+        }
+        if let Op::Sync { .. } = op {
+            self.submit(node, id, op.clone(), 0);
+            if self.has(Bug::LocalSync) {
+                self.reply(node, id);
+            }
+            return self.soon(node, 5 * MS, Step::Change(id, Stage::Synced));
+        }
+        if let Op::Write { .. } = op {
+            if self.nodes[node].disk.fs.items.contains_key(&held_by(op)[0]) {
+                self.asked(node, id, op);
+                self.submit(node, id, op.clone(), 0);
+                if self.has(Bug::NoRangeLock) {
+                    self.unlock(node, id);
+                }
+                return self.soon(node, 2 * MS, Step::Change(id, Stage::Apply));
+            }
+            return self.refused(node, id);
+        }
+        let old_size = self.old_size(node, op);
+        let before = self.nodes[node].disk.fs.clone();
+        if below_itself(&before, op) || self.nodes[node].disk.apply(op).is_err() {
+            return self.refused(node, id);
+        }
+        if self.has(Bug::LateIntents) {
+            self.soon(node, 4 * MS, Step::Change(id, Stage::Noted));
+        }
+        self.asked(node, id, op);
+        if self.has(Bug::TruncateNotShipped) && matches!(op, Op::Truncate { .. }) {
+            self.unlock(node, id);
+            return self.reply(node, id);
+        }
+        self.submit(node, id, op.clone(), old_size);
+        self.unlock(node, id);
+        self.vote(node, id);
+    }
+
+    fn unlock(&mut self, node: usize, id: u64) {
+        let n = &mut self.nodes[node];
+        if let Some(change) = n.changes.get_mut(&id) {
+            for file in std::mem::take(&mut change.locked) {
+                n.locks.remove(&file);
+            }
+        }
+    }
+
+    fn submit(&mut self, node: usize, id: u64, op: Op, old_size: u64) {
+        let now = self.instant();
+        let n = &mut self.nodes[node];
+        let submitted = n.core.submit(now, Timestamp::default(), op, old_size);
+        if let Some(change) = n.changes.get_mut(&id) {
+            change.seq = submitted.seq;
+        }
+        self.ship(node);
+    }
+
+    /// An op of the driver's own, for which nobody waits.
+    fn submit_unasked(&mut self, node: usize, op: Op, old_size: u64) {
+        let now = self.instant();
+        let core = &mut self.nodes[node].core;
+        if let Some(seq) = core.submit(now, Timestamp::default(), op, old_size).seq {
+            core.local_done(seq, 0);
+        }
+        self.ship(node);
+    }
+
+    fn change_apply(&mut self, node: usize, id: u64, change: &Change) {
+        let Op::Write {
+            file,
+            offset,
+            data,
+            stability,
+            ..
+        } = &change.op
+        else {
+            return;
+        };
+        let full = self.nodes[node].disk.full;
+        let here = !full && self.nodes[node].disk.apply(&change.op).is_ok();
+        if self.has(Bug::LateIntents) {
+            self.note_intents(node, &change.op);
+        }
+        if here {
+            self.unlock(node, id);
+            if *stability == Stability::Mode {
+                self.vote(node, id);
+            } else {
+                self.soon(node, 5 * MS, Step::Change(id, Stage::Synced));
+            }
+            return;
+        }
+        // It failed here: the peer gets what is here.
+        if let (Some(seq), false) = (change.seq, self.has(Bug::NoUndo)) {
+            self.nodes[node].core.local_done(seq, 0);
+        }
+        if !self.has(Bug::NoUndo) {
+            let size = self.nodes[node].disk.fs.size(*file);
+            let length = (data.len() as u64).min(size.saturating_sub(*offset));
+            let held = self.nodes[node].disk.fs.read(*file, *offset, length);
+            if !held.is_empty() {
+                let op = Op::Write {
+                    file: *file,
+                    offset: *offset,
+                    stability: Stability::Mode,
+                    clear_privileges: false,
+                    data: payload(&held),
+                };
+                self.submit_unasked(node, op, size);
+            }
+            let op = Op::Truncate {
+                file: *file,
+                size,
+                clear_privileges: false,
+            };
+            self.submit_unasked(node, op, size);
+        }
+        self.refused(node, id);
+        self.perform(node);
+    }
+
+    /// The checker learns what a change does, in its place in the order.
+    fn asked(&mut self, node: usize, id: u64, op: &Op) {
+        let fs = &self.nodes[node].disk.fs;
+        let mut places = Vec::new();
+        match op {
+            Op::Write {
+                file, offset, data, ..
+            } => {
+                let first = (offset / BLOCK) as u32;
+                for (i, value) in crate::fs::values(data).into_iter().enumerate() {
+                    places.push((Place::Block(*file, first + i as u32), value));
+                }
+                let end = offset + data.len() as u64;
+                places.push((Place::Size(*file), end.max(fs.size(*file))));
+            }
+            Op::CopyRange {
+                to,
+                to_offset,
+                length,
+                ..
+            } => {
+                let first = (to_offset / BLOCK) as u32;
+                for (i, value) in fs.read(*to, *to_offset, *length).into_iter().enumerate() {
+                    places.push((Place::Block(*to, first + i as u32), value));
+                }
+                places.push((Place::Size(*to), fs.size(*to)));
+            }
+            Op::Truncate { file, size, .. } => {
+                let gone = self.checker.blocks_from(*file, (size / BLOCK) as u32);
+                places.extend(gone.into_iter().map(|p| (p, 0)));
+                places.push((Place::Size(*file), *size));
+            }
+            Op::Allocate {
+                file,
+                offset,
+                length,
+                ..
+            } => {
+                let first = (offset / BLOCK) as u32;
+                let blocks = first..first + (length / BLOCK) as u32;
+                places.extend(blocks.map(|b| (Place::Block(*file, b), 0)));
+            }
+            Op::Create {
+                parent,
+                name,
+                object,
+            } => {
+                places.push((Place::Name(*parent, name.clone()), object.file.0));
+                places.push((Place::Mode(object.file), object.mode.into()));
+            }
+            Op::Link { file, parent, name } => {
+                places.push((Place::Name(*parent, name.clone()), file.0));
+            }
+            Op::Unlink { parent, name, .. } | Op::RemoveDirectory { parent, name, .. } => {
+                places.push((Place::Name(*parent, name.clone()), 0));
+            }
+            Op::Rename {
+                parent,
+                name,
+                file,
+                new_parent,
+                new_name,
+                replaced,
+                mode,
+            } => {
+                if Some(*file) != *replaced {
+                    let left = match mode {
+                        RenameMode::Exchange => replaced.map_or(0, |f| f.0),
+                        _ => 0,
+                    };
+                    places.push((Place::Name(*parent, name.clone()), left));
+                    places.push((Place::Name(*new_parent, new_name.clone()), file.0));
+                }
+            }
+            Op::SetAttributes { file, change } => {
+                places.push((Place::Mode(*file), change.mode.unwrap_or_default().into()));
+            }
+            _ => {}
+        }
+        self.checker.asked(id, places);
+    }
+
+    /// The local vote of a change.
+    fn vote(&mut self, node: usize, id: u64) {
+        let n = &mut self.nodes[node];
+        let Some(change) = n.changes.get_mut(&id) else {
+            return;
+        };
+        change.applied = true;
+        let ready = match change.seq {
+            None => Some(id),
+            Some(seq) => n.core.local_done(seq, id),
+        };
+        if let Some(id) = ready {
+            self.reply(node, id);
+        }
+    }
+
+    /// The application is told that a change is done.
+    fn reply(&mut self, node: usize, id: u64) {
+        let Some(change) = self.nodes[node].changes.remove(&id) else {
+            return;
+        };
+        self.stats.acknowledged += 1;
+        let synced = match change.op {
+            Op::Sync { file, .. } => Some(file),
+            Op::Write {
+                file,
+                stability: Stability::Full,
+                ..
+            } => Some(file),
+            _ => None,
+        };
+        if let Err(e) = self.checker.acknowledged(id) {
+            return self.fail(format!("node {node}: {e}; {:?} serves", self.serving));
+        }
+        // A sync on a node that is not in use any more says nothing about the one that is.
+        if let Some(file) = synced
+            && self.serving == Some((node, self.nodes[node].life))
+        {
+            self.checker.synced(id, file);
+        }
+    }
+
+    /// Puts what is ready on the wire.
+    pub fn ship(&mut self, node: usize) {
+        let Some(id) = self.nodes[node].connection else {
+            return;
+        };
+        while let Some(op) = self.nodes[node].core.next_op() {
+            self.send(node, id, Message::Op(Box::new(op)));
+        }
+    }
+
+    /// Sends replies and takes actions.
+    pub fn perform(&mut self, node: usize) {
+        let (mut replies, mut actions) = (Vec::new(), Vec::new());
+        self.nodes[node].core.drain(&mut replies, &mut actions);
+        for id in replies {
+            self.reply(node, id);
+        }
+        for action in actions {
+            self.act(node, action);
+        }
+    }
+
+    fn act(&mut self, node: usize, action: Action) {
+        self.note(|| format!("node {node}: {action:?}"));
+        match action {
+            Action::DropPeer { .. } => self.drop_connection(node),
+            Action::AskToGoAlone { .. } => {
+                if self.has(Bug::GoAloneUnasked) {
+                    self.nodes[node].core.go_alone();
+                    return self.perform(node);
+                }
+                self.soon(node, 20 * MS, Step::AskWitness);
+            }
+            Action::MakeAlone => {
+                self.stats.alone += 1;
+                let generation = Generation(self.random_id());
+                if self.has(Bug::ReleaseBeforeGeneration) {
+                    self.nodes[node].core.alone_is_durable();
+                    self.perform(node);
+                }
+                self.soon(node, 5 * MS, Step::Alone(generation));
+            }
+            Action::PeerIsCurrent => {
+                self.stats.resyncs += 1;
+                self.nodes[1 - node].lost_cache = false;
+                self.nodes[1 - node].given_up = false;
+                self.soon(node, 5 * MS, Step::PeerIsCurrent);
+            }
+            Action::CheckpointDone => {
+                if let Some(segment) = self.nodes[node].segment.take() {
+                    self.nodes[node].disk.log.retire(segment);
+                }
+            }
+        }
+    }
+
+    /// The new generation is durable.
+    pub fn alone(&mut self, node: usize, generation: Generation) {
+        self.nodes[node].disk.record.go_alone(generation);
+        if self.nodes[node].core.link() == Link::Leaving {
+            if self.has(Bug::ForgetUnflushed) {
+                self.nodes[node].core.peer_left(true);
+            }
+            self.nodes[node].core.alone_is_durable();
+        }
+        self.perform(node);
+    }
+
+    /// Closes the connection to the peer.
+    pub fn drop_connection(&mut self, node: usize) {
+        if let Some(id) = self.nodes[node].connection.take() {
+            self.close(id, node);
+        }
+    }
+
+    /// Deadlines.
+    pub fn tick(&mut self, node: usize) {
+        self.soon(node, 60 * MS, Step::Tick);
+        if self.nodes[node].role == Some(Role::Primary) {
+            let now = self.instant();
+            self.nodes[node].core.tick(now);
+            self.perform(node);
+        }
+    }
+
+    /// A checkpoint goes on.
+    pub fn checkpoint_step(&mut self, node: usize, stage: CheckpointStage) {
+        let inside = |w: &World| -> BTreeSet<u64> {
+            let changes = &w.nodes[node].changes;
+            changes
+                .iter()
+                .filter(|(_, c)| !c.applied)
+                .map(|(id, _)| *id)
+                .collect()
+        };
+        let later = |w: &mut World, stage| w.soon(node, 2 * MS, Step::Checkpoint(stage));
+        match stage {
+            CheckpointStage::Begin => {
+                let every = if self.rng.one_in(3) { 100 } else { 700 };
+                self.soon(node, every * MS, Step::Checkpoint(CheckpointStage::Begin));
+                let core = &self.nodes[node].core;
+                let busy = self.nodes[node].segment.is_some();
+                if self.nodes[node].role != Some(Role::Primary)
+                    || core.link() != Link::Paired
+                    || core.unflushed_counts() == (0, 0)
+                    || busy
+                {
+                    return;
+                }
+                let segment = self.nodes[node].disk.log.rotate();
+                if self.has(Bug::EarlyRetire) {
+                    self.nodes[node].disk.log.retire(segment);
+                }
+                self.nodes[node].segment = Some(segment);
+                let before = inside(self);
+                later(self, CheckpointStage::Gather(before));
+            }
+            CheckpointStage::Gather(before) => {
+                let now = inside(self);
+                if before.iter().any(|id| now.contains(id)) {
+                    return later(self, CheckpointStage::Gather(before));
+                }
+                let at = self.instant();
+                let core = &mut self.nodes[node].core;
+                if !core.begin_checkpoint(at, Timestamp::default()) {
+                    self.nodes[node].segment = None;
+                    return;
+                }
+                self.ship(node);
+                let before = inside(self);
+                later(self, CheckpointStage::Flush(before));
+            }
+            CheckpointStage::Flush(before) => {
+                let now = inside(self);
+                if before.iter().any(|id| now.contains(id)) {
+                    return later(self, CheckpointStage::Flush(before));
+                }
+                self.nodes[node].disk.sync_all();
+                self.nodes[node].core.checkpoint_flushed();
+                self.perform(node);
+            }
+        }
+    }
+}
+
+/// The files whose contents an op changes, or that lose a name.
+fn held_by(op: &Op) -> Vec<FileId> {
+    match op {
+        Op::Write { file, .. }
+        | Op::Truncate { file, .. }
+        | Op::Allocate { file, .. }
+        | Op::Unlink { file, .. }
+        | Op::RemoveDirectory { file, .. } => vec![*file],
+        Op::CopyRange { from, to, .. } => vec![*from, *to],
+        Op::Rename { replaced, .. } => replaced.iter().copied().collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Whether a rename would put a directory below itself.
+fn below_itself(fs: &crate::fs::Fs, op: &Op) -> bool {
+    match op {
+        Op::Rename {
+            file,
+            parent,
+            new_parent,
+            replaced,
+            mode,
+            ..
+        } => {
+            let mixed = replaced.is_some_and(|r| fs.kind(r) != fs.kind(*file));
+            fs.is_below(*new_parent, *file)
+                || (*mode == RenameMode::Exchange
+                    && replaced.is_some_and(|r| fs.is_below(*parent, r)))
+                || (mixed && *mode != RenameMode::Exchange)
+        }
+        _ => false,
+    }
+}

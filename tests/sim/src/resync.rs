@@ -1,0 +1,577 @@
+//! Handshake, comparison, and the source's side of a resync.
+
+use std::collections::BTreeSet;
+
+use twinfold_protocol::attr::Kind;
+use twinfold_protocol::compare::{HASH, Source, compare};
+use twinfold_protocol::handshake::{Decision, Method, Role, Which, decide};
+use twinfold_protocol::ids::{FileId, Seq, SessionId};
+use twinfold_protocol::lifecycle::Record;
+use twinfold_protocol::limits::{self, BLOCK};
+use twinfold_protocol::marks::{DirtyMap, Intent, Names};
+use twinfold_protocol::op::{Listing, Name, Op, PutEntry};
+use twinfold_protocol::primary::{AckMode, Link};
+use twinfold_protocol::secondary::Secondary;
+use twinfold_protocol::time::Timestamp;
+use twinfold_protocol::wire::{CompareAnswer, CompareRequest, OpStreamStart};
+
+use crate::bugs::Bug;
+use crate::fs::payload;
+use crate::net::Message;
+use crate::world::{MS, Moving, Node, Standby, Step, World};
+
+/// Entries of a directory in one op: few, so that listings are cut.
+const ENTRIES: usize = 2;
+/// Blocks in one op.
+const RUN: u32 = 2;
+
+impl World {
+    /// The secondary looks for its primary.
+    pub fn dial(&mut self, node: usize) {
+        self.soon(node, 150 * MS, Step::Dial);
+        let n = &self.nodes[node];
+        if n.role != Some(Role::Secondary) || n.connection.is_some() {
+            return;
+        }
+        let peer = &self.nodes[1 - node];
+        let reachable = !self.net.cut[0] && !self.net.cut[1] && peer.up && !peer.frozen;
+        if !reachable || peer.role != Some(Role::Primary) {
+            return;
+        }
+        let id = self.connect();
+        let n = &mut self.nodes[node];
+        n.connection = Some(id);
+        let resume = n
+            .standby
+            .as_ref()
+            .map(|s| (s.machine.session(), s.machine.applied_seq()));
+        let record = Box::new(n.disk.record.clone());
+        self.send(node, id, Message::Hello { record, resume });
+    }
+
+    /// A message is taken up.
+    pub fn receive(&mut self, node: usize, id: u64, message: Message) {
+        match message {
+            Message::Hello { record, resume } => self.hello(node, id, &record, resume),
+            Message::Decide {
+                record,
+                decision,
+                session,
+            } => self.decided(node, id, &record, decision, session),
+            Message::Resume(session) => self.note(|| format!("node {node} resumes {session}")),
+            Message::Refuse => {
+                if self.nodes[node].connection == Some(id) {
+                    self.drop_connection(node);
+                }
+            }
+            Message::Marks {
+                session,
+                intents,
+                damaged,
+            } => self.marks(node, id, session, intents, damaged),
+            Message::Start(start) => self.standby_start(node, start),
+            Message::Op(op) => self.standby_op(node, *op),
+            Message::Receipt(receipt) => {
+                if self.nodes[node].connection != Some(id) {
+                    return;
+                }
+                let now = self.instant();
+                if let Err(e) = self.nodes[node].core.receipt(now, receipt) {
+                    return self.fail(format!("node {node} refuses an honest receipt: {e}"));
+                }
+                self.perform(node);
+                self.ship(node);
+            }
+            Message::Leave { flushed } => {
+                if self.nodes[node].connection == Some(id) {
+                    self.nodes[node].core.peer_left(flushed);
+                    self.perform(node);
+                }
+            }
+        }
+    }
+
+    fn hello(&mut self, node: usize, id: u64, theirs: &Record, resume: Option<(SessionId, Seq)>) {
+        let refuse = |w: &mut World| {
+            w.send(node, id, Message::Refuse);
+            w.close(id, node);
+        };
+        if self.nodes[node].role != Some(Role::Primary) {
+            return refuse(self);
+        }
+        let now = self.instant();
+        let stable = self.mode == AckMode::Disk;
+        if let Some((session, applied)) = resume
+            && self.nodes[node].core.can_resume(session, applied)
+        {
+            self.stats.resumed += 1;
+            self.nodes[node].core.resume(now, applied);
+            self.replace_connection(node, id);
+            self.send(node, id, Message::Resume(session));
+            let first = applied.next();
+            self.send(
+                node,
+                id,
+                Message::Start(OpStreamStart {
+                    session,
+                    first,
+                    stable,
+                }),
+            );
+            self.perform(node);
+            self.ship(node);
+            return;
+        }
+        if !matches!(self.nodes[node].core.link(), Link::Alone | Link::Syncing) {
+            return refuse(self);
+        }
+        let mine = self.nodes[node].disk.record.clone();
+        let mut decision = decide((&mine.copy, Role::Primary), (&theirs.copy, Role::Secondary));
+        if self.has(Bug::NewerByClock)
+            && mine.copy.current.is_some()
+            && theirs.copy.current.is_some()
+        {
+            let newer = self.nodes[node].seen > self.nodes[1 - node].seen;
+            decision = Decision::Resync {
+                source: if newer { Which::Me } else { Which::Me },
+                method: Method::Marks,
+            };
+        }
+        let Decision::Resync {
+            source: Which::Me, ..
+        } = decision
+        else {
+            self.note(|| format!("node {node} decides {decision:?}"));
+            return refuse(self);
+        };
+        // A newer connection replaces one whose end was not noticed.
+        if self.nodes[node].core.link() == Link::Syncing {
+            self.nodes[node].core.peer_lost(now, "replaced");
+            self.perform(node);
+        }
+        self.replace_connection(node, id);
+        let session = SessionId(self.random_id());
+        self.note(|| format!("node {node} decides {decision:?}, session {session}"));
+        self.send(
+            node,
+            id,
+            Message::Decide {
+                record: Box::new(mine),
+                decision,
+                session,
+            },
+        );
+    }
+
+    fn replace_connection(&mut self, node: usize, id: u64) {
+        if let Some(old) = self.nodes[node].connection.replace(id)
+            && old != id
+        {
+            self.close(old, node);
+        }
+    }
+
+    fn decided(
+        &mut self,
+        node: usize,
+        id: u64,
+        theirs: &Record,
+        decision: Decision,
+        session: SessionId,
+    ) {
+        if self.nodes[node].connection != Some(id) || self.nodes[node].role != Some(Role::Secondary)
+        {
+            return;
+        }
+        let mine = self.nodes[node].disk.record.clone();
+        let own = decide((&mine.copy, Role::Secondary), (&theirs.copy, Role::Primary));
+        if own != decision.mirrored() && !self.has(Bug::NewerByClock) {
+            return self.fail(format!(
+                "node {node} decides {own:?}, its peer {decision:?}"
+            ));
+        }
+        let early = self.has(Bug::EarlyUpToDate);
+        let n = &mut self.nodes[node];
+        n.disk.record.begin_resync(theirs.epoch);
+        if early {
+            let (module, generation) = (theirs.copy.module, theirs.copy.current);
+            n.disk.record.end_resync(module, generation, theirs.epoch);
+        }
+        let mut machine = Secondary::new(session);
+        if early {
+            machine = Secondary::new(session);
+        }
+        n.standby = Some(Standby {
+            machine,
+            module: theirs.copy.module,
+            generation: theirs.copy.current,
+            epoch: theirs.epoch,
+            fresh: DirtyMap::default(),
+            older: DirtyMap::default(),
+            segment: None,
+            stable: false,
+            stable_syncing: false,
+            inbox: Default::default(),
+            busy: false,
+        });
+        let damaged = n.disk.log.damaged && !self.has(Bug::AssumeClean);
+        let intents: Vec<Intent> = self.nodes[node].disk.log.all().into_iter().collect();
+        self.send(
+            node,
+            id,
+            Message::Marks {
+                session,
+                intents,
+                damaged,
+            },
+        );
+    }
+
+    /// The target's notes are here: the source compares, and the resync begins.
+    fn marks(
+        &mut self,
+        node: usize,
+        id: u64,
+        session: SessionId,
+        intents: Vec<Intent>,
+        damaged: bool,
+    ) {
+        let peer = 1 - node;
+        let usable = self.nodes[node].connection == Some(id)
+            && self.nodes[node].core.link() == Link::Alone
+            && self.nodes[node].role == Some(Role::Primary)
+            && self.nodes[peer].up
+            && self.nodes[peer].connection == Some(id);
+        if !usable {
+            return;
+        }
+        let mine = self.nodes[node].disk.record.clone();
+        let theirs = self.nodes[peer].disk.record.clone();
+        // The method was decided before the target took its flag down; that changes nothing.
+        let decision = decide((&mine.copy, Role::Primary), (&theirs.copy, Role::Secondary));
+        let mut method = match decision {
+            Decision::Resync { method, .. } => method,
+            _ => Method::Marks,
+        };
+        if method == Method::Marks && (damaged || self.nodes[node].damaged) {
+            method = Method::Compare;
+        }
+        let mut noted: BTreeSet<Intent> = self.nodes[node].recovered.clone();
+        if !self.has(Bug::IgnoreTargetNotes) {
+            noted.extend(intents);
+        }
+        if self.has(Bug::DropMarks) {
+            self.nodes[node].core.mark(|map| *map = DirtyMap::default());
+        }
+        let suspects = self.nodes[node].core.take_suspects();
+        let patience = if self.rng.one_in(12) {
+            self.rng.below(20)
+        } else {
+            u64::MAX
+        };
+        let compared = {
+            let [a, b] = &mut self.nodes;
+            let (source, target) = if node == 0 { (a, b) } else { (b, a) };
+            let mut here = Here {
+                node: source,
+                target,
+                patience,
+            };
+            compare(&mut here, method, noted, &suspects)
+        };
+        if compared.is_err() {
+            self.note(|| format!("node {node}: the comparison breaks off"));
+            self.nodes[node].core.add_suspects(suspects);
+            return self.drop_connection(node);
+        }
+        self.note(|| format!("node {node} compared ({method:?}), session {session} begins"));
+        let now = self.instant();
+        let n = &mut self.nodes[node];
+        n.core.peer_ready(now, session);
+        n.recovered.clear();
+        n.damaged = false;
+        n.moving = Moving::default();
+        let first = n.core.next_seq();
+        let stable = self.mode == AckMode::Disk;
+        self.send(
+            node,
+            id,
+            Message::Start(OpStreamStart {
+                session,
+                first,
+                stable,
+            }),
+        );
+        self.soon(node, MS, Step::Resync(session));
+    }
+
+    /// A connection of a node is gone.
+    pub fn connection_lost(&mut self, node: usize, id: u64) {
+        if self.nodes[node].connection != Some(id) {
+            return;
+        }
+        self.note(|| format!("node {node} loses its connection"));
+        self.nodes[node].connection = None;
+        if self.nodes[node].role == Some(Role::Primary) {
+            let now = self.instant();
+            self.nodes[node].core.peer_lost(now, "lost");
+            self.perform(node);
+        }
+    }
+
+    /// One step of moving what is marked.
+    pub fn resync_step(&mut self, node: usize, session: SessionId) {
+        let core = &self.nodes[node].core;
+        if core.link() != Link::Syncing || core.session() != Some(session) {
+            return;
+        }
+        let again = |w: &mut World| w.soon(node, MS, Step::Resync(session));
+        for op in std::mem::take(&mut self.nodes[node].moving.stale) {
+            self.put(node, op);
+        }
+        if self.nodes[node].core.resync_room(self.instant()) < RUN as usize * BLOCK as usize {
+            return again(self);
+        }
+        if let Some((directory, after, first)) = self.nodes[node].moving.listing.take() {
+            self.put_listing(node, directory, after, first);
+            return again(self);
+        }
+        if let Some(file) = self.nodes[node].moving.object {
+            self.put_run(node, file);
+            return again(self);
+        }
+        if let Some(directory) = self.nodes[node].core.next_directory() {
+            self.put_names(node, directory);
+            return again(self);
+        }
+        let after = self.nodes[node].moving.after;
+        match self.nodes[node].core.next_object(after) {
+            Some(file) => self.put_object(node, file),
+            None if after.is_some() => self.nodes[node].moving.after = None,
+            None => {
+                self.nodes[node].disk.record.peer_may_be_current();
+                let now = self.instant();
+                let ended = self.nodes[node]
+                    .core
+                    .finish_resync(now, Timestamp::default());
+                if ended.is_some() {
+                    return self.ship(node);
+                }
+            }
+        }
+        again(self);
+    }
+
+    fn put(&mut self, node: usize, op: Op) {
+        let now = self.instant();
+        self.nodes[node]
+            .core
+            .submit_resync(now, Timestamp::default(), op);
+        self.ship(node);
+    }
+
+    fn put_names(&mut self, node: usize, directory: FileId) {
+        let n = &mut self.nodes[node];
+        if n.disk.fs.names(directory).is_none() {
+            return n.core.object_is_gone(directory);
+        }
+        match n.core.take_names(directory) {
+            None => {}
+            Some(Names::All) => n.moving.listing = Some((directory, None, true)),
+            Some(Names::Some(set)) => {
+                let fs = &n.disk.fs;
+                let entries: Vec<PutEntry> = set
+                    .into_iter()
+                    .map(|name| PutEntry {
+                        object: fs
+                            .names(directory)
+                            .and_then(|names| names.get(&name))
+                            .and_then(|file| fs.object(*file)),
+                        name,
+                    })
+                    .collect();
+                self.put(
+                    node,
+                    Op::PutDirectory {
+                        directory,
+                        listing: Listing::Names,
+                        entries,
+                    },
+                );
+            }
+        }
+    }
+
+    fn put_listing(&mut self, node: usize, directory: FileId, after: Option<Name>, first: bool) {
+        let fs = &self.nodes[node].disk.fs;
+        let names = fs.names(directory).cloned().unwrap_or_default();
+        let entries: Vec<PutEntry> = names
+            .into_iter()
+            .filter(|(name, _)| after.as_ref().is_none_or(|a| name > a))
+            .take(ENTRIES)
+            .map(|(name, file)| PutEntry {
+                name,
+                object: fs.object(file),
+            })
+            .collect();
+        let last = entries.is_empty();
+        let next = entries.last().map(|e| e.name.clone()).or(after);
+        let listing = Listing::Whole { first, last };
+        self.put(
+            node,
+            Op::PutDirectory {
+                directory,
+                listing,
+                entries,
+            },
+        );
+        if !last {
+            self.nodes[node].moving.listing = Some((directory, next, false));
+        }
+    }
+
+    fn put_object(&mut self, node: usize, file: FileId) {
+        let n = &mut self.nodes[node];
+        if n.locks.contains(&file) && self.bug != Some(Bug::StaleRead) {
+            return;
+        }
+        let n = &mut self.nodes[node];
+        n.moving.after = Some(file);
+        let Some(object) = n.disk.fs.object(file) else {
+            return n.core.object_is_gone(file);
+        };
+        n.core.take_attributes(file);
+        if object.kind == Kind::Regular {
+            n.moving.object = Some(file);
+        } else {
+            while n.core.take_run(file, u32::MAX, 0).is_some() {}
+        }
+        self.put(
+            node,
+            Op::PutObject {
+                object,
+                xattrs: Vec::new(),
+            },
+        );
+    }
+
+    fn put_run(&mut self, node: usize, file: FileId) {
+        let stale = self.has(Bug::StaleRead);
+        let n = &mut self.nodes[node];
+        if n.locks.contains(&file) && !stale {
+            return;
+        }
+        let size = n.disk.fs.size(file);
+        let Some((offset, length)) = n.core.take_run(file, RUN, size) else {
+            n.moving.object = None;
+            return;
+        };
+        let mut ops = Vec::new();
+        for (i, value) in n.disk.fs.read(file, offset, length).into_iter().enumerate() {
+            let offset = offset + i as u64 * BLOCK;
+            ops.push(if value == 0 {
+                Op::PutHole {
+                    file,
+                    offset,
+                    length: BLOCK,
+                }
+            } else {
+                Op::PutData {
+                    file,
+                    offset,
+                    data: payload(&[value]),
+                }
+            });
+        }
+        if stale {
+            self.nodes[node].moving.stale = ops;
+            return;
+        }
+        ops.into_iter().for_each(|op| self.put(node, op));
+    }
+}
+
+/// The source's copy, and the target to be asked.
+struct Here<'a> {
+    node: &'a mut Node,
+    target: &'a Node,
+    /// Questions after which the connection breaks.
+    patience: u64,
+}
+
+fn hashes(node: &Node, file: FileId, offset: u64, blocks: u32) -> (u64, Vec<u8>) {
+    let fs = &node.disk.fs;
+    let size = fs.size(file);
+    let end = size.min(offset + u64::from(blocks) * BLOCK);
+    let values = fs.read(file, offset, end.saturating_sub(offset));
+    let hash = |value: &u64| {
+        let mut hash = [0; HASH];
+        hash[..8].copy_from_slice(&value.to_le_bytes());
+        hash
+    };
+    (size, values.iter().flat_map(hash).collect())
+}
+
+impl Source for Here<'_> {
+    type Error = ();
+
+    fn kind(&mut self, file: FileId) -> Result<Option<Kind>, ()> {
+        Ok(self.node.disk.fs.kind(file))
+    }
+
+    fn size(&mut self, file: FileId) -> Result<u64, ()> {
+        Ok(self.node.disk.fs.size(file))
+    }
+
+    fn find(&mut self, directory: FileId, name: &Name) -> Result<Option<FileId>, ()> {
+        let names = self.node.disk.fs.names(directory);
+        Ok(names.and_then(|n| n.get(name)).copied())
+    }
+
+    fn list(&mut self, directory: FileId) -> Result<Vec<FileId>, ()> {
+        let names = self.node.disk.fs.names(directory);
+        Ok(names
+            .map(|n| n.values().copied().collect())
+            .unwrap_or_default())
+    }
+
+    fn ids(&mut self, first: FileId) -> Result<Vec<FileId>, ()> {
+        let last = FileId(first.0 + limits::ID_BLOCK - 1);
+        let items = &self.node.disk.fs.items;
+        Ok(items.range(first..=last).map(|(id, _)| *id).collect())
+    }
+
+    fn hashes(&mut self, file: FileId, offset: u64, blocks: u32) -> Result<(u64, Vec<u8>), ()> {
+        Ok(hashes(self.node, file, offset, blocks))
+    }
+
+    fn ask(&mut self, request: CompareRequest) -> Result<CompareAnswer, ()> {
+        self.patience = self.patience.checked_sub(1).ok_or(())?;
+        let fs = &self.target.disk.fs;
+        Ok(match request {
+            CompareRequest::Objects { files } => CompareAnswer::Present {
+                present: files.iter().map(|f| fs.items.contains_key(f)).collect(),
+            },
+            CompareRequest::Blocks {
+                file,
+                offset,
+                blocks,
+            } => match fs.kind(file) {
+                None => CompareAnswer::Missing,
+                Some(_) => {
+                    let (size, hashes) = hashes(self.target, file, offset, blocks);
+                    CompareAnswer::Hashes {
+                        size,
+                        hashes: hashes.into(),
+                    }
+                }
+            },
+        })
+    }
+
+    fn unexpected(&mut self, _answer: &CompareAnswer) {}
+
+    fn mark(&mut self, change: impl FnOnce(&mut DirtyMap)) {
+        self.node.core.mark(change);
+    }
+}

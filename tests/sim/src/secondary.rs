@@ -1,0 +1,292 @@
+//! The secondary's driver: applies ops in order, notes first, syncs when asked.
+
+use twinfold_protocol::ids::{FileId, SessionId};
+use twinfold_protocol::marks::Intent;
+use twinfold_protocol::op::{Op, Sequenced, Stability};
+use twinfold_protocol::secondary::{Accepted, needs_sync};
+use twinfold_protocol::wire::{OpStreamStart, Receipt};
+
+use crate::bugs::Bug;
+use crate::net::Message;
+use crate::world::{MS, Step, SyncJob, World};
+
+impl World {
+    /// The op stream begins.
+    pub fn standby_start(&mut self, node: usize, start: OpStreamStart) {
+        let Some(standby) = &mut self.nodes[node].standby else {
+            return;
+        };
+        // What the broken connection brought and was not taken up comes again.
+        standby.inbox.clear();
+        if let Err(e) = standby.machine.start(start) {
+            return self.fail(format!("node {node} refuses the op stream: {e}"));
+        }
+        standby.stable = start.stable;
+    }
+
+    /// An op arrives.
+    pub fn standby_op(&mut self, node: usize, op: Sequenced) {
+        if let Some(standby) = &mut self.nodes[node].standby {
+            standby.inbox.push_back(op);
+        }
+        self.standby_wake(node);
+    }
+
+    fn standby_wake(&mut self, node: usize) {
+        if let Some(standby) = &mut self.nodes[node].standby
+            && !standby.busy
+            && !standby.inbox.is_empty()
+        {
+            standby.busy = true;
+            self.soon(node, MS / 10, Step::Next);
+        }
+    }
+
+    /// The next op is taken up.
+    pub fn standby_next(&mut self, node: usize) {
+        let Some(standby) = &mut self.nodes[node].standby else {
+            return;
+        };
+        standby.busy = false;
+        let Some(op) = standby.inbox.front().cloned() else {
+            return;
+        };
+        match standby.machine.accept(&op) {
+            Ok(Accepted::Apply) => {}
+            Ok(Accepted::SyncAgain) => {
+                standby.inbox.pop_front();
+                self.sync_job(node, &op);
+                return self.standby_wake(node);
+            }
+            Err(e) => return self.fail(format!("node {node} refuses an honest op: {e}")),
+        }
+        let cold = self.cold(node, &op.op);
+        if cold.is_empty() || self.has(Bug::NoIntents) {
+            return self.standby_apply(node, &op);
+        }
+        if let Some(standby) = &mut self.nodes[node].standby {
+            standby.busy = true;
+        }
+        self.soon(node, 3 * MS, Step::Noted(cold));
+    }
+
+    /// The notes for the op at the head of the queue are durable.
+    pub fn standby_noted(&mut self, node: usize, intents: Vec<Intent>) {
+        for intent in intents {
+            self.nodes[node].disk.log.note(intent);
+        }
+        let Some(standby) = &mut self.nodes[node].standby else {
+            return;
+        };
+        standby.busy = false;
+        // A resumed connection may have emptied the queue: the op comes again.
+        if standby.inbox.is_empty() {
+            return;
+        }
+        standby.busy = true;
+        self.soon(node, MS / 10, Step::Next);
+    }
+
+    fn standby_apply(&mut self, node: usize, op: &Sequenced) {
+        let n = &mut self.nodes[node];
+        let old_size = match &op.op {
+            Op::Truncate { file, .. } => n.disk.fs.size(*file),
+            Op::PutObject { object, .. } => n.disk.fs.size(object.file),
+            _ => 0,
+        };
+        let data = op.op.payload_len() > 0;
+        if n.disk.full && data {
+            return self.standby_failed(node, "no space left");
+        }
+        let ignored = self.bug == Some(Bug::IgnoreHoles) && matches!(op.op, Op::PutHole { .. });
+        let n = &mut self.nodes[node];
+        let syncing = n.standby.as_ref().is_some_and(|s| s.machine.is_syncing());
+        if !ignored && let Err(e) = n.disk.apply_as(&op.op, syncing) {
+            let connection = n.connection;
+            return self.fail(format!(
+                "node {node} cannot apply {:?} on connection {connection:?}: {e}",
+                op.op
+            ));
+        }
+        if self.bug == Some(Bug::IdentityByPath)
+            && let Op::PutDirectory { .. } = &op.op
+        {
+            self.nodes[node].disk.forget_contents(&op.op);
+        }
+        let n = &mut self.nodes[node];
+        let Some(standby) = &mut n.standby else {
+            return;
+        };
+        if !op.op.is_resync() {
+            standby.fresh.mark_op(&op.op, old_size);
+        }
+        standby.machine.applied(op.seq);
+        standby.inbox.pop_front();
+        if needs_sync(&op.op) {
+            self.sync_job(node, op);
+        }
+        self.stable_job(node);
+        self.tell(node);
+        self.standby_wake(node);
+    }
+
+    /// In mode `disk`: syncs what is applied, unless a sync runs.
+    fn stable_job(&mut self, node: usize) {
+        let Some(standby) = &mut self.nodes[node].standby else {
+            return;
+        };
+        if standby.stable && !standby.stable_syncing {
+            standby.stable_syncing = true;
+            let seq = standby.machine.applied_seq();
+            let session = standby.machine.session();
+            self.soon(node, 4 * MS, Step::SyncDone(session, SyncJob::Stable(seq)));
+        }
+    }
+
+    /// Sends the receipt that is due.
+    fn tell(&mut self, node: usize) {
+        let n = &mut self.nodes[node];
+        if let (Some(standby), Some(id)) = (&mut n.standby, n.connection)
+            && let Some(receipt) = standby.machine.receipt()
+        {
+            self.send(node, id, Message::Receipt(receipt));
+        }
+    }
+
+    fn sync_job(&mut self, node: usize, op: &Sequenced) {
+        let n = &mut self.nodes[node];
+        let Some(standby) = &mut n.standby else {
+            return;
+        };
+        let session = standby.machine.session();
+        let job = match &op.op {
+            Op::Sync { file, .. } => SyncJob::Object(op.seq, *file),
+            Op::Write {
+                file, stability, ..
+            } if *stability != Stability::Mode => SyncJob::Object(op.seq, *file),
+            Op::Checkpoint | Op::ResyncEnd => {
+                let segment = n.disk.log.rotate();
+                let retire = standby.segment.replace(segment);
+                standby.older = std::mem::take(&mut standby.fresh);
+                match op.op {
+                    Op::Checkpoint => SyncJob::Checkpoint(op.seq, retire),
+                    _ => SyncJob::End(op.seq, retire),
+                }
+            }
+            _ => return,
+        };
+        if self.has(Bug::UpToDateBeforeFlush)
+            && let SyncJob::End(seq, _) = &job
+        {
+            self.end_resync(node);
+            self.synced(node, *seq);
+        }
+        self.soon(node, 8 * MS, Step::SyncDone(session, job));
+    }
+
+    /// A sync is done.
+    pub fn standby_synced(&mut self, node: usize, session: SessionId, job: SyncJob) {
+        let now = self.nodes[node]
+            .standby
+            .as_ref()
+            .map(|s| s.machine.session());
+        if now != Some(session) {
+            return;
+        }
+        match job {
+            SyncJob::Object(seq, file) => {
+                self.nodes[node].disk.sync(file);
+                self.synced(node, seq);
+            }
+            SyncJob::Checkpoint(seq, retire) => {
+                self.nodes[node].disk.sync_all();
+                self.retire(node, retire);
+                self.synced(node, seq);
+            }
+            SyncJob::End(seq, retire) => {
+                if self.nodes[node].standby.is_none() {
+                    return;
+                }
+                self.nodes[node].disk.clear_aside();
+                self.end_resync(node);
+                self.retire(node, retire);
+                self.synced(node, seq);
+            }
+            SyncJob::Stable(seq) => {
+                self.nodes[node].disk.sync_all();
+                if let Some(standby) = &mut self.nodes[node].standby {
+                    standby.machine.durable(seq);
+                    standby.stable_syncing = false;
+                    if standby.machine.applied_seq() > seq {
+                        self.stable_job(node);
+                    }
+                }
+                self.tell(node);
+            }
+        }
+    }
+
+    fn retire(&mut self, node: usize, segment: Option<u64>) {
+        if let Some(segment) = segment {
+            self.nodes[node].disk.log.retire(segment);
+        }
+    }
+
+    fn end_resync(&mut self, node: usize) {
+        let n = &mut self.nodes[node];
+        if let Some(standby) = &mut n.standby {
+            let (module, generation, epoch) = (standby.module, standby.generation, standby.epoch);
+            n.disk.record.end_resync(module, generation, epoch);
+            standby.machine.resync_ended();
+            n.recovered.clear();
+            n.damaged = false;
+            n.disk.log.damaged = false;
+        }
+    }
+
+    fn synced(&mut self, node: usize, seq: twinfold_protocol::ids::Seq) {
+        if let Some(id) = self.nodes[node].connection {
+            self.tell(node);
+            self.send(node, id, Message::Receipt(Receipt::Synced { seq }));
+        }
+    }
+
+    /// This copy cannot go on.
+    fn standby_failed(&mut self, node: usize, reason: &str) {
+        let Some(standby) = self.nodes[node].standby.take() else {
+            return;
+        };
+        self.note(|| format!("node {node} fails: {reason}"));
+        self.nodes[node].disk.record.fall_behind();
+        let receipt = Receipt::Failed {
+            seq: standby.machine.applied_seq().next(),
+            reason: reason.into(),
+        };
+        if let Some(id) = self.nodes[node].connection {
+            self.send(node, id, Message::Receipt(receipt));
+        }
+        self.drop_connection(node);
+    }
+}
+
+impl crate::disk::Disk {
+    /// Planted bug: what is named by a listing is made anew.
+    fn forget_contents(&mut self, op: &Op) {
+        let Op::PutDirectory { entries, .. } = op else {
+            return;
+        };
+        let files: Vec<FileId> = entries
+            .iter()
+            .filter_map(|e| e.object.as_ref().map(|o| o.file))
+            .collect();
+        for file in files {
+            if self.fs.kind(file) == Some(twinfold_protocol::attr::Kind::Regular) {
+                let _ = self.apply(&Op::Truncate {
+                    file,
+                    size: 0,
+                    clear_privileges: false,
+                });
+            }
+        }
+    }
+}
