@@ -312,6 +312,10 @@ impl World {
         }
         self.note(|| format!("node {node} loses its connection"));
         self.nodes[node].connection = None;
+        // What was not taken up comes again, or never.
+        if let Some(standby) = &mut self.nodes[node].standby {
+            standby.inbox.clear();
+        }
         if self.nodes[node].role == Some(Role::Primary) {
             let now = self.instant();
             self.nodes[node].core.peer_lost(now, "lost");

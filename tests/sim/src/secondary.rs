@@ -16,8 +16,6 @@ impl World {
         let Some(standby) = &mut self.nodes[node].standby else {
             return;
         };
-        // What the broken connection brought and was not taken up comes again.
-        standby.inbox.clear();
         if let Err(e) = standby.machine.start(start) {
             return self.fail(format!("node {node} refuses the op stream: {e}"));
         }
