@@ -6,13 +6,16 @@
 //!   b/...                                     node B
 //! ```
 //!
+//! Tests that change nothing but files of their own may share one pair ([`shared`]).
 //! The nodes die with the test process, however it ends; what a killed run leaves
 //! behind is removed by the next one.
 
 mod compare;
+mod disk;
 mod node;
 mod pair;
 mod process;
+mod shared;
 mod space;
 pub mod tools;
 mod turn;
@@ -21,3 +24,4 @@ pub use compare::{Scope, Tree};
 pub use node::{Node, Role};
 pub use pair::{Options, Pair};
 pub use process::{leave_root, wait_until};
+pub use shared::{Shared, shared};
