@@ -197,6 +197,26 @@ impl Vfs {
             .rename((&parent, name), (&new_parent, new_name), mode, reply);
     }
 
+    /// Takes suid and sgid away before a change whose op cannot do it by the way. The
+    /// caller's op is acknowledged after this one.
+    fn clear_privileges(&self, node: &Arc<Node>) -> FsResult<()> {
+        let Some(mode) = self.engine.store.mode_without_privileges(node)? else {
+            return Ok(());
+        };
+        let change = Change {
+            mode: Some(mode),
+            ..Change::default()
+        };
+        // What fails here has failed before the call returns.
+        let failed = Arc::new(Mutex::new(None));
+        let note = failed.clone();
+        self.engine.set_attributes(node, change, move |result| {
+            *note.lock() = result.err();
+        });
+        let error = failed.lock().take();
+        error.map_or(Ok(()), Err)
+    }
+
     /// `fallocate(2)`.
     pub fn allocate(
         &self,
@@ -204,9 +224,13 @@ impl Vfs {
         mode: AllocateMode,
         offset: u64,
         length: u64,
+        clear_privileges: bool,
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
         let node = or_reply!(reply, self.file_node(handle));
+        if clear_privileges {
+            or_reply!(reply, self.clear_privileges(&node));
+        }
         self.engine.allocate(&node, mode, offset, length, reply);
     }
 
@@ -216,10 +240,14 @@ impl Vfs {
         (from, from_offset): (HandleId, u64),
         (to, to_offset): (HandleId, u64),
         length: u64,
+        clear_privileges: bool,
         reply: impl FnOnce(FsResult<u64>) + Send + 'static,
     ) {
         let from = or_reply!(reply, self.file_node(from));
         let to = or_reply!(reply, self.file_node(to));
+        if clear_privileges {
+            or_reply!(reply, self.clear_privileges(&to));
+        }
         self.engine
             .copy_range((&from, from_offset), (&to, to_offset), length, reply);
     }

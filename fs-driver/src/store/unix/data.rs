@@ -68,15 +68,20 @@ impl Store {
 
     /// Clears suid, and sgid where the group may execute, as a write by an ordinary user does.
     pub fn clear_privileges(&self, node: &Node) -> io::Result<()> {
+        match self.mode_without_privileges(node)? {
+            Some(mode) => self.set_mode(node, mode),
+            None => Ok(()),
+        }
+    }
+
+    /// The mode without them; nothing when it has none.
+    pub fn mode_without_privileges(&self, node: &Node) -> io::Result<Option<u32>> {
         let mode = node.attributes()?.mode;
         let mut kept = mode & !SUID;
         if mode & GROUP_EXECUTE != 0 {
             kept &= !SGID;
         }
-        if kept != mode {
-            self.set_mode(node, kept)?;
-        }
-        Ok(())
+        Ok((kept != mode).then_some(kept))
     }
 
     /// `ftruncate(2)`.
