@@ -1,11 +1,13 @@
 //! Mounting, remounting, unmounting.
 
+use std::ffi::CString;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{Config, Session, SessionACL};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::Adapter;
@@ -28,22 +30,16 @@ pub struct Mounted {
 /// Mounts the file system at `path`, read-only for a secondary.
 pub fn mount(vfs: Arc<Vfs>, name: &str, path: &Path, read_only: bool) -> Result<Mounted> {
     let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::FSName(format!("{SOURCE}{name}")),
-        MountOption::Subtype("twinfold".into()),
-        MountOption::DefaultPermissions,
-        MountOption::Dev,
-        MountOption::Suid,
-        if read_only {
-            MountOption::RO
-        } else {
-            MountOption::RW
-        },
-    ];
-    config.acl = SessionACL::All;
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
-    let session = Session::new(Adapter { vfs }, path, &config)
+    let device = attach(name, path, read_only)
+        .with_context(|| format!("cannot mount at {}", path.display()))?;
+    let session = Session::from_fd(Adapter { vfs }, device, SessionACL::All, config)
+        .inspect_err(|_| {
+            if let Err(error) = detach(path) {
+                tracing::warn!(%error, path = %path.display(), "a half-made mount is left behind");
+            }
+        })
         .with_context(|| format!("cannot mount at {}", path.display()))?;
     let session = std::thread::Builder::new()
         .name("fuse".into())
@@ -53,6 +49,30 @@ pub fn mount(vfs: Arc<Vfs>, name: &str, path: &Path, read_only: bool) -> Result<
         path: path.to_owned(),
         session,
     })
+}
+
+/// Mounts a new connection (`fuse(4)`). The fuser crate could, but would then unmount
+/// a second time when its session ends, after [`Mounted::unmount`] has done so.
+fn attach(name: &str, path: &Path, read_only: bool) -> io::Result<OwnedFd> {
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+    let device = rustix::fs::open("/dev/fuse", flags, rustix::fs::Mode::empty())?;
+    let options = CString::new(format!(
+        "fd={},rootmode={:o},user_id=0,group_id=0,default_permissions,allow_other",
+        device.as_raw_fd(),
+        libc::S_IFDIR
+    ))?;
+    let read_only = match read_only {
+        true => MountFlags::RDONLY,
+        false => MountFlags::empty(),
+    };
+    let source = format!("{SOURCE}{name}");
+    rustix::mount::mount(source, path, c"fuse", read_only, options.as_c_str())?;
+    Ok(device)
+}
+
+fn detach(path: &Path) -> io::Result<()> {
+    let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
+    Ok(rustix::mount::unmount(path, flags)?)
 }
 
 impl Mounted {
@@ -74,10 +94,7 @@ impl Mounted {
 
     /// Takes the mount away from under whoever uses it.
     pub fn detach(&self) -> io::Result<()> {
-        Ok(rustix::mount::unmount(
-            &self.path,
-            UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
-        )?)
+        detach(&self.path)
     }
 
     /// Whether the mount is gone.
