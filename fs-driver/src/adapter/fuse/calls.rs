@@ -353,9 +353,11 @@ impl Filesystem for Adapter {
             write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
             move |result| match result {
                 Ok(()) => reply.written(written),
+                // The application's to handle. A full disk is no event of the driver's,
+                // and a program that goes on trying would flood the log.
                 Err(e) => {
-                    tracing::warn!(error = %e, "write error");
-                    reply.error(errno(&e))
+                    tracing::debug!(error = %e, "a write failed");
+                    reply.error(errno(&e));
                 }
             },
         );
