@@ -213,7 +213,9 @@ impl Engine {
         match apply(self) {
             Ok(()) => self.commit(op, old_size, Box::new(move || reply(Ok(())))),
             Err(e) => {
-                // A failed allocation may have changed a part: the peer learns what is here now.
+                // A failed allocation may have changed a part, and has set the times: the
+                // peer learns what is here now.
+                self.touch(&op);
                 let size = node.size().unwrap_or(old_size);
                 if size == old_size {
                     return reply(Err(e.into()));
@@ -279,7 +281,11 @@ impl Engine {
             Ok(copied) => self.ship_contents(to, to_offset, copied, move |done| {
                 reply(done.map(|()| copied));
             }),
-            Err(e) => reply(Err(e.into())),
+            Err(e) => {
+                // Nothing was copied, but the times may have been set.
+                self.touch(&op(length));
+                reply(Err(e.into()));
+            }
         }
     }
 

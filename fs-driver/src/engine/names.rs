@@ -8,6 +8,7 @@ use twinfold_protocol::attr::{Attributes, Kind};
 use twinfold_protocol::op::{Change, Name, NewObject, Op, RenameMode, XattrMode};
 
 use super::Engine;
+use super::settle::touched_by;
 use crate::error::{FsError, FsResult};
 use crate::store::Node;
 
@@ -28,6 +29,17 @@ pub struct NewEntry {
     pub gid: u32,
 }
 
+/// The store refused before it changed anything: how calls usually fail.
+fn is_refusal(error: &FsError) -> bool {
+    !matches!(
+        error,
+        FsError::Store(e) if matches!(
+            e.raw_os_error(),
+            None | Some(libc::ENOSPC | libc::EDQUOT | libc::EIO)
+        )
+    )
+}
+
 impl Engine {
     /// Runs `change` under the lock over names when this node may write, after the
     /// intents of `op` are durable. What `change` returns is committed and answered.
@@ -42,13 +54,21 @@ impl Engine {
         if let Err(e) = self.writable().and_then(|()| self.ensure_intents(&op, 0)) {
             return reply(Err(e));
         }
+        let mut touched = Vec::with_capacity(2);
+        touched_by(&op, |file| touched.push(file));
         let _names = self.names.lock();
         match change(self, op) {
             Ok((Some(op), answer)) => {
                 self.commit(op, 0, Box::new(move || reply(Ok(answer))));
             }
             Ok((None, answer)) => reply(Ok(answer)),
-            Err(e) => reply(Err(e)),
+            Err(e) => {
+                // What failed half-way was undone, but that, too, has set times.
+                if !is_refusal(&e) {
+                    self.touched.lock().extend(touched);
+                }
+                reply(Err(e));
+            }
         }
     }
 
