@@ -46,7 +46,12 @@ impl Area {
     pub(crate) fn alike<T: PartialEq + Debug>(&self, act: impl Fn(&Path) -> T) -> T {
         let expected = act(&self.plain);
         let found = act(&self.pair.on_a(self.name));
-        assert_eq!(found, expected, "the mount, and a plain file system");
+        if found != expected {
+            panic!(
+                "not as on a plain file system:\n{}",
+                apart(&expected, &found)
+            );
+        }
         found
     }
 
@@ -64,6 +69,31 @@ impl Area {
     pub(crate) fn same_space(&self) {
         self.pair.assert_same_space_below(self.name);
     }
+}
+
+/// The lines in which two answers differ, each cut to a length that can be read.
+fn apart<T: Debug>(plain: &T, mount: &T) -> String {
+    const LINES: usize = 40;
+    let text = |t: &T| format!("{t:#?}");
+    let (plain, mount) = (text(plain), text(mount));
+    let cut = |line: &str| line.chars().take(160).collect::<String>();
+    let (plain, mount): (Vec<_>, Vec<_>) = (plain.lines().collect(), mount.lines().collect());
+    let mut told: Vec<_> = (0..plain.len().max(mount.len()))
+        .filter(|n| plain.get(*n) != mount.get(*n))
+        .take(LINES)
+        .map(|n| {
+            let of = |lines: &[&str]| lines.get(n).map_or("nothing".into(), |line| cut(line));
+            let before = plain[n.saturating_sub(8).min(plain.len())..n.min(plain.len())].join(" ");
+            format!(
+                "line {n} ({}): {} there, {} on the mount",
+                cut(&before),
+                of(&plain),
+                of(&mount)
+            )
+        })
+        .collect();
+    told.push(format!("{} and {} lines", plain.len(), mount.len()));
+    told.join("\n")
 }
 
 impl Drop for Area {

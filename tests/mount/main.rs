@@ -8,12 +8,21 @@
 #![allow(clippy::unwrap_used)]
 
 mod area;
+mod cache;
 mod copy;
+mod full;
 mod io;
 mod link;
+mod list;
+mod lock;
 mod mmap;
+mod names;
 mod open;
+mod owner;
 mod rename;
+mod secondary;
 mod size;
 mod special;
+mod stop;
 mod unlinked;
+mod xattr;
