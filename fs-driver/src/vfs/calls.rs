@@ -39,7 +39,7 @@ pub struct SetAttributes {
 impl Vfs {
     fn file_node(&self, handle: HandleId) -> FsResult<Arc<Node>> {
         match &*self.handles.get(handle)? {
-            Handle::File { node, .. } => Ok(node.clone()),
+            Handle::File { opening, .. } => Ok(opening.node().clone()),
             Handle::Directory(_) => Err(FsError::BadHandle),
         }
     }
@@ -54,13 +54,29 @@ impl Vfs {
         clear_privileges: bool,
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
-        let node = or_reply!(reply, self.file_node(handle));
+        let handle = or_reply!(reply, self.handles.get(handle));
+        let Handle::File { opening, how } = &*handle else {
+            return reply(Err(FsError::BadHandle));
+        };
         if data.len() > limits::MAX_PAYLOAD {
             return reply(Err(FsError::Invalid));
         }
+        let node = opening.node();
+        let (direct, readers) = (how.direct, node.readers());
+        let (caches, written) = (self.caches.clone(), node.clone());
+        let end = offset.saturating_add(data.len() as u64);
+        let reply = move |result| {
+            if direct && written.was_read_since(readers) {
+                // Whoever sees the write return sees it through the cache as well.
+                let reply = Box::new(move || reply(result));
+                caches.drop_pages(written.file(), offset, end, Some(reply));
+            } else {
+                reply(result);
+            }
+        };
         let data = Bytes::copy_from_slice(data);
         self.engine
-            .write(&node, offset, data, stability, clear_privileges, reply);
+            .write(node, offset, data, stability, clear_privileges, reply);
     }
 
     /// Sets attributes and size; the reply brings the attributes as they are then.

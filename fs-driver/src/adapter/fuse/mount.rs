@@ -11,6 +11,7 @@ use fuser::{Config, Session, SessionACL};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::Adapter;
+use super::convert::ino;
 use crate::vfs::Vfs;
 
 /// Threads that take calls from the kernel. A call that has to wait for the disk
@@ -34,13 +35,25 @@ pub fn mount(vfs: Arc<Vfs>, name: &str, path: &Path, read_only: bool) -> Result<
     config.clone_fd = true;
     let device = attach(name, path, read_only)
         .with_context(|| format!("cannot mount at {}", path.display()))?;
-    let session = Session::from_fd(Adapter { vfs }, device, SessionACL::All, config)
+    let adapter = Adapter { vfs: vfs.clone() };
+    let session = Session::from_fd(adapter, device, SessionACL::All, config)
         .inspect_err(|_| {
             if let Err(error) = detach(path) {
                 tracing::warn!(%error, path = %path.display(), "a half-made mount is left behind");
             }
         })
         .with_context(|| format!("cannot mount at {}", path.display()))?;
+    let kernel = session.notifier();
+    let drop_pages = move |file, start: u64, end: u64| {
+        // No length: up to the end, however far that is.
+        let length = i64::try_from(end - start).unwrap_or(0);
+        let told = kernel.inval_inode(ino(file), start as i64, length);
+        if let Err(error) = told {
+            tracing::debug!(%file, %error, "the kernel was not told to forget pages");
+        }
+    };
+    vfs.serve_caches(Box::new(drop_pages))
+        .context("cannot start the caches' thread")?;
     let session = std::thread::Builder::new()
         .name("fuse".into())
         .spawn(move || session.run())

@@ -26,7 +26,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
@@ -36,7 +36,7 @@ use twinfold_protocol::ids::FileId;
 pub use adoption::{Adoption, strip_ids};
 pub use apply::ApplyError;
 pub use names::{DirectoryHandle, Entry, Listed};
-pub use node::Node;
+pub use node::{Node, Opening, Readers};
 
 use index::Index;
 
@@ -94,6 +94,15 @@ pub struct SpaceUse {
     pub name_max: u32,
 }
 
+/// Who is told of every change of an open file's contents, from one byte up to another.
+struct Watcher(Box<dyn Fn(FileId, u64, u64) + Send + Sync>);
+
+impl std::fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watcher")
+    }
+}
+
 /// The store of one replicated folder.
 #[derive(Debug)]
 pub struct Store {
@@ -106,6 +115,7 @@ pub struct Store {
     nodes: Mutex<Nodes>,
     /// Whole listings of directories in progress, by directory (resync target only).
     listings: Mutex<HashMap<FileId, put::SeenNames>>,
+    watcher: OnceLock<Watcher>,
 }
 
 #[derive(Debug, Default)]
@@ -134,7 +144,22 @@ impl Store {
             index,
             nodes: Mutex::default(),
             listings: Mutex::default(),
+            watcher: OnceLock::new(),
         })
+    }
+
+    /// `watcher` is told of changes from now on. There is one, for the store's lifetime.
+    pub fn watch(&self, watcher: impl Fn(FileId, u64, u64) + Send + Sync + 'static) {
+        let _ = self.watcher.set(Watcher(Box::new(watcher)));
+    }
+
+    /// The contents of a file were changed, or may have been, from one byte up to another.
+    fn changed(&self, node: &Node, start: u64, end: u64) {
+        if node.is_open()
+            && let Some(Watcher(tell)) = self.watcher.get()
+        {
+            tell(node.file(), start, end);
+        }
     }
 
     /// Where the parts lie.
