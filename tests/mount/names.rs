@@ -142,8 +142,8 @@ fn set(path: &Path, accessed: (i64, i64), modified: (i64, i64)) -> Result<(), Er
     utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)
 }
 
-const NOW: (i64, i64) = (0, rustix::fs::UTIME_NOW as i64);
-const OMIT: (i64, i64) = (0, rustix::fs::UTIME_OMIT as i64);
+const NOW: (i64, i64) = (0, rustix::fs::UTIME_NOW);
+const OMIT: (i64, i64) = (0, rustix::fs::UTIME_OMIT);
 
 #[test]
 fn times_are_kept_to_the_nanosecond_on_both_nodes() {

@@ -6,8 +6,8 @@ use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
 
 use harness::{Pair, wait_until};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, RenameFlags, Timestamps, XattrFlags, mknodat, removexattr,
-    renameat_with, setxattr, utimensat,
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timestamps, XattrFlags, mknodat,
+    removexattr, renameat_with, setxattr, utimensat,
 };
 use rustix::io::Errno;
 use rustix::mm::MapFlags;
@@ -242,5 +242,45 @@ fn a_demotion_lets_readers_go_on_with_what_the_new_primary_writes() {
     let follows = wait_until(PATIENCE, || map.load(0, 50_000) == after);
     assert!(follows, "a mapping made before the demotion shows old data");
     drop((map, open, writer));
+    pair.assert_identical();
+}
+
+#[test]
+fn a_node_that_is_primary_again_serves_nothing_it_had_read_before() {
+    let pair = Pair::new();
+    let before = noise(1, 50_000);
+    for name in ["file", "shrunk"] {
+        std::fs::write(pair.on_a(name), &before).unwrap();
+        // Read and closed: the kernel keeps it for the next one.
+        assert!(std::fs::read(pair.on_a(name)).unwrap() == before);
+    }
+    // A remount lets go of what nobody refers to; a path descriptor refers to a file
+    // without having it open, as a directory does in which somebody is.
+    let held = ["file", "shrunk"]
+        .map(|name| rustix::fs::open(pair.on_a(name), OFlags::PATH, Mode::empty()).unwrap());
+    let switch = |from: &harness::Node, to: &harness::Node| {
+        from.demote(false).unwrap();
+        let done = wait_until(PATIENCE, || to.promote(false).is_ok());
+        assert!(done, "{:?}", to.status());
+        pair.wait_paired();
+    };
+    switch(&pair.a, &pair.b);
+    let after = noise(2, 50_000);
+    std::fs::write(pair.on_b("file"), &after).unwrap();
+    let shrunk = File::options()
+        .write(true)
+        .open(pair.on_b("shrunk"))
+        .unwrap();
+    shrunk.set_len(100).unwrap();
+    shrunk.set_len(50_000).unwrap();
+    drop(shrunk);
+    switch(&pair.b, &pair.a);
+    assert!(std::fs::read(pair.on_a("file")).unwrap() == after);
+    assert!(
+        std::fs::read(pair.on_a("shrunk")).unwrap()[100..]
+            .iter()
+            .all(|b| *b == 0)
+    );
+    drop(held);
     pair.assert_identical();
 }
