@@ -117,6 +117,7 @@ fn a_file_too_large_for_the_store_is_refused_and_stays_as_it_was() {
     let area = Area::new("io-too-large");
     // ext4 ends at 16 TiB less a block, others later: ask far beyond each of them.
     let beyond = i64::MAX as u64 - 8192;
+    let before = area.pair.a.status().unwrap()["generation"].clone();
     let told = area.alike(|at| {
         let file = new_file(at.join("file"));
         file.write_all_at(b"small", 0).unwrap();
@@ -128,6 +129,9 @@ fn a_file_too_large_for_the_store_is_refused_and_stays_as_it_was() {
         (told, file.metadata().unwrap().len())
     });
     assert_eq!(told.0.0, Err(Errno::FBIG));
+    // What the application is refused is no reason to lose the peer.
+    let after = area.pair.a.status().unwrap()["generation"].clone();
+    assert_eq!(after, before);
     assert_eq!(std::fs::read(area.b("file")).unwrap(), b"small");
     area.identical();
 }

@@ -82,6 +82,16 @@ fn ten_thousand_entries_are_listed_once_each_on_both_nodes() {
             });
         }
     });
+    // However many are made one after the other, only so many stay open in the drivers.
+    for node in [&area.pair.a, &area.pair.b] {
+        let open = format!("/proc/{}/fd", node.pid().unwrap());
+        let open = std::fs::read_dir(open).unwrap().count();
+        assert!(
+            open < 2 * 8192 + 500,
+            "{open} descriptors on {}",
+            node.name()
+        );
+    }
     for path in [area.a(""), area.b("")] {
         let listed = names(&path);
         let different: BTreeSet<_> = listed.iter().collect();

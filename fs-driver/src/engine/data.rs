@@ -28,6 +28,10 @@ impl Engine {
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
         let length = data.len() as u64;
+        // Shipped first, it would be the peer that refuses, and be dropped for it.
+        if offset.saturating_add(length) > self.store.largest_file() {
+            return reply(Err(io::Error::from_raw_os_error(libc::EFBIG).into()));
+        }
         self.wait_for_room(data.len());
         let pass = self.gate.enter();
         if let Err(e) = self.writable() {

@@ -40,8 +40,11 @@ pub use node::{Node, Opening, Readers};
 
 use index::Index;
 
-/// Open descriptors kept for objects nobody has open. Beyond it the longest unused go.
+/// Objects kept open although nobody has them open, at most; beyond it the longest
+/// unused go. Each has up to two descriptors, so of all that this process may have at
+/// most the given part is used for them: the others are the application's open files.
 const MAX_CACHED_NODES: usize = 8192;
+const CACHED_PART_OF_DESCRIPTORS: u64 = 8;
 
 /// Unlinked objects nobody has open that are kept reachable until the kernel forgets them.
 const MAX_ORPHANS: usize = 4096;
@@ -113,6 +116,8 @@ pub struct Store {
     aside: OwnedFd,
     index: Index,
     nodes: Mutex<Nodes>,
+    max_cached: usize,
+    largest_file: u64,
     /// Whole listings of directories in progress, by directory (resync target only).
     listings: Mutex<HashMap<FileId, put::SeenNames>>,
     watcher: OnceLock<Watcher>,
@@ -136,6 +141,7 @@ impl Store {
         let index = Index::open(&layout.state().join("index"))?;
         let root = sys::reopen_path(file_system.as_fd())?;
         let root = Arc::new(Node::new(FileId::ROOT, root)?);
+        let largest_file = sys::largest_file(aside.as_fd());
         Ok(Store {
             layout,
             root,
@@ -143,6 +149,8 @@ impl Store {
             aside,
             index,
             nodes: Mutex::default(),
+            max_cached: max_cached(),
+            largest_file,
             listings: Mutex::default(),
             watcher: OnceLock::new(),
         })
@@ -202,14 +210,19 @@ impl Store {
         if let Some(known) = nodes.cached.get(&file) {
             return Ok(known.clone());
         }
-        if nodes.cached.len() >= MAX_CACHED_NODES {
+        self.cache(&mut nodes, node.clone());
+        Ok(node)
+    }
+
+    /// Keeps an object, and lets go of others when there are too many.
+    fn cache(&self, nodes: &mut Nodes, node: Arc<Node>) {
+        if nodes.cached.len() >= self.max_cached {
             // Second chance: what was not used since the last sweep and is not open goes.
             nodes
                 .cached
                 .retain(|_, node| node.clear_touched() || Arc::strong_count(node) > 1);
         }
-        nodes.cached.insert(file, node.clone());
-        Ok(node)
+        nodes.cached.insert(node.file(), node);
     }
 
     /// An object lost its last name: it stays reachable for those who have it open
@@ -272,8 +285,24 @@ impl Store {
         })
     }
 
+    /// Bytes a file can have at most on this file system.
+    pub fn largest_file(&self) -> u64 {
+        self.largest_file
+    }
+
     /// The index from ids to objects.
     pub(crate) fn ids(&self) -> &Index {
         &self.index
+    }
+}
+
+fn max_cached() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    match limit.current {
+        Some(all) => {
+            let part = all / CACHED_PART_OF_DESCRIPTORS;
+            MAX_CACHED_NODES.min(usize::try_from(part).unwrap_or(MAX_CACHED_NODES))
+        }
+        None => MAX_CACHED_NODES,
     }
 }
