@@ -6,7 +6,7 @@
 //!   b/...                                     node B
 //! ```
 //!
-//! Tests that change nothing but files of their own may share one pair ([`shared`]).
+//! Tests that change nothing but files of their own may share one pair ([`shared()`]).
 //! The nodes die with the test process, however it ends; what a killed run leaves
 //! behind is removed by the next one.
 
