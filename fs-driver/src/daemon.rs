@@ -34,6 +34,7 @@ pub struct Start {
 #[derive(Debug)]
 pub struct Driver {
     engine: Arc<Engine>,
+    vfs: Arc<Vfs>,
     mounted: Mutex<Option<Mounted>>,
     stopping: AtomicBool,
     /// One change of role at a time.
@@ -49,6 +50,7 @@ impl Driver {
     /// See [`Engine::promote`]; the mount becomes writable in place.
     pub fn promote(&self, force: bool) -> Result<()> {
         let _one = self.changing.lock();
+        self.vfs.before_promotion();
         self.engine.promote(force)?;
         if let Some(mounted) = &*self.mounted.lock() {
             mounted
@@ -139,15 +141,16 @@ pub fn run(layout: Layout, identity: &Path, start: Start) -> Result<()> {
         Role::Primary => engine.start_primary(start.force)?,
         Role::Secondary => engine.start_secondary()?,
     }
+    let vfs = Arc::new(Vfs::new(engine.clone()));
     let driver = Arc::new(Driver {
         engine: engine.clone(),
+        vfs: vfs.clone(),
         mounted: Mutex::new(None),
         stopping: AtomicBool::new(false),
         changing: Mutex::new(()),
     });
     let socket = control::serve(&layout, driver.clone())?;
     let link = link_thread(&engine, transport)?;
-    let vfs = Arc::new(Vfs::new(engine.clone()));
     let read_only = start.role == Role::Secondary;
     let mounted = fuse::mount(vfs, &name, &mount_at, read_only)?;
     *driver.mounted.lock() = Some(mounted);

@@ -20,6 +20,9 @@ pub enum FsError {
     /// There is no room left.
     #[error("no space left")]
     NoSpace,
+    /// The file would be larger than the file system holds.
+    #[error("file too large")]
+    TooLarge,
     /// What the name leads to is not a directory.
     #[error("not a directory")]
     NotADirectory,

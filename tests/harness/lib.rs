@@ -6,15 +6,18 @@
 //!   b/...                                     node B
 //! ```
 //!
+//! Tests that change nothing but files of their own may share one pair ([`shared()`]).
 //! The nodes die with the test process, however it ends; what a killed run leaves
 //! behind is removed by the next one.
 
 mod compare;
+mod disk;
 mod failover;
 mod node;
 mod pair;
 mod process;
 pub mod program;
+mod shared;
 mod space;
 pub mod tools;
 mod turn;
@@ -24,3 +27,4 @@ pub use node::{Node, Role};
 pub use pair::{Options, Pair};
 pub use process::{leave_root, wait_until};
 pub use program::Program;
+pub use shared::{Shared, shared};

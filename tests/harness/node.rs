@@ -83,9 +83,14 @@ impl Node {
         self.directory.join("log")
     }
 
+    /// All the driver has said so far.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
     /// What the driver has said so far, its last lines.
     pub fn last_words(&self) -> String {
-        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let log = self.said();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
@@ -159,6 +164,11 @@ impl Node {
             .lines()
             .filter_map(|line| line.split(' ').nth(4))
             .any(|path| Path::new(path) == mount)
+    }
+
+    /// Whether its driver runs and the peer is up to date beside it.
+    pub(crate) fn is_paired(&self) -> bool {
+        self.is_running() && self.status().is_ok_and(|s| s["link"] == "paired")
     }
 
     /// Whether its driver runs.

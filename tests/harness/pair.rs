@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use fs_driver::control::Request;
 
 use crate::compare::{Scope, Tree, differences};
+use crate::disk;
 use crate::node::{Node, Role};
 use crate::process::{self, wait_until};
 use crate::space;
@@ -33,6 +34,8 @@ pub struct Options {
     pub populate: fn(&Path),
     /// No other pair runs meanwhile.
     pub alone: bool,
+    /// A lies on an ext4 of its own with this many bytes.
+    pub small_disk: Option<u64>,
 }
 
 impl Default for Options {
@@ -44,6 +47,7 @@ impl Default for Options {
             more: Vec::new(),
             populate: |_| (),
             alone: false,
+            small_disk: None,
         }
     }
 }
@@ -90,6 +94,12 @@ impl Pair {
     fn prepare(options: &Options, turn: Turn) -> Result<Pair> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let directory = process::new_directory(NUMBER.fetch_add(1, Ordering::Relaxed))?;
+        if let Some(size) = options.small_disk
+            && let Err(e) = disk::mount(&directory, "a", size)
+        {
+            process::remove_directory(&directory);
+            return Err(e);
+        }
         let pair = Pair {
             a: Node::new("a", directory.join("a"))?,
             b: Node::new("b", directory.join("b"))?,
@@ -137,9 +147,8 @@ impl Pair {
 
     /// Waits until one node is primary and the other up to date beside it.
     pub fn wait_paired(&self) {
-        let paired = |node: &Node| node.status().is_ok_and(|s| s["link"] == "paired");
         let both = wait_until(PATIENCE, || {
-            paired(&self.a) && paired(&self.b) && self.primary().is_some()
+            self.a.is_paired() && self.b.is_paired() && self.primary().is_some()
         });
         assert!(
             both,
@@ -172,12 +181,23 @@ impl Pair {
     /// Everything in which the two copies differ, seen through the mounts and in the
     /// stores, and in which a mount differs from its own store.
     pub fn compare(&self) -> Vec<String> {
-        self.wait_settled();
-        self.compare_now().expect("both copies can be read")
+        self.compare_below("")
     }
 
-    fn compare_now(&self) -> Result<Vec<String>> {
+    /// The same for what is below a directory of the folder.
+    pub fn compare_below(&self, directory: impl AsRef<Path>) -> Vec<String> {
+        self.wait_settled();
+        self.compare_now(directory.as_ref())
+            .expect("both copies can be read")
+    }
+
+    fn compare_now(&self, directory: &Path) -> Result<Vec<String>> {
         let read = |path: PathBuf, scope| {
+            // Joined with nothing, a path would get a slash at its end.
+            let path = match directory.as_os_str().is_empty() {
+                true => path,
+                false => path.join(directory),
+            };
             Tree::read(&path, scope).with_context(|| format!("reading {}", path.display()))
         };
         let mount_a = read(self.a.mount(), Scope::Mount)?;
@@ -196,15 +216,38 @@ impl Pair {
 
     /// Fails the test unless every file takes the same space in both stores.
     pub fn assert_same_space(&self) {
+        self.assert_same_space_below("");
+    }
+
+    /// The same for the files below a directory of the folder.
+    pub fn assert_same_space_below(&self, directory: impl AsRef<Path>) {
         self.wait_settled();
-        let of = |node: &Node| space::of_tree(&node.data()).expect("the space of a store");
+        let directory = directory.as_ref();
+        let of = |node: &Node| {
+            space::of_tree(&node.data().join(directory)).expect("the space of a store")
+        };
         assert_eq!(of(&self.a), of(&self.b), "space on A and on B");
     }
 
     /// Fails the test unless both copies are identical.
     pub fn assert_identical(&self) {
-        let found = self.compare();
+        self.assert_identical_below("");
+    }
+
+    /// The same for what is below a directory of the folder.
+    pub fn assert_identical_below(&self, directory: impl AsRef<Path>) {
+        let found = self.compare_below(directory);
         assert!(found.is_empty(), "the copies differ:\n{}", found.join("\n"));
+    }
+
+    /// A path outside of both nodes, on the same file system, that goes with the pair.
+    pub fn beside(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Both nodes run, and the secondary is up to date.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.a.is_paired() && self.b.is_paired()
     }
 }
 

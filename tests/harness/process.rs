@@ -96,6 +96,7 @@ pub(crate) fn detach(path: &Path) {
 pub(crate) fn remove_directory(path: &Path) {
     for node in ["a", "b"] {
         detach(&path.join(node).join("vm"));
+        detach(&path.join(node));
     }
     if let Err(e) = std::fs::remove_dir_all(path)
         && e.kind() != io::ErrorKind::NotFound

@@ -43,6 +43,10 @@ impl Engine {
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
         let length = data.len() as u64;
+        // Shipped first, it would be the peer that refuses, and be dropped for it.
+        if offset.saturating_add(length) > self.store.largest_file() {
+            return reply(Err(FsError::TooLarge));
+        }
         let pass = self.gate.enter();
         if let Err(e) = self.writable() {
             return reply(Err(e));
@@ -239,7 +243,9 @@ impl Engine {
         match apply(self, node) {
             Ok(()) => self.commit(op, old_size, Box::new(move || reply(Ok(())))),
             Err(e) => {
-                // A failed allocation may have changed a part: the peer learns what is here now.
+                // A failed allocation may have changed a part, and has set the times: the
+                // peer learns what is here now.
+                self.touch(&op);
                 let size = node.size().unwrap_or(old_size);
                 if size == old_size {
                     return reply(Err(e.into()));
@@ -317,7 +323,11 @@ impl Engine {
             Ok(copied) => self.ship_contents(to, to_offset, copied, move |done| {
                 reply(done.map(|()| copied));
             }),
-            Err(e) => reply(Err(e.into())),
+            Err(e) => {
+                // Nothing was copied, but the times may have been set.
+                self.touch(&op(length));
+                reply(Err(e.into()));
+            }
         }
     }
 

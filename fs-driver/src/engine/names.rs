@@ -8,8 +8,9 @@ use twinfold_protocol::attr::{Attributes, Kind};
 use twinfold_protocol::op::{Change, Name, NewObject, Op, RenameMode, XattrMode};
 
 use super::Engine;
+use super::settle::touched_by;
 use crate::error::{FsError, FsResult};
-use crate::store::Node;
+use crate::store::{Node, may_have_changed};
 
 /// What a new object shall be, before it has an id.
 #[derive(Clone, Debug)]
@@ -26,6 +27,11 @@ pub struct NewEntry {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+}
+
+/// The store refused before it changed anything: how calls usually fail.
+fn is_refusal(error: &FsError) -> bool {
+    !matches!(error, FsError::Store(e) if may_have_changed(e))
 }
 
 impl Engine {
@@ -52,13 +58,21 @@ impl Engine {
         if let Err(e) = self.writable().and_then(|()| self.ensure_intents(&op, 0)) {
             return reply(Err(e));
         }
+        let mut touched = Vec::with_capacity(2);
+        touched_by(&op, |file| touched.push(file));
         let _names = self.names.lock();
         match change(self, op) {
             Ok((Some(op), answer)) => {
                 self.commit(op, 0, Box::new(move || reply(Ok(answer))));
             }
             Ok((None, answer)) => reply(Ok(answer)),
-            Err(e) => reply(Err(e)),
+            Err(e) => {
+                // What failed half-way was undone, but that, too, has set times.
+                if !is_refusal(&e) {
+                    self.touched.lock().extend(touched);
+                }
+                reply(Err(e));
+            }
         }
     }
 

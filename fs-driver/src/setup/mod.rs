@@ -34,7 +34,7 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
 /// Keeps a second driver from the same folder as long as the file lives.
 pub(crate) fn lock(layout: &Layout) -> Result<File> {
     let path = layout.state().join("lock");
-    let file = File::options()
+    let file = crate::state::private()
         .write(true)
         .create(true)
         .truncate(false)

@@ -57,7 +57,7 @@ struct Inner {
 impl CopyFile {
     /// Writes a new file.
     pub fn create(state: &Path, record: Record) -> io::Result<CopyFile> {
-        let file = File::options()
+        let file = super::private()
             .read(true)
             .write(true)
             .create_new(true)

@@ -22,7 +22,7 @@
 //! refused, and a new segment for which there is none is done without.
 
 use std::collections::{BTreeSet, HashSet};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -76,7 +76,7 @@ struct Writer {
 impl IntentLog {
     /// Opens the log: reads what was noted before and starts a new segment.
     pub fn open(directory: &Path) -> io::Result<(IntentLog, Recovered)> {
-        std::fs::create_dir_all(directory)?;
+        super::private_directory(directory)?;
         let mut recovered = Recovered::default();
         let mut last = 0;
         for segment in segments(directory)? {
@@ -283,7 +283,7 @@ fn grow(file: &File, capacity: u64) -> io::Result<u64> {
 }
 
 fn new_segment(directory: &Path, segment: u64) -> io::Result<(File, u64)> {
-    let file = OpenOptions::new()
+    let file = super::private()
         .read(true)
         .write(true)
         .create_new(true)

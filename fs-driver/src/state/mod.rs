@@ -13,13 +13,31 @@ pub use twinfold_protocol::lifecycle::Record;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
+
+/// How files of our own are opened: root's alone when they are made, whatever the umask
+/// of the thread is.
+pub(crate) fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.mode(0o600);
+    options
+}
+
+/// Makes a directory of our own, root's alone, unless it is there.
+pub(crate) fn private_directory(path: &Path) -> io::Result<()> {
+    let made = std::fs::DirBuilder::new().mode(0o700).create(path);
+    match made {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
 
 /// Replaces a file in one step: after a crash it holds the old or the new bytes,
 /// never a mixture (write beside it, sync, rename over it, sync the directory).
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("new");
-    let mut file = OpenOptions::new()
+    let mut file = private()
         .write(true)
         .create(true)
         .truncate(true)

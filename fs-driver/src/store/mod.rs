@@ -10,7 +10,8 @@ mod ranges;
 mod unix;
 #[cfg(unix)]
 pub use unix::{
-    Adoption, ApplyError, DirectoryHandle, Entry, Layout, Listed, Node, SpaceUse, Store, strip_ids,
+    Adoption, ApplyError, DirectoryHandle, Entry, Layout, Listed, Node, Opening, Readers, SpaceUse,
+    Store, may_have_changed, strip_ids,
 };
 
 pub use ranges::{RangeGuard, RangeLocks};

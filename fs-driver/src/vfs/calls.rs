@@ -39,7 +39,7 @@ pub struct SetAttributes {
 impl Vfs {
     fn file_node(&self, handle: HandleId) -> FsResult<Arc<Node>> {
         match &*self.handles.get(handle)? {
-            Handle::File { node, .. } => Ok(node.clone()),
+            Handle::File { opening, .. } => Ok(opening.node().clone()),
             Handle::Directory(_) => Err(FsError::BadHandle),
         }
     }
@@ -54,13 +54,29 @@ impl Vfs {
         clear_privileges: bool,
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
-        let node = or_reply!(reply, self.file_node(handle));
+        let handle = or_reply!(reply, self.handles.get(handle));
+        let Handle::File { opening, how } = &*handle else {
+            return reply(Err(FsError::BadHandle));
+        };
         if data.len() > limits::MAX_PAYLOAD {
             return reply(Err(FsError::Invalid));
         }
+        let node = opening.node();
+        let (direct, readers) = (how.direct, node.readers());
+        let (caches, written) = (self.caches.clone(), node.clone());
+        let end = offset.saturating_add(data.len() as u64);
+        let reply = move |result| {
+            if direct && written.was_read_since(readers) {
+                // Whoever sees the write return sees it through the cache as well.
+                let reply = Box::new(move || reply(result));
+                caches.drop_pages(written.file(), offset, end, Some(reply));
+            } else {
+                reply(result);
+            }
+        };
         let data = Bytes::copy_from_slice(data);
         self.engine
-            .write(&node, offset, data, stability, clear_privileges, reply);
+            .write(node, offset, data, stability, clear_privileges, reply);
     }
 
     /// Sets attributes and size; the reply brings the attributes as they are then.
@@ -195,6 +211,26 @@ impl Vfs {
             .rename((&parent, name), (&new_parent, new_name), mode, reply);
     }
 
+    /// Takes suid and sgid away before a change whose op cannot do it by the way. The
+    /// caller's op is acknowledged after this one.
+    fn clear_privileges(&self, node: &Arc<Node>) -> FsResult<()> {
+        let Some(mode) = self.engine.store.mode_without_privileges(node)? else {
+            return Ok(());
+        };
+        let change = Change {
+            mode: Some(mode),
+            ..Change::default()
+        };
+        // What fails here has failed before the call returns.
+        let failed = Arc::new(Mutex::new(None));
+        let note = failed.clone();
+        self.engine.set_attributes(node, change, move |result| {
+            *note.lock() = result.err();
+        });
+        let error = failed.lock().take();
+        error.map_or(Ok(()), Err)
+    }
+
     /// `fallocate(2)`.
     pub fn allocate(
         &self,
@@ -202,9 +238,13 @@ impl Vfs {
         mode: AllocateMode,
         offset: u64,
         length: u64,
+        clear_privileges: bool,
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
         let node = or_reply!(reply, self.file_node(handle));
+        if clear_privileges {
+            or_reply!(reply, self.clear_privileges(&node));
+        }
         self.engine.allocate(&node, mode, offset, length, reply);
     }
 
@@ -214,10 +254,14 @@ impl Vfs {
         (from, from_offset): (HandleId, u64),
         (to, to_offset): (HandleId, u64),
         length: u64,
+        clear_privileges: bool,
         reply: impl FnOnce(FsResult<u64>) + Send + 'static,
     ) {
         let from = or_reply!(reply, self.file_node(from));
         let to = or_reply!(reply, self.file_node(to));
+        if clear_privileges {
+            or_reply!(reply, self.clear_privileges(&to));
+        }
         self.engine
             .copy_range((&from, from_offset), (&to, to_offset), length, reply);
     }

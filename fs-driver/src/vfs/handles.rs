@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::RwLock;
 
 use crate::error::{FsError, FsResult};
-use crate::store::{DirectoryHandle, Node};
+use crate::store::{DirectoryHandle, Node, Opening};
 
 /// The number of an open handle.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -28,7 +28,7 @@ pub enum Handle {
     /// A file.
     File {
         /// Which.
-        node: Arc<Node>,
+        opening: Opening,
         /// How.
         how: OpenHow,
     },
@@ -63,7 +63,7 @@ impl Handles {
 
     pub(super) fn node(&self, id: HandleId) -> Option<Arc<Node>> {
         match &*self.get(id).ok()? {
-            Handle::File { node, .. } => Some(node.clone()),
+            Handle::File { opening, .. } => Some(opening.node().clone()),
             Handle::Directory(directory) => Some(directory.node().clone()),
         }
     }

@@ -1,6 +1,7 @@
 //! What a call on the mount means: objects, handles, reads, and which change a
 //! call is. No word of FUSE or WinFsp in here; an adapter translates.
 
+mod caches;
 mod calls;
 mod handles;
 
@@ -15,16 +16,18 @@ use twinfold_protocol::op::Name;
 
 use crate::engine::Engine;
 use crate::error::{FsError, FsResult};
-use crate::store::{Listed, Node, SpaceUse};
+use crate::store::{Listed, Node, Opening, SpaceUse};
 
+pub use caches::DropPages;
 pub use calls::SetAttributes;
 pub use handles::{Handle, HandleId, OpenHow};
 
+use caches::Caches;
 use handles::Handles;
 
-/// Objects opened while secondary that may have stale pages in the kernel, at most;
-/// beyond it every cache is dropped at the first open after a promotion.
-const MAX_STALE: usize = 65_536;
+/// Files whose pages in the kernel are known to be right, at most; beyond it all are
+/// forgotten, and read again.
+const MAX_KEPT: usize = 65_536;
 
 /// How long the kernel may trust what it was told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,18 +65,42 @@ pub struct Listing {
 pub struct Vfs {
     engine: Arc<Engine>,
     handles: Handles,
-    /// Opened while secondary.
-    stale: Mutex<HashSet<FileId>>,
+    caches: Arc<Caches>,
+    /// Opened since this node became primary: what the kernel has cached of these is
+    /// from then.
+    kept: Mutex<HashSet<FileId>>,
 }
 
 impl Vfs {
     /// The file system over an engine.
     pub fn new(engine: Arc<Engine>) -> Vfs {
+        let caches = Arc::new(Caches::default());
+        // On a primary every change comes from the kernel. It owns the caches' end of
+        // this; the engine, which owns the store, only lends its role.
+        let (told, role) = (caches.clone(), Arc::downgrade(&engine));
+        engine.store.watch(move |file, start, end| {
+            let role = role.upgrade().and_then(|engine| engine.role());
+            if role != Some(Role::Primary) {
+                told.drop_pages(file, start, end, None);
+            }
+        });
         Vfs {
             engine,
             handles: Handles::default(),
-            stale: Mutex::default(),
+            caches,
+            kept: Mutex::default(),
         }
+    }
+
+    /// From now on the kernel is told of changes that it cannot know of.
+    pub fn serve_caches(&self, drop_pages: DropPages) -> std::io::Result<()> {
+        self.caches.serve(drop_pages)
+    }
+
+    /// This node is about to become primary: the peer may have changed what the kernel
+    /// has cached of files that nobody has open.
+    pub fn before_promotion(&self) {
+        self.kept.lock().clear();
     }
 
     /// How long the kernel may trust an answer given now.
@@ -135,20 +162,16 @@ impl Vfs {
         }
         // The descriptor is opened now, so that what is wrong with it is said now.
         node.data()?;
-        let file = node.file();
-        let keep_cache = {
-            let mut stale = self.stale.lock();
-            if primary {
-                !stale.remove(&file) && stale.len() < MAX_STALE
-            } else {
-                if stale.len() < MAX_STALE {
-                    stale.insert(file);
-                }
-                false
+        let opening = Opening::new(node, !how.direct);
+        let keep_cache = primary && {
+            let mut kept = self.kept.lock();
+            if kept.len() >= MAX_KEPT {
+                kept.clear();
             }
+            !kept.insert(opening.node().file())
         };
         Ok(Opened {
-            handle: self.handles.insert(Handle::File { node, how }),
+            handle: self.handles.insert(Handle::File { opening, how }),
             keep_cache,
             uncached: !primary,
         })
@@ -169,19 +192,19 @@ impl Vfs {
     /// Reads up to `buffer.len()` bytes; fewer only at the end of the file.
     pub fn read(&self, handle: HandleId, offset: u64, buffer: &mut [u8]) -> FsResult<usize> {
         let handle = self.handles.get(handle)?;
-        let Handle::File { node, .. } = &*handle else {
+        let Handle::File { opening, .. } = &*handle else {
             return Err(FsError::BadHandle);
         };
-        Ok(self.engine.store.read(node, offset, buffer)?)
+        Ok(self.engine.store.read(opening.node(), offset, buffer)?)
     }
 
     /// The next data or hole at or after `offset`.
     pub fn seek(&self, handle: HandleId, offset: u64, data: bool) -> FsResult<u64> {
         let handle = self.handles.get(handle)?;
-        let Handle::File { node, .. } = &*handle else {
+        let Handle::File { opening, .. } = &*handle else {
             return Err(FsError::BadHandle);
         };
-        Ok(self.engine.store.seek(node, offset, data)?)
+        Ok(self.engine.store.seek(opening.node(), offset, data)?)
     }
 
     /// Lists a directory from a position on, handing each entry to `take` until it
@@ -245,5 +268,11 @@ impl Vfs {
     /// Space and objects of the store.
     pub fn space(&self) -> FsResult<SpaceUse> {
         Ok(self.engine.store.space()?)
+    }
+}
+
+impl Drop for Vfs {
+    fn drop(&mut self) {
+        self.caches.end();
     }
 }

@@ -13,7 +13,7 @@ use crate::fs::{Body, Fs, Item};
 
 /// How much the application was promised about a change.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Promise {
+pub(crate) enum Promise {
     /// Nothing yet.
     Asked,
     /// It was acknowledged.
@@ -24,7 +24,7 @@ pub enum Promise {
 
 /// A place that holds a value.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Place {
+pub(crate) enum Place {
     /// A block of a file.
     Block(FileId, u32),
     /// Size of a file.
@@ -53,7 +53,7 @@ struct Entry {
 
 /// The application's knowledge.
 #[derive(Clone, Debug, Default)]
-pub struct Checker {
+pub(crate) struct Checker {
     places: BTreeMap<Place, Vec<Entry>>,
     /// Changes that the node in use was seen not to have.
     lost: BTreeSet<u64>,
@@ -61,7 +61,7 @@ pub struct Checker {
 
 impl Checker {
     /// A change takes place: `places` get these values.
-    pub fn asked(&mut self, change: u64, places: impl IntoIterator<Item = (Place, u64)>) {
+    pub(crate) fn asked(&mut self, change: u64, places: impl IntoIterator<Item = (Place, u64)>) {
         for (place, value) in places {
             self.places.entry(place).or_default().push(Entry {
                 change,
@@ -72,13 +72,13 @@ impl Checker {
     }
 
     /// All known blocks of a file from `first` on.
-    pub fn blocks_from(&self, file: FileId, first: u32) -> Vec<Place> {
+    pub(crate) fn blocks_from(&self, file: FileId, first: u32) -> Vec<Place> {
         let range = Place::Block(file, first)..=Place::Block(file, u32::MAX);
         self.places.range(range).map(|(p, _)| p.clone()).collect()
     }
 
     /// The application was told that a change is done.
-    pub fn acknowledged(&mut self, change: u64) -> Result<(), String> {
+    pub(crate) fn acknowledged(&mut self, change: u64) -> Result<(), String> {
         self.promise(Promise::Acknowledged, |_, e| e.change == change);
         if self.lost.contains(&change) {
             return Err(format!(
@@ -89,7 +89,7 @@ impl Checker {
     }
 
     /// It was told that a sync of `file`, asked for as change number `sync`, is done.
-    pub fn synced(&mut self, sync: u64, file: FileId) {
+    pub(crate) fn synced(&mut self, sync: u64, file: FileId) {
         self.promise(Promise::Synced, |place, e| {
             place.of() == file && e.change < sync && e.promise >= Promise::Acknowledged
         });
@@ -107,7 +107,7 @@ impl Checker {
 
     /// The application looks at what a node shows it: everything promised at `level`
     /// must be there. From here on what it saw is what there is.
-    pub fn look(&mut self, fs: &Fs, level: Promise) -> Result<(), String> {
+    pub(crate) fn look(&mut self, fs: &Fs, level: Promise) -> Result<(), String> {
         let reachable = fs.reachable();
         let mut seen = every_place(&reachable);
         let mut after = BTreeMap::new();

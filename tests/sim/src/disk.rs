@@ -16,45 +16,45 @@ use crate::rng::Rng;
 
 /// The disk of one node.
 #[derive(Clone, Debug, Default)]
-pub struct Disk {
+pub(crate) struct Disk {
     /// As the running system sees it.
-    pub fs: Fs,
+    pub(crate) fs: Fs,
     durable: Fs,
     /// What was done since, in order.
     pending: Vec<(Op, bool)>,
     /// Intents; each is synced before it counts.
-    pub log: Log,
+    pub(crate) log: Log,
     /// The copy's record; each change is synced.
-    pub record: Record,
+    pub(crate) record: Record,
     /// No room for data.
-    pub full: bool,
+    pub(crate) full: bool,
 }
 
 /// The intent log.
 #[derive(Clone, Debug, Default)]
-pub struct Log {
+pub(crate) struct Log {
     segments: BTreeMap<u64, BTreeSet<Intent>>,
     current: u64,
     hot: BTreeSet<Intent>,
     /// A record in the middle cannot be read.
-    pub damaged: bool,
+    pub(crate) damaged: bool,
 }
 
 impl Log {
     /// The driver starts: a new segment.
-    pub fn open(&mut self) {
+    pub(crate) fn open(&mut self) {
         self.hot.clear();
         self.current += 1;
         self.segments.insert(self.current, BTreeSet::new());
     }
 
     /// Whether an intent is durable and not retired.
-    pub fn is_hot(&self, intent: Intent) -> bool {
+    pub(crate) fn is_hot(&self, intent: Intent) -> bool {
         self.hot.contains(&intent)
     }
 
     /// Notes an intent, durably.
-    pub fn note(&mut self, intent: Intent) {
+    pub(crate) fn note(&mut self, intent: Intent) {
         self.hot.insert(intent);
         self.segments
             .entry(self.current)
@@ -63,23 +63,23 @@ impl Log {
     }
 
     /// Begins a new segment.
-    pub fn rotate(&mut self) -> u64 {
+    pub(crate) fn rotate(&mut self) -> u64 {
         self.open();
         self.current
     }
 
     /// Drops the segments before `segment`.
-    pub fn retire(&mut self, segment: u64) {
+    pub(crate) fn retire(&mut self, segment: u64) {
         self.segments.retain(|number, _| *number >= segment);
     }
 
     /// Everything noted and not retired.
-    pub fn all(&self) -> BTreeSet<Intent> {
+    pub(crate) fn all(&self) -> BTreeSet<Intent> {
         self.segments.values().flatten().copied().collect()
     }
 
     /// Loses some notes and is known to have.
-    pub fn damage(&mut self, rng: &mut Rng) {
+    pub(crate) fn damage(&mut self, rng: &mut Rng) {
         for segment in self.segments.values_mut() {
             segment.retain(|_| !rng.one_in(3));
         }
@@ -111,12 +111,12 @@ fn perform(fs: &mut Fs, (op, syncing): (&Op, bool)) -> Result<(), String> {
 
 impl Disk {
     /// Changes the file system.
-    pub fn apply(&mut self, op: &Op) -> Result<(), String> {
+    pub(crate) fn apply(&mut self, op: &Op) -> Result<(), String> {
         self.apply_as(op, false)
     }
 
     /// The same, as the target of a resync if `syncing`.
-    pub fn apply_as(&mut self, op: &Op, syncing: bool) -> Result<(), String> {
+    pub(crate) fn apply_as(&mut self, op: &Op, syncing: bool) -> Result<(), String> {
         perform(&mut self.fs, (op, syncing))?;
         // A copy is what it copied, whatever becomes of its source.
         let op = match op {
@@ -137,28 +137,31 @@ impl Disk {
     }
 
     /// Removes what is still aside.
-    pub fn clear_aside(&mut self) {
+    pub(crate) fn clear_aside(&mut self) {
         self.fs.clear_aside();
         self.sync_all();
     }
 
     /// `syncfs(2)`.
-    pub fn sync_all(&mut self) {
+    pub(crate) fn sync_all(&mut self) {
         self.durable = self.fs.clone();
         self.pending.clear();
     }
 
     /// `fsync(2)`: the data of `file`, and the journal with all before it.
-    pub fn sync(&mut self, file: FileId) {
+    pub(crate) fn sync(&mut self, file: FileId) {
         let all = std::mem::take(&mut self.pending);
+        // Data goes before a later change of its file's size.
+        let mut resized = BTreeMap::new();
+        for (i, (op, _)) in all.iter().enumerate() {
+            if let Some(file) = resizes(op) {
+                resized.insert(file, i);
+            }
+        }
         for (i, (op, syncing)) in all.iter().enumerate() {
             let data = data_of(op);
-            // Data goes before a later change of its file's size.
-            let followed = || {
-                let later = all.get(i + 1..).unwrap_or_default();
-                later.iter().any(|(o, _)| touches(o, data))
-            };
-            if data.is_none() || data == Some(file) || followed() {
+            let followed = data.is_some_and(|f| resized.get(&f).is_some_and(|at| *at > i));
+            if data.is_none() || data == Some(file) || followed {
                 let _ = perform(&mut self.durable, (op, *syncing));
             } else {
                 self.pending.push((op.clone(), *syncing));
@@ -167,12 +170,12 @@ impl Disk {
     }
 
     /// The process is gone.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.fs.forget_listings();
     }
 
     /// The machine is gone, and with it what was not synced.
-    pub fn cut_power(&mut self, rng: &mut Rng) {
+    pub(crate) fn cut_power(&mut self, rng: &mut Rng) {
         let all = std::mem::take(&mut self.pending);
         let journal = all.iter().filter(|(op, _)| data_of(op).is_none()).count() as u64;
         let mut left = rng.below(journal + 1);
@@ -193,11 +196,11 @@ impl Disk {
     }
 }
 
-/// Whether an op that is no data changes the size of this file.
-fn touches(op: &Op, file: Option<FileId>) -> bool {
+/// The file whose size an op that is no data changes.
+fn resizes(op: &Op) -> Option<FileId> {
     match op {
-        Op::Truncate { file: f, .. } => Some(*f) == file,
-        Op::PutObject { object, .. } => Some(object.file) == file,
-        _ => false,
+        Op::Truncate { file, .. } => Some(*file),
+        Op::PutObject { object, .. } => Some(object.file),
+        _ => None,
     }
 }

@@ -79,7 +79,7 @@ impl Fault {
 }
 
 /// The faults of a run, by the milliseconds after its beginning.
-pub fn schedule(rng: &mut Rng, phases: u64) -> Vec<(u64, Fault)> {
+pub(crate) fn schedule(rng: &mut Rng, phases: u64) -> Vec<(u64, Fault)> {
     let mut all = Vec::new();
     let mut at = 600;
     for _ in 0..phases {
@@ -126,7 +126,7 @@ pub fn schedule(rng: &mut Rng, phases: u64) -> Vec<(u64, Fault)> {
 
 impl World {
     /// A fault happens.
-    pub fn fault(&mut self, fault: Fault) {
+    pub(crate) fn fault(&mut self, fault: Fault) {
         self.stats.faults[fault.number()] += 1;
         self.note(|| format!("{fault:?}"));
         match fault {
@@ -166,7 +166,7 @@ impl World {
     }
 
     /// Everything is repaired: from here on progress is demanded.
-    pub fn repair(&mut self) {
+    pub(crate) fn repair(&mut self) {
         (0..2).for_each(|node| {
             self.heal(node);
             self.thaw(node);
@@ -176,7 +176,7 @@ impl World {
     }
 
     /// Puts the faults on the calendar.
-    pub fn plan(&mut self, faults: &[(u64, Fault)]) {
+    pub(crate) fn plan(&mut self, faults: &[(u64, Fault)]) {
         for (at, fault) in faults {
             self.at(at * MS, Event::Fault(*fault));
         }

@@ -13,16 +13,16 @@ static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
 
 /// One object.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Item {
+pub(crate) struct Item {
     /// Attributes, all in one number.
-    pub mode: u32,
+    pub(crate) mode: u32,
     /// What it holds.
-    pub body: Body,
+    pub(crate) body: Body,
 }
 
 /// What an object holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Body {
+pub(crate) enum Body {
     /// Blocks other than zero, and the size in bytes (whole blocks).
     File {
         /// The blocks.
@@ -36,11 +36,11 @@ pub enum Body {
 
 /// All objects of a store.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Fs {
+pub(crate) struct Fs {
     /// By id.
-    pub items: BTreeMap<FileId, Item>,
+    pub(crate) items: BTreeMap<FileId, Item>,
     /// Objects without a name during a resync.
-    pub aside: BTreeSet<FileId>,
+    pub(crate) aside: BTreeSet<FileId>,
     /// Names a whole listing has named so far. Gone with the process.
     listings: BTreeMap<FileId, BTreeSet<Name>>,
 }
@@ -60,7 +60,7 @@ impl Default for Fs {
 }
 
 /// The payload of blocks with these contents.
-pub fn payload(values: &[u64]) -> Payload {
+pub(crate) fn payload(values: &[u64]) -> Payload {
     let mut payload = Payload::default();
     for value in values {
         payload.push(Bytes::copy_from_slice(&value.to_le_bytes()));
@@ -70,7 +70,7 @@ pub fn payload(values: &[u64]) -> Payload {
 }
 
 /// The contents of the blocks of a payload.
-pub fn values(payload: &Payload) -> Vec<u64> {
+pub(crate) fn values(payload: &Payload) -> Vec<u64> {
     let mut all = Vec::new();
     let mut at = 0;
     for chunk in payload.chunks() {
@@ -90,7 +90,7 @@ fn block(offset: u64) -> u32 {
 
 impl Fs {
     /// A file's blocks and size.
-    pub fn file(&self, file: FileId) -> Option<(&BTreeMap<u32, u64>, u64)> {
+    pub(crate) fn file(&self, file: FileId) -> Option<(&BTreeMap<u32, u64>, u64)> {
         match &self.items.get(&file)?.body {
             Body::File { blocks, size } => Some((blocks, *size)),
             Body::Directory(_) => None,
@@ -105,7 +105,7 @@ impl Fs {
     }
 
     /// A directory's names.
-    pub fn names(&self, directory: FileId) -> Option<&BTreeMap<Name, FileId>> {
+    pub(crate) fn names(&self, directory: FileId) -> Option<&BTreeMap<Name, FileId>> {
         match &self.items.get(&directory)?.body {
             Body::Directory(names) => Some(names),
             Body::File { .. } => None,
@@ -120,7 +120,7 @@ impl Fs {
     }
 
     /// What an object is, if it is here.
-    pub fn kind(&self, file: FileId) -> Option<Kind> {
+    pub(crate) fn kind(&self, file: FileId) -> Option<Kind> {
         Some(match self.items.get(&file)?.body {
             Body::File { .. } => Kind::Regular,
             Body::Directory(_) => Kind::Directory,
@@ -128,12 +128,12 @@ impl Fs {
     }
 
     /// Size of a file, 0 for anything else.
-    pub fn size(&self, file: FileId) -> u64 {
+    pub(crate) fn size(&self, file: FileId) -> u64 {
         self.file(file).map_or(0, |(_, size)| size)
     }
 
     /// The blocks of a range of a file.
-    pub fn read(&self, file: FileId, offset: u64, length: u64) -> Vec<u64> {
+    pub(crate) fn read(&self, file: FileId, offset: u64, length: u64) -> Vec<u64> {
         let Some((blocks, _)) = self.file(file) else {
             return Vec::new();
         };
@@ -144,7 +144,7 @@ impl Fs {
     }
 
     /// How many names an object has, its place aside counted.
-    pub fn links(&self, file: FileId) -> usize {
+    pub(crate) fn links(&self, file: FileId) -> usize {
         let named = |item: &Item| match &item.body {
             Body::Directory(names) => names.values().filter(|f| **f == file).count(),
             Body::File { .. } => 0,
@@ -160,7 +160,7 @@ impl Fs {
     }
 
     /// Whether `inner` is `outer` or lies below it.
-    pub fn is_below(&self, inner: FileId, outer: FileId) -> bool {
+    pub(crate) fn is_below(&self, inner: FileId, outer: FileId) -> bool {
         inner == outer
             || self
                 .names(outer)
@@ -186,7 +186,7 @@ impl Fs {
 
     /// Does what an op says while a resync runs: nothing that loses its last name goes,
     /// for another name of it may still come.
-    pub fn apply_syncing(&mut self, op: &Op) -> Result<(), String> {
+    pub(crate) fn apply_syncing(&mut self, op: &Op) -> Result<(), String> {
         let victim = match op {
             Op::Unlink { file, .. } => Some(*file),
             Op::Rename {
@@ -206,7 +206,7 @@ impl Fs {
     }
 
     /// Does what an op says; an error when this copy is not what the op expects.
-    pub fn apply(&mut self, op: &Op) -> Result<(), String> {
+    pub(crate) fn apply(&mut self, op: &Op) -> Result<(), String> {
         match op {
             Op::Write {
                 file, offset, data, ..
@@ -335,7 +335,7 @@ impl Fs {
     }
 
     /// Does what a resync op says: the target's side.
-    pub fn put(&mut self, op: &Op) -> Result<(), String> {
+    pub(crate) fn put(&mut self, op: &Op) -> Result<(), String> {
         match op {
             Op::PutDirectory {
                 directory,
@@ -441,7 +441,7 @@ impl Fs {
     }
 
     /// Removes what is still aside.
-    pub fn clear_aside(&mut self) {
+    pub(crate) fn clear_aside(&mut self) {
         for file in std::mem::take(&mut self.aside) {
             self.remove_tree(file);
         }
@@ -463,12 +463,12 @@ impl Fs {
     }
 
     /// The process is gone, and with it what it kept in memory.
-    pub fn forget_listings(&mut self) {
+    pub(crate) fn forget_listings(&mut self) {
         self.listings.clear();
     }
 
     /// An object as resync sends it.
-    pub fn object(&self, file: FileId) -> Option<Object> {
+    pub(crate) fn object(&self, file: FileId) -> Option<Object> {
         Some(Object {
             file,
             kind: self.kind(file)?,
@@ -483,7 +483,7 @@ impl Fs {
     }
 
     /// Every object that can be reached by name, from the root.
-    pub fn reachable(&self) -> BTreeMap<FileId, Item> {
+    pub(crate) fn reachable(&self) -> BTreeMap<FileId, Item> {
         let mut found = BTreeMap::new();
         let mut next = vec![FileId::ROOT];
         while let Some(file) = next.pop() {

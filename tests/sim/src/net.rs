@@ -15,7 +15,7 @@ use crate::world::{Event, World};
 
 /// What one node says to the other.
 #[derive(Clone, Debug)]
-pub enum Message {
+pub(crate) enum Message {
     /// The secondary's state.
     Hello {
         /// What it knows of its copy.
@@ -69,9 +69,9 @@ impl Message {
 
 /// One connection.
 #[derive(Clone, Debug, Default)]
-pub struct Connection {
+pub(crate) struct Connection {
     /// Whether each node still has it.
-    pub open: [bool; 2],
+    pub(crate) open: [bool; 2],
     /// When the last message of each direction and stream arrives.
     last: [[u64; 2]; 2],
     /// Messages held up by a cut, by the node they are for.
@@ -80,14 +80,14 @@ pub struct Connection {
 
 /// The network.
 #[derive(Clone, Debug, Default)]
-pub struct Net {
+pub(crate) struct Net {
     /// Connections that at least one node has.
-    pub connections: BTreeMap<u64, Connection>,
+    pub(crate) connections: BTreeMap<u64, Connection>,
     next: u64,
     /// Whether what is for each node does not arrive.
-    pub cut: [bool; 2],
+    pub(crate) cut: [bool; 2],
     /// Longest delay of a message, in nanoseconds.
-    pub delay: u64,
+    pub(crate) delay: u64,
 }
 
 /// How long a connection lives without hearing from the other end.
@@ -95,7 +95,7 @@ const IDLE: u64 = 400_000_000;
 
 impl World {
     /// A new connection that both nodes have.
-    pub fn connect(&mut self) -> u64 {
+    pub(crate) fn connect(&mut self) -> u64 {
         self.net.next += 1;
         let id = self.net.next;
         let connection = Connection {
@@ -107,7 +107,7 @@ impl World {
     }
 
     /// Node `from` sends on connection `id`.
-    pub fn send(&mut self, from: usize, id: u64, message: Message) {
+    pub(crate) fn send(&mut self, from: usize, id: u64, message: Message) {
         let to = 1 - from;
         let delay = 20_000 + self.rng.below(self.net.delay.max(1));
         let now = self.now;
@@ -124,7 +124,7 @@ impl World {
     }
 
     /// A message arrives at `to`.
-    pub fn arrive(&mut self, id: u64, to: usize, message: Message) {
+    pub(crate) fn arrive(&mut self, id: u64, to: usize, message: Message) {
         let stuck = self.net.cut[to] || self.nodes[to].frozen;
         let Some(connection) = self.net.connections.get_mut(&id) else {
             return;
@@ -141,13 +141,13 @@ impl World {
     }
 
     /// What is for `to` arrives again.
-    pub fn heal(&mut self, to: usize) {
+    pub(crate) fn heal(&mut self, to: usize) {
         self.net.cut[to] = false;
         self.release(to);
     }
 
     /// What was held up for `to` arrives now, before anything that is still on its way.
-    pub fn release(&mut self, to: usize) {
+    pub(crate) fn release(&mut self, to: usize) {
         if self.net.cut[to] || self.nodes[to].frozen {
             return;
         }
@@ -163,7 +163,7 @@ impl World {
     }
 
     /// What is for `to` does not arrive from now on.
-    pub fn cut(&mut self, to: usize) {
+    pub(crate) fn cut(&mut self, to: usize) {
         self.net.cut[to] = true;
         for id in self.net.connections.keys().copied().collect::<Vec<_>>() {
             self.suspect_connection(id);
@@ -171,7 +171,7 @@ impl World {
     }
 
     /// Both ends will notice, some time from now, if nothing gets through.
-    pub fn suspect_connection(&mut self, id: u64) {
+    pub(crate) fn suspect_connection(&mut self, id: u64) {
         for node in 0..2 {
             let at = self.now + IDLE + self.rng.below(IDLE);
             self.at(at, Event::Idle { id, node });
@@ -179,7 +179,7 @@ impl World {
     }
 
     /// Node `node` looks whether the connection is alive.
-    pub fn idle(&mut self, id: u64, node: usize) {
+    pub(crate) fn idle(&mut self, id: u64, node: usize) {
         let Some(connection) = self.net.connections.get(&id) else {
             return;
         };
@@ -209,7 +209,7 @@ impl World {
     }
 
     /// Node `node` closes the connection; the other one hears of it, or finds out.
-    pub fn close(&mut self, id: u64, node: usize) {
+    pub(crate) fn close(&mut self, id: u64, node: usize) {
         self.close_here(id, node);
         let peer = 1 - node;
         let at = self.now + 20_000 + self.rng.below(self.net.delay.max(1));
@@ -220,7 +220,7 @@ impl World {
     }
 
     /// The other end's goodbye arrives.
-    pub fn closed(&mut self, id: u64, node: usize) {
+    pub(crate) fn closed(&mut self, id: u64, node: usize) {
         let open = self.net.connections.get(&id).is_some_and(|c| c.open[node]);
         if open && !self.net.cut[node] {
             self.close_here(id, node);
@@ -229,7 +229,7 @@ impl World {
     }
 
     /// A node's process is gone: its ends are, without a word.
-    pub fn drop_connections(&mut self, node: usize) {
+    pub(crate) fn drop_connections(&mut self, node: usize) {
         for id in self.net.connections.keys().copied().collect::<Vec<_>>() {
             self.close_here(id, node);
             self.suspect_connection(id);

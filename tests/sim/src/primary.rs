@@ -21,20 +21,20 @@ use crate::world::{CheckpointStage, Event, MS, Step, World};
 
 /// A change under way.
 #[derive(Clone, Debug)]
-pub struct Change {
+pub(crate) struct Change {
     /// What is done.
-    pub op: Op,
+    pub(crate) op: Op,
     /// Files it holds.
-    pub locked: Vec<FileId>,
+    pub(crate) locked: Vec<FileId>,
     /// Its place in the order, when the peer is waited for.
-    pub seq: Option<twinfold_protocol::ids::Seq>,
+    pub(crate) seq: Option<twinfold_protocol::ids::Seq>,
     /// Nothing is done here any more: only the reply waits.
-    pub applied: bool,
+    pub(crate) applied: bool,
 }
 
 /// Where a change stands.
 #[derive(Clone, Copy, Debug)]
-pub enum Stage {
+pub(crate) enum Stage {
     /// It takes its locks.
     Lock,
     /// Its intents are durable.
@@ -59,7 +59,7 @@ fn name(of: &str) -> Name {
 
 impl World {
     /// The application asks the primary for something.
-    pub fn client(&mut self) {
+    pub(crate) fn client(&mut self) {
         let pause = if self.rng.one_in(20) { 60 * MS } else { 4 * MS };
         let next = self.now + 1 + self.rng.below(pause);
         self.at(next, Event::Client);
@@ -221,7 +221,7 @@ impl World {
     }
 
     /// A change goes on.
-    pub fn change_step(&mut self, node: usize, id: u64, stage: Stage) {
+    pub(crate) fn change_step(&mut self, node: usize, id: u64, stage: Stage) {
         let Some(change) = self.nodes[node].changes.get(&id).cloned() else {
             return;
         };
@@ -280,7 +280,7 @@ impl World {
     }
 
     /// The intents of an op that are not durable yet.
-    pub fn cold(&self, node: usize, op: &Op) -> Vec<Intent> {
+    pub(crate) fn cold(&self, node: usize, op: &Op) -> Vec<Intent> {
         let log = &self.nodes[node].disk.log;
         let mut cold = Vec::new();
         intents_of(op, self.old_size(node, op), |intent| {
@@ -302,7 +302,7 @@ impl World {
     }
 
     /// Makes the intents of an op durable.
-    pub fn note_intents(&mut self, node: usize, op: &Op) {
+    pub(crate) fn note_intents(&mut self, node: usize, op: &Op) {
         for intent in self.cold(node, op) {
             self.nodes[node].disk.log.note(intent);
         }
@@ -505,7 +505,8 @@ impl World {
                 replaced,
                 mode,
             } => {
-                if Some(*file) != *replaced {
+                let moved = Some(*file) != *replaced;
+                if moved {
                     let left = match mode {
                         RenameMode::Exchange => replaced.map_or(0, |f| f.0),
                         _ => 0,
@@ -565,7 +566,7 @@ impl World {
     }
 
     /// Puts what is ready on the wire.
-    pub fn ship(&mut self, node: usize) {
+    pub(crate) fn ship(&mut self, node: usize) {
         let Some(id) = self.nodes[node].connection else {
             return;
         };
@@ -575,7 +576,7 @@ impl World {
     }
 
     /// Sends replies and takes actions.
-    pub fn perform(&mut self, node: usize) {
+    pub(crate) fn perform(&mut self, node: usize) {
         let (mut replies, mut actions) = (Vec::new(), Vec::new());
         self.nodes[node].core.drain(&mut replies, &mut actions);
         for id in replies {
@@ -621,7 +622,7 @@ impl World {
     }
 
     /// The new generation is durable.
-    pub fn alone(&mut self, node: usize, generation: Generation) {
+    pub(crate) fn alone(&mut self, node: usize, generation: Generation) {
         self.nodes[node].disk.record.go_alone(generation);
         if self.nodes[node].core.link() == Link::Leaving {
             if self.has(Bug::ForgetUnflushed) {
@@ -633,14 +634,14 @@ impl World {
     }
 
     /// Closes the connection to the peer.
-    pub fn drop_connection(&mut self, node: usize) {
+    pub(crate) fn drop_connection(&mut self, node: usize) {
         if let Some(id) = self.nodes[node].connection.take() {
             self.close(id, node);
         }
     }
 
     /// Deadlines.
-    pub fn tick(&mut self, node: usize) {
+    pub(crate) fn tick(&mut self, node: usize) {
         self.soon(node, 60 * MS, Step::Tick);
         if self.nodes[node].role == Some(Role::Primary) {
             let now = self.instant();
@@ -650,7 +651,7 @@ impl World {
     }
 
     /// A checkpoint goes on.
-    pub fn checkpoint_step(&mut self, node: usize, stage: CheckpointStage) {
+    pub(crate) fn checkpoint_step(&mut self, node: usize, stage: CheckpointStage) {
         let inside = |w: &World| -> BTreeSet<u64> {
             let changes = &w.nodes[node].changes;
             changes

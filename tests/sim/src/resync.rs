@@ -27,7 +27,7 @@ const RUN: u32 = 2;
 
 impl World {
     /// The secondary looks for its primary.
-    pub fn dial(&mut self, node: usize) {
+    pub(crate) fn dial(&mut self, node: usize) {
         self.soon(node, 150 * MS, Step::Dial);
         let n = &self.nodes[node];
         if n.role != Some(Role::Secondary) || n.connection.is_some() {
@@ -50,7 +50,7 @@ impl World {
     }
 
     /// A message is taken up.
-    pub fn receive(&mut self, node: usize, id: u64, message: Message) {
+    pub(crate) fn receive(&mut self, node: usize, id: u64, message: Message) {
         match message {
             Message::Hello { record, resume } => self.hello(node, id, &record, resume),
             Message::Decide {
@@ -127,13 +127,10 @@ impl World {
         }
         let mine = self.nodes[node].disk.record.clone();
         let mut decision = decide((&mine.copy, Role::Primary), (&theirs.copy, Role::Secondary));
-        if self.has(Bug::NewerByClock)
-            && mine.copy.current.is_some()
-            && theirs.copy.current.is_some()
-        {
-            let newer = self.nodes[node].seen > self.nodes[1 - node].seen;
+        if self.has(Bug::NewerByClock) && theirs.copy.current.is_some() {
+            // Whoever serves now was seen last.
             decision = Decision::Resync {
-                source: if newer { Which::Me } else { Which::Me },
+                source: Which::Me,
                 method: Method::Marks,
             };
         }
@@ -197,12 +194,8 @@ impl World {
             let (module, generation) = (theirs.copy.module, theirs.copy.current);
             n.disk.record.end_resync(module, generation, theirs.epoch);
         }
-        let mut machine = Secondary::new(session);
-        if early {
-            machine = Secondary::new(session);
-        }
         n.standby = Some(Standby {
-            machine,
+            machine: Secondary::new(session),
             module: theirs.copy.module,
             generation: theirs.copy.current,
             epoch: theirs.epoch,
@@ -306,7 +299,7 @@ impl World {
     }
 
     /// A connection of a node is gone.
-    pub fn connection_lost(&mut self, node: usize, id: u64) {
+    pub(crate) fn connection_lost(&mut self, node: usize, id: u64) {
         if self.nodes[node].connection != Some(id) {
             return;
         }
@@ -324,7 +317,7 @@ impl World {
     }
 
     /// One step of moving what is marked.
-    pub fn resync_step(&mut self, node: usize, session: SessionId) {
+    pub(crate) fn resync_step(&mut self, node: usize, session: SessionId) {
         let core = &self.nodes[node].core;
         if core.link() != Link::Syncing || core.session() != Some(session) {
             return;

@@ -24,7 +24,7 @@ impl World {
     }
 
     /// A primary that lost its peer asks whether it may go on.
-    pub fn ask_witness(&mut self, node: usize) {
+    pub(crate) fn ask_witness(&mut self, node: usize) {
         if self.nodes[node].core.link() != Link::Holding {
             return;
         }
@@ -137,7 +137,7 @@ impl World {
     }
 
     /// The demotion goes on once no change is under way.
-    pub fn demote_step(&mut self, node: usize, inside: BTreeSet<u64>) {
+    pub(crate) fn demote_step(&mut self, node: usize, inside: BTreeSet<u64>) {
         let busy = |c: &crate::primary::Change| !c.applied;
         if self.nodes[node].changes.values().any(busy) {
             return self.soon(node, 2 * MS, Step::Demote(inside));
@@ -159,7 +159,7 @@ impl World {
     }
 
     /// A node stops in order.
-    pub fn stop(&mut self, node: usize) {
+    pub(crate) fn stop(&mut self, node: usize) {
         if !self.nodes[node].up || self.nodes[node].frozen {
             return;
         }
@@ -199,7 +199,7 @@ impl World {
     }
 
     /// A process is killed.
-    pub fn kill(&mut self, node: usize) {
+    pub(crate) fn kill(&mut self, node: usize) {
         if self.nodes[node].up {
             self.note(|| format!("node {node} is killed"));
             self.end(node);
@@ -207,7 +207,7 @@ impl World {
     }
 
     /// A machine loses power.
-    pub fn cut_power(&mut self, node: usize) {
+    pub(crate) fn cut_power(&mut self, node: usize) {
         self.note(|| format!("node {node} loses power"));
         self.end(node);
         let boot = self.random_id();
@@ -222,7 +222,7 @@ impl World {
     }
 
     /// The operator looks around and does what is needed.
-    pub fn operator(&mut self) {
+    pub(crate) fn operator(&mut self) {
         let next = self.now + 100 * MS + self.rng.below(200 * MS);
         self.at(next, Event::Operator);
         for node in 0..2 {
@@ -333,7 +333,7 @@ impl World {
     }
 
     /// The operator errs: a stale copy is made the good one, by force.
-    pub fn force_stale(&mut self) {
+    pub(crate) fn force_stale(&mut self) {
         for node in 0..2 {
             let peer = 1 - node;
             let n = &self.nodes[node];

@@ -12,7 +12,7 @@ use crate::world::{MS, Step, SyncJob, World};
 
 impl World {
     /// The op stream begins.
-    pub fn standby_start(&mut self, node: usize, start: OpStreamStart) {
+    pub(crate) fn standby_start(&mut self, node: usize, start: OpStreamStart) {
         let Some(standby) = &mut self.nodes[node].standby else {
             return;
         };
@@ -23,7 +23,7 @@ impl World {
     }
 
     /// An op arrives.
-    pub fn standby_op(&mut self, node: usize, op: Sequenced) {
+    pub(crate) fn standby_op(&mut self, node: usize, op: Sequenced) {
         if let Some(standby) = &mut self.nodes[node].standby {
             standby.inbox.push_back(op);
         }
@@ -41,7 +41,7 @@ impl World {
     }
 
     /// The next op is taken up.
-    pub fn standby_next(&mut self, node: usize) {
+    pub(crate) fn standby_next(&mut self, node: usize) {
         let Some(standby) = &mut self.nodes[node].standby else {
             return;
         };
@@ -69,7 +69,7 @@ impl World {
     }
 
     /// The notes for the op at the head of the queue are durable.
-    pub fn standby_noted(&mut self, node: usize, intents: Vec<Intent>) {
+    pub(crate) fn standby_noted(&mut self, node: usize, intents: Vec<Intent>) {
         for intent in intents {
             self.nodes[node].disk.log.note(intent);
         }
@@ -183,7 +183,7 @@ impl World {
     }
 
     /// A sync is done.
-    pub fn standby_synced(&mut self, node: usize, session: SessionId, job: SyncJob) {
+    pub(crate) fn standby_synced(&mut self, node: usize, session: SessionId, job: SyncJob) {
         let now = self.nodes[node]
             .standby
             .as_ref()

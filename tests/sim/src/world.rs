@@ -22,11 +22,14 @@ use crate::primary::{Change, Stage};
 use crate::rng::Rng;
 
 /// One millisecond, in the nanoseconds of simulated time.
-pub const MS: u64 = 1_000_000;
+pub(crate) const MS: u64 = 1_000_000;
+
+/// Events of one run, at most.
+const MAX_EVENTS: u64 = 3_000_000;
 
 /// Something that happens.
 #[derive(Clone, Debug)]
-pub enum Event {
+pub(crate) enum Event {
     /// A message arrives at a node.
     Arrive {
         /// On which connection.
@@ -69,7 +72,7 @@ pub enum Event {
 
 /// A step inside a node's process.
 #[derive(Clone, Debug)]
-pub enum Step {
+pub(crate) enum Step {
     /// A change of the application goes on.
     Change(u64, Stage),
     /// Deadlines.
@@ -98,7 +101,7 @@ pub enum Step {
 
 /// Where a checkpoint stands.
 #[derive(Clone, Debug)]
-pub enum CheckpointStage {
+pub(crate) enum CheckpointStage {
     /// It begins.
     Begin,
     /// Changes that were noted in the old segment take their places first.
@@ -109,7 +112,7 @@ pub enum CheckpointStage {
 
 /// What a secondary syncs.
 #[derive(Clone, Debug)]
-pub enum SyncJob {
+pub(crate) enum SyncJob {
     /// An object.
     Object(Seq, FileId),
     /// Everything, and the segments before this one go.
@@ -122,104 +125,112 @@ pub enum SyncJob {
 
 /// A secondary's part of a session.
 #[derive(Debug)]
-pub struct Standby {
-    pub machine: Secondary,
-    pub module: ModuleId,
-    pub generation: Generation,
-    pub epoch: Epoch,
-    pub fresh: DirtyMap,
-    pub older: DirtyMap,
-    pub segment: Option<u64>,
-    pub stable: bool,
-    pub stable_syncing: bool,
-    pub inbox: VecDeque<Sequenced>,
-    pub busy: bool,
+pub(crate) struct Standby {
+    pub(crate) machine: Secondary,
+    pub(crate) module: ModuleId,
+    pub(crate) generation: Generation,
+    pub(crate) epoch: Epoch,
+    pub(crate) fresh: DirtyMap,
+    pub(crate) older: DirtyMap,
+    pub(crate) segment: Option<u64>,
+    pub(crate) stable: bool,
+    pub(crate) stable_syncing: bool,
+    pub(crate) inbox: VecDeque<Sequenced>,
+    pub(crate) busy: bool,
 }
 
 /// Where a resync stands.
 #[derive(Debug, Default)]
-pub struct Moving {
-    pub after: Option<FileId>,
-    pub object: Option<FileId>,
-    pub listing: Option<(FileId, Option<Name>, bool)>,
+pub(crate) struct Moving {
+    pub(crate) after: Option<FileId>,
+    pub(crate) object: Option<FileId>,
+    pub(crate) listing: Option<(FileId, Option<Name>, bool)>,
     /// Planted bug: what was read and is put into the order later.
-    pub stale: Vec<twinfold_protocol::op::Op>,
+    pub(crate) stale: Vec<twinfold_protocol::op::Op>,
 }
 
 /// One node.
 #[derive(Debug)]
-pub struct Node {
-    pub up: bool,
-    pub frozen: bool,
+pub(crate) struct Node {
+    pub(crate) up: bool,
+    pub(crate) frozen: bool,
     /// Counts the lives of its process.
-    pub life: u64,
-    pub boot: u128,
-    pub disk: Disk,
-    pub role: Option<Role>,
-    pub core: Primary<u64>,
-    pub recovered: BTreeSet<Intent>,
-    pub damaged: bool,
-    pub standby: Option<Standby>,
-    pub connection: Option<u64>,
-    pub epoch: Epoch,
-    pub next_id: u64,
-    pub changes: BTreeMap<u64, Change>,
-    pub locks: BTreeSet<FileId>,
-    pub moving: Moving,
-    pub segment: Option<u64>,
-    pub denied: bool,
+    pub(crate) life: u64,
+    pub(crate) boot: u128,
+    pub(crate) disk: Disk,
+    pub(crate) role: Option<Role>,
+    pub(crate) core: Primary<u64>,
+    pub(crate) recovered: BTreeSet<Intent>,
+    pub(crate) damaged: bool,
+    pub(crate) standby: Option<Standby>,
+    pub(crate) connection: Option<u64>,
+    pub(crate) epoch: Epoch,
+    pub(crate) next_id: u64,
+    pub(crate) changes: BTreeMap<u64, Change>,
+    pub(crate) locks: BTreeSet<FileId>,
+    pub(crate) moving: Moving,
+    pub(crate) segment: Option<u64>,
+    pub(crate) denied: bool,
     /// The operator decided that its copy is to be overwritten.
-    pub given_up: bool,
+    pub(crate) given_up: bool,
     /// Lost its page cache since it last held everything.
-    pub lost_cache: bool,
+    pub(crate) lost_cache: bool,
     /// Events that wait while it is frozen.
-    pub waiting: Vec<Event>,
-    /// When it was last seen to work: the clock of a planted bug.
-    pub seen: u64,
+    pub(crate) waiting: Vec<Event>,
 }
 
 /// What was counted.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stats {
+    /// Changes the application asked for.
     pub asked: u64,
+    /// Those it was told are done.
     pub acknowledged: u64,
+    /// Promotions.
     pub failovers: u64,
+    /// Starts of a process.
     pub restarts: u64,
+    /// Resyncs that came to their end.
     pub resyncs: u64,
+    /// Sessions that went on over a new connection.
     pub resumed: u64,
+    /// Times a primary went on alone.
     pub alone: u64,
+    /// Times the checker looked at a copy.
     pub looks: u64,
+    /// Faults of each kind, as in [`Fault::NAMES`].
     pub faults: [u64; Fault::KINDS],
 }
 
 /// Everything.
 #[derive(Debug)]
-pub struct World {
-    pub now: u64,
-    pub rng: Rng,
+pub(crate) struct World {
+    pub(crate) now: u64,
+    pub(crate) rng: Rng,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
     events: BTreeMap<u64, Event>,
     count: u64,
-    pub nodes: [Node; 2],
-    pub net: Net,
+    happened: u64,
+    pub(crate) nodes: [Node; 2],
+    pub(crate) net: Net,
     /// Which node may go on from a generation without its peer.
-    pub witness: BTreeMap<u128, usize>,
-    pub checker: Checker,
+    pub(crate) witness: BTreeMap<u128, usize>,
+    pub(crate) checker: Checker,
     /// The node and the life of it that the application uses.
-    pub serving: Option<(usize, u64)>,
-    pub mode: AckMode,
-    pub bug: Option<Bug>,
-    pub quiet: bool,
-    pub stats: Stats,
-    pub failure: Option<String>,
-    pub trace: Option<Vec<String>>,
-    pub next_change: u64,
-    pub next_random: u128,
+    pub(crate) serving: Option<(usize, u64)>,
+    pub(crate) mode: AckMode,
+    pub(crate) bug: Option<Bug>,
+    pub(crate) quiet: bool,
+    pub(crate) stats: Stats,
+    pub(crate) failure: Option<String>,
+    pub(crate) trace: Option<Vec<String>>,
+    pub(crate) next_change: u64,
+    pub(crate) next_random: u128,
 }
 
 impl World {
     /// Two nodes that were just initialised, A with the good copy.
-    pub fn new(seed: u64, bug: Option<Bug>, trace: bool) -> World {
+    pub(crate) fn new(seed: u64, bug: Option<Bug>, trace: bool) -> World {
         let mut rng = Rng::new(seed);
         let mode = match rng.below(6) {
             0 => AckMode::Disk,
@@ -267,7 +278,6 @@ impl World {
                 given_up: false,
                 lost_cache: false,
                 waiting: Vec::new(),
-                seen: 0,
             }
         };
         let mut net = Net::default();
@@ -278,6 +288,7 @@ impl World {
             queue: BinaryHeap::new(),
             events: BTreeMap::new(),
             count: 0,
+            happened: 0,
             nodes: [node(0), node(1)],
             net,
             witness: BTreeMap::new(),
@@ -295,7 +306,7 @@ impl World {
     }
 
     /// The state machine's settings.
-    pub fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         Config {
             mode: self.mode,
             stall: Duration::from_millis(500),
@@ -305,21 +316,21 @@ impl World {
         }
     }
 
-    pub fn instant(&self) -> Instant {
+    pub(crate) fn instant(&self) -> Instant {
         Instant(self.now)
     }
 
     /// A number nobody had before.
-    pub fn random_id(&mut self) -> u128 {
+    pub(crate) fn random_id(&mut self) -> u128 {
         self.next_random += 1;
         self.next_random
     }
 
-    pub fn has(&self, bug: Bug) -> bool {
+    pub(crate) fn has(&self, bug: Bug) -> bool {
         self.bug == Some(bug)
     }
 
-    pub fn note(&mut self, text: impl FnOnce() -> String) {
+    pub(crate) fn note(&mut self, text: impl FnOnce() -> String) {
         let now = self.now;
         if let Some(trace) = &mut self.trace {
             trace.push(format!("{:>10.3} ms  {}", now as f64 / MS as f64, text()));
@@ -327,7 +338,7 @@ impl World {
     }
 
     /// The promise is broken: the run ends.
-    pub fn fail(&mut self, what: String) {
+    pub(crate) fn fail(&mut self, what: String) {
         if self.failure.is_none() {
             self.note(|| format!("FAILED: {what}"));
             self.failure = Some(what);
@@ -335,21 +346,21 @@ impl World {
     }
 
     /// Something happens at a time to come.
-    pub fn at(&mut self, time: u64, event: Event) {
+    pub(crate) fn at(&mut self, time: u64, event: Event) {
         self.count += 1;
         self.queue.push(Reverse((time.max(self.now), self.count)));
         self.events.insert(self.count, event);
     }
 
     /// A step of a node's process happens, at most `within` nanoseconds from now.
-    pub fn soon(&mut self, node: usize, within: u64, step: Step) {
+    pub(crate) fn soon(&mut self, node: usize, within: u64, step: Step) {
         let at = self.now + 1 + self.rng.below(within);
         let life = self.nodes[node].life;
         self.at(at, Event::Inside { node, life, step });
     }
 
     /// Runs until `until`, or until nothing is left to happen.
-    pub fn run(&mut self, until: u64) {
+    pub(crate) fn run(&mut self, until: u64) {
         while self.failure.is_none()
             && let Some(Reverse((time, _))) = self.queue.peek()
             && *time <= until
@@ -358,6 +369,10 @@ impl World {
                 break;
             };
             self.now = time;
+            self.happened += 1;
+            if self.happened > MAX_EVENTS {
+                return self.fail(format!("{MAX_EVENTS} events: nothing comes to an end"));
+            }
             if let Some(event) = self.events.remove(&number) {
                 self.happen(event);
             }
@@ -366,7 +381,7 @@ impl World {
     }
 
     /// An event takes place.
-    pub fn happen(&mut self, event: Event) {
+    pub(crate) fn happen(&mut self, event: Event) {
         let about = match &event {
             Event::Arrive { to: node, .. }
             | Event::Idle { node, .. }
@@ -383,7 +398,6 @@ impl World {
                 self.nodes[node].waiting.push(event);
                 return;
             }
-            self.nodes[node].seen = self.now;
         }
         match event {
             Event::Arrive { id, to, message } => self.arrive(id, to, message),
@@ -418,7 +432,7 @@ impl World {
     }
 
     /// Looks at a node's copy as the application does when it begins to use it.
-    pub fn look(&mut self, node: usize, level: Promise) {
+    pub(crate) fn look(&mut self, node: usize, level: Promise) {
         self.stats.looks += 1;
         if let Err(e) = self.checker.look(&self.nodes[node].disk.fs, level) {
             self.fail(format!("node {node}: {e}"));

@@ -52,6 +52,12 @@ fn reply_empty(reply: ReplyEmpty) -> impl FnOnce(FsResult<()>) + Send {
     }
 }
 
+/// Whether a file that this caller changes loses suid and sgid. The kernel leaves them
+/// to us (`FUSE_HANDLE_KILLPRIV_V2`); only of a write it says itself whether they go.
+fn loses_privileges(req: &Request) -> bool {
+    req.uid() != 0
+}
+
 fn how(flags: i32) -> OpenHow {
     OpenHow {
         write: OpenFlags(flags).acc_mode() != OpenAccMode::O_RDONLY,
@@ -134,8 +140,7 @@ impl Filesystem for Adapter {
     ) {
         let set = SetAttributes {
             size,
-            // The kernel leaves this to us (FUSE_HANDLE_KILLPRIV_V2); root keeps the bits.
-            clear_privileges: size.is_some() && req.uid() != 0,
+            clear_privileges: size.is_some() && loses_privileges(req),
             change: Change {
                 mode: mode.map(|m| m & 0o7777),
                 uid,
@@ -348,9 +353,11 @@ impl Filesystem for Adapter {
             write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
             move |result| match result {
                 Ok(()) => reply.written(written),
+                // The application's to handle. A full disk is no event of the driver's,
+                // and a program that goes on trying would flood the log.
                 Err(e) => {
-                    tracing::warn!(error = %e, "write error");
-                    reply.error(errno(&e))
+                    tracing::debug!(error = %e, "a write failed");
+                    reply.error(errno(&e));
                 }
             },
         );
@@ -497,9 +504,16 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let mode = match flags {
+            0 => XattrMode::Either,
             libc::XATTR_CREATE => XattrMode::Create,
             libc::XATTR_REPLACE => XattrMode::Replace,
-            _ => XattrMode::Either,
+            // Both at once can only fail: it is there, or it is not.
+            _ => {
+                return reply.error(match self.vfs.get_xattr(file(ino), name.as_bytes()) {
+                    Ok(_) => Errno::EEXIST,
+                    Err(e) => errno(&e),
+                });
+            }
         };
         let reply = reply_empty(reply);
         self.vfs
@@ -513,9 +527,14 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         match self.vfs.list_xattrs(file(ino)) {
-            Ok(names) => {
+            Ok(mut names) => {
+                // `xattr(7)`: only for the administrator. The kernel refuses the values
+                // to others by itself, the names it leaves to the file system.
+                if req.uid() != 0 {
+                    names.retain(|name| !name.starts_with(b"trusted."));
+                }
                 let mut list = names.join(&0);
                 if !list.is_empty() {
                     list.push(0);
@@ -533,7 +552,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -553,9 +572,10 @@ impl Filesystem for Adapter {
             ZERO_KEEP => AllocateMode::ZeroRangeKeepSize,
             _ => return reply.error(Errno::EOPNOTSUPP),
         };
+        let clear = loses_privileges(req);
         let reply = reply_empty(reply);
         self.vfs
-            .allocate(HandleId(fh.0), mode, offset, length, reply);
+            .allocate(HandleId(fh.0), mode, offset, length, clear, reply);
     }
 
     fn lseek(
@@ -583,7 +603,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -598,6 +618,7 @@ impl Filesystem for Adapter {
             (HandleId(fh_in.0), offset_in),
             (HandleId(fh_out.0), offset_out),
             len,
+            loses_privileges(req),
             move |result| match result {
                 Ok(n) => reply.written(n as u32),
                 Err(e) => reply.error(errno(&e)),

@@ -25,6 +25,7 @@ pub(super) fn errno(error: &FsError) -> Errno {
         FsError::Name(BadName::Empty) => libc::ENOENT,
         FsError::Name(BadName::Escapes) | FsError::Invalid => libc::EINVAL,
         FsError::NoSpace => libc::ENOSPC,
+        FsError::TooLarge => libc::EFBIG,
         FsError::NotADirectory => libc::ENOTDIR,
         FsError::IsADirectory => libc::EISDIR,
         FsError::NameTooLong => libc::ENAMETOOLONG,
@@ -99,18 +100,14 @@ pub(super) fn timestamp(t: TimeOrNow) -> Timestamp {
             secs: after.as_secs() as i64,
             nanos: after.subsec_nanos(),
         },
+        // The fuser crate makes a time before 1970 of the kernel's seconds and nanoseconds
+        // as if both counted backwards; the kernel's nanoseconds always count forwards. So
+        // what the kernel said is what the distance consists of.
         Err(before) => {
             let before = before.duration();
-            let (secs, nanos) = (before.as_secs() as i64, before.subsec_nanos());
-            match nanos {
-                0 => Timestamp {
-                    secs: -secs,
-                    nanos: 0,
-                },
-                n => Timestamp {
-                    secs: -secs - 1,
-                    nanos: 1_000_000_000 - n,
-                },
+            Timestamp {
+                secs: 0i64.saturating_sub_unsigned(before.as_secs()),
+                nanos: before.subsec_nanos(),
             }
         }
     }
@@ -142,12 +139,19 @@ mod tests {
 
     #[test]
     fn times_before_1970_keep_their_nanoseconds() {
-        for t in [(-2, 1), (-1, 999_999_999), (-5, 0), (0, 0), (7, 3)] {
-            let t = Timestamp {
-                secs: t.0,
-                nanos: t.1,
+        for (secs, nanos) in [(-2, 1), (-1, 999_999_999), (-5, 0), (0, 0), (7, 3)] {
+            let t = Timestamp { secs, nanos };
+            // As fuser decodes what the kernel sends.
+            let distance = Duration::new(i64::unsigned_abs(secs), nanos);
+            let decoded = match secs < 0 {
+                true => UNIX_EPOCH - distance,
+                false => UNIX_EPOCH + distance,
             };
-            assert_eq!(timestamp(TimeOrNow::SpecificTime(system_time(t))), t);
+            assert_eq!(timestamp(TimeOrNow::SpecificTime(decoded)), t);
+            // And what it encodes is a time that means the same.
+            let meant = UNIX_EPOCH + Duration::from_secs(10) + Duration::from_nanos(nanos.into());
+            let meant = meant - Duration::from_secs((10 - secs) as u64);
+            assert_eq!(system_time(t), meant);
         }
     }
 

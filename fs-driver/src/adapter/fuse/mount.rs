@@ -1,14 +1,17 @@
 //! Mounting, remounting, unmounting.
 
+use std::ffi::CString;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{Config, Session, SessionACL};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::Adapter;
+use super::convert::ino;
 use crate::vfs::Vfs;
 
 /// Threads that take calls from the kernel. A call that has to wait for the disk
@@ -28,23 +31,29 @@ pub struct Mounted {
 /// Mounts the file system at `path`, read-only for a secondary.
 pub fn mount(vfs: Arc<Vfs>, name: &str, path: &Path, read_only: bool) -> Result<Mounted> {
     let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::FSName(format!("{SOURCE}{name}")),
-        MountOption::Subtype("twinfold".into()),
-        MountOption::DefaultPermissions,
-        MountOption::Dev,
-        MountOption::Suid,
-        if read_only {
-            MountOption::RO
-        } else {
-            MountOption::RW
-        },
-    ];
-    config.acl = SessionACL::All;
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
-    let session = Session::new(Adapter { vfs }, path, &config)
+    let device = attach(name, path, read_only)
         .with_context(|| format!("cannot mount at {}", path.display()))?;
+    let adapter = Adapter { vfs: vfs.clone() };
+    let session = Session::from_fd(adapter, device, SessionACL::All, config)
+        .inspect_err(|_| {
+            if let Err(error) = detach(path) {
+                tracing::warn!(%error, path = %path.display(), "a half-made mount is left behind");
+            }
+        })
+        .with_context(|| format!("cannot mount at {}", path.display()))?;
+    let kernel = session.notifier();
+    let drop_pages = move |file, start: u64, end: u64| {
+        // No length: up to the end, however far that is.
+        let length = i64::try_from(end - start).unwrap_or(0);
+        let told = kernel.inval_inode(ino(file), start as i64, length);
+        if let Err(error) = told {
+            tracing::debug!(%file, %error, "the kernel was not told to forget pages");
+        }
+    };
+    vfs.serve_caches(Box::new(drop_pages))
+        .context("cannot start the caches' thread")?;
     let session = std::thread::Builder::new()
         .name("fuse".into())
         .spawn(move || session.run())
@@ -53,6 +62,30 @@ pub fn mount(vfs: Arc<Vfs>, name: &str, path: &Path, read_only: bool) -> Result<
         path: path.to_owned(),
         session,
     })
+}
+
+/// Mounts a new connection (`fuse(4)`). The fuser crate could, but would then unmount
+/// a second time when its session ends, after [`Mounted::unmount`] has done so.
+fn attach(name: &str, path: &Path, read_only: bool) -> io::Result<OwnedFd> {
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+    let device = rustix::fs::open("/dev/fuse", flags, rustix::fs::Mode::empty())?;
+    let options = CString::new(format!(
+        "fd={},rootmode={:o},user_id=0,group_id=0,default_permissions,allow_other",
+        device.as_raw_fd(),
+        libc::S_IFDIR
+    ))?;
+    let read_only = match read_only {
+        true => MountFlags::RDONLY,
+        false => MountFlags::empty(),
+    };
+    let source = format!("{SOURCE}{name}");
+    rustix::mount::mount(source, path, c"fuse", read_only, options.as_c_str())?;
+    Ok(device)
+}
+
+fn detach(path: &Path) -> io::Result<()> {
+    let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
+    Ok(rustix::mount::unmount(path, flags)?)
 }
 
 impl Mounted {
@@ -74,10 +107,7 @@ impl Mounted {
 
     /// Takes the mount away from under whoever uses it.
     pub fn detach(&self) -> io::Result<()> {
-        Ok(rustix::mount::unmount(
-            &self.path,
-            UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
-        )?)
+        detach(&self.path)
     }
 
     /// Whether the mount is gone.

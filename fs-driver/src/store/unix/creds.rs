@@ -45,7 +45,8 @@ fn prepare() -> io::Result<()> {
     Ok(())
 }
 
-/// Runs `make` with these file system ids and umask.
+/// Runs `make` with these file system ids and umask. Afterwards the thread is what it
+/// was: it also makes files of the driver's own.
 pub(super) fn with<T>(
     uid: u32,
     gid: u32,
@@ -53,10 +54,11 @@ pub(super) fn with<T>(
     make: impl FnOnce() -> io::Result<T>,
 ) -> io::Result<T> {
     prepare()?;
-    rustix::process::umask(Mode::from_raw_mode(umask));
+    let own = rustix::process::umask(Mode::from_raw_mode(umask));
     set(gid, uid);
     let made = make();
     set(0, 0);
+    rustix::process::umask(own);
     made
 }
 
@@ -67,5 +69,36 @@ fn set(gid: u32, uid: u32) {
     unsafe {
         libc::syscall(libc::SYS_setfsgid, gid);
         libc::syscall(libc::SYS_setfsuid, uid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn a_thread_that_acted_for_another_is_itself_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, "").unwrap();
+            let meta = std::fs::metadata(path).unwrap();
+            (meta.mode() & 0o777, meta.uid(), meta.gid())
+        };
+        // A thread of its own: capabilities and umask are a thread's.
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                let before = make("before");
+                let other = with(65534, 65534, 0, || Ok(make("other"))).unwrap();
+                assert_eq!(other, (0o666, 65534, 65534));
+                assert_eq!(make("after"), before);
+                let failed = with(1, 1, 0o777, || {
+                    io::Result::<()>::Err(io::ErrorKind::Other.into())
+                });
+                assert!(failed.is_err());
+                assert_eq!(make("after a failure"), before);
+            });
+        });
     }
 }

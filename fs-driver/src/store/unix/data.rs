@@ -44,6 +44,12 @@ impl Store {
     /// Writes all of `data` at `offset`. On an error part of it may have been written;
     /// the file then is what it is, and the caller looks.
     pub fn write(&self, node: &Node, offset: u64, data: &Payload) -> io::Result<()> {
+        let written = self.write_all(node, offset, data);
+        self.changed(node, offset, offset.saturating_add(data.len() as u64));
+        written
+    }
+
+    fn write_all(&self, node: &Node, offset: u64, data: &Payload) -> io::Result<()> {
         let file = node.data()?;
         if let [one] = data.chunks() {
             return file.write_all_at(one, offset);
@@ -68,20 +74,27 @@ impl Store {
 
     /// Clears suid, and sgid where the group may execute, as a write by an ordinary user does.
     pub fn clear_privileges(&self, node: &Node) -> io::Result<()> {
+        match self.mode_without_privileges(node)? {
+            Some(mode) => self.set_mode(node, mode),
+            None => Ok(()),
+        }
+    }
+
+    /// The mode without them; nothing when it has none.
+    pub fn mode_without_privileges(&self, node: &Node) -> io::Result<Option<u32>> {
         let mode = node.attributes()?.mode;
         let mut kept = mode & !SUID;
         if mode & GROUP_EXECUTE != 0 {
             kept &= !SGID;
         }
-        if kept != mode {
-            self.set_mode(node, kept)?;
-        }
-        Ok(())
+        Ok((kept != mode).then_some(kept))
     }
 
     /// `ftruncate(2)`.
     pub fn truncate(&self, node: &Node, size: u64) -> io::Result<()> {
-        Ok(rustix::fs::ftruncate(node.data()?, size)?)
+        let done = rustix::fs::ftruncate(node.data()?, size);
+        self.changed(node, 0, u64::MAX);
+        Ok(done?)
     }
 
     /// `fallocate(2)`.
@@ -101,7 +114,9 @@ impl Store {
                 FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE
             }
         };
-        Ok(rustix::fs::fallocate(node.data()?, flags, offset, length)?)
+        let done = rustix::fs::fallocate(node.data()?, flags, offset, length);
+        self.changed(node, offset, offset.saturating_add(length));
+        Ok(done?)
     }
 
     /// `copy_file_range(2)`; returns the bytes copied, fewer than `length` only at
@@ -130,6 +145,7 @@ impl Store {
                 Err(e) => return Err(e.into()),
             }
         }
+        self.changed(to, to_offset, to_offset.saturating_add(done));
         Ok(done)
     }
 

@@ -18,7 +18,7 @@
 //! astray is noticed, because the object says its id itself.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ pub(crate) struct Index {
 
 impl Index {
     pub(super) fn open(directory: &Path) -> io::Result<Index> {
-        std::fs::create_dir_all(directory)?;
+        crate::state::private_directory(directory)?;
         Ok(Index {
             directory: directory.to_owned(),
             epochs: RwLock::default(),
@@ -52,7 +52,7 @@ impl Index {
             return Ok(Some(file.clone()));
         }
         let path = self.directory.join(format!("{:08x}", epoch.0));
-        let opened = OpenOptions::new()
+        let opened = crate::state::private()
             .read(true)
             .write(true)
             .create(create)

@@ -26,7 +26,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
@@ -36,12 +36,16 @@ use twinfold_protocol::ids::FileId;
 pub use adoption::{Adoption, strip_ids};
 pub use apply::ApplyError;
 pub use names::{DirectoryHandle, Entry, Listed};
-pub use node::Node;
+pub use node::{Node, Opening, Readers};
+pub use sys::may_have_changed;
 
 use index::Index;
 
-/// Open descriptors kept for objects nobody has open. Beyond it the longest unused go.
+/// Objects kept open although nobody has them open, at most; beyond it the longest
+/// unused go. Each has up to two descriptors, so of all that this process may have at
+/// most the given part is used for them: the others are the application's open files.
 const MAX_CACHED_NODES: usize = 8192;
+const CACHED_PART_OF_DESCRIPTORS: u64 = 8;
 
 /// Unlinked objects nobody has open that are kept reachable until the kernel forgets them.
 const MAX_ORPHANS: usize = 4096;
@@ -94,6 +98,15 @@ pub struct SpaceUse {
     pub name_max: u32,
 }
 
+/// Who is told of every change of an open file's contents, from one byte up to another.
+struct Watcher(Box<dyn Fn(FileId, u64, u64) + Send + Sync>);
+
+impl std::fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watcher")
+    }
+}
+
 /// The store of one replicated folder.
 #[derive(Debug)]
 pub struct Store {
@@ -104,8 +117,11 @@ pub struct Store {
     aside: OwnedFd,
     index: Index,
     nodes: Mutex<Nodes>,
+    max_cached: usize,
+    largest_file: u64,
     /// Whole listings of directories in progress, by directory (resync target only).
     listings: Mutex<HashMap<FileId, put::SeenNames>>,
+    watcher: OnceLock<Watcher>,
 }
 
 #[derive(Debug, Default)]
@@ -148,6 +164,7 @@ impl Store {
         let index = Index::open(&layout.state().join("index"))?;
         let root = sys::reopen_path(file_system.as_fd())?;
         let root = Arc::new(Node::new(FileId::ROOT, root)?);
+        let largest_file = sys::largest_file(aside.as_fd());
         Ok(Store {
             layout,
             root,
@@ -155,8 +172,25 @@ impl Store {
             aside,
             index,
             nodes: Mutex::default(),
+            max_cached: max_cached(),
+            largest_file,
             listings: Mutex::default(),
+            watcher: OnceLock::new(),
         })
+    }
+
+    /// `watcher` is told of changes from now on. There is one, for the store's lifetime.
+    pub fn watch(&self, watcher: impl Fn(FileId, u64, u64) + Send + Sync + 'static) {
+        let _ = self.watcher.set(Watcher(Box::new(watcher)));
+    }
+
+    /// The contents of a file were changed, or may have been, from one byte up to another.
+    fn changed(&self, node: &Node, start: u64, end: u64) {
+        if node.is_open()
+            && let Some(Watcher(tell)) = self.watcher.get()
+        {
+            tell(node.file(), start, end);
+        }
     }
 
     /// Where the parts lie.
@@ -209,14 +243,19 @@ impl Store {
         if let Some(known) = nodes.cached.get(&file) {
             return Ok(known.clone());
         }
-        if nodes.cached.len() >= MAX_CACHED_NODES {
+        self.cache(&mut nodes, node.clone());
+        Ok(node)
+    }
+
+    /// Keeps an object, and lets go of others when there are too many.
+    fn cache(&self, nodes: &mut Nodes, node: Arc<Node>) {
+        if nodes.cached.len() >= self.max_cached {
             // Second chance: what was not used since the last sweep and is not open goes.
             nodes
                 .cached
                 .retain(|_, node| node.clear_touched() || Arc::strong_count(node) > 1);
         }
-        nodes.cached.insert(file, node.clone());
-        Ok(node)
+        nodes.cached.insert(node.file(), node);
     }
 
     /// An object lost its last name by a call on the mount: it stays reachable for those
@@ -279,8 +318,24 @@ impl Store {
         })
     }
 
+    /// Bytes a file can have at most on this file system.
+    pub fn largest_file(&self) -> u64 {
+        self.largest_file
+    }
+
     /// The index from ids to objects.
     pub(crate) fn ids(&self) -> &Index {
         &self.index
+    }
+}
+
+fn max_cached() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    match limit.current {
+        Some(all) => {
+            let part = all / CACHED_PART_OF_DESCRIPTORS;
+            MAX_CACHED_NODES.min(usize::try_from(part).unwrap_or(MAX_CACHED_NODES))
+        }
+        None => MAX_CACHED_NODES,
     }
 }

@@ -182,7 +182,7 @@ impl Store {
             node = node.with_data(File::from(fd));
         }
         let node = Arc::new(node);
-        self.nodes.lock().cached.insert(file, node.clone());
+        self.cache(&mut self.nodes.lock(), node.clone());
         Ok(node)
     }
 

@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FileType, OFlags, Stat};
 use twinfold_protocol::attr::{Attributes, Device, Kind};
@@ -26,6 +26,51 @@ pub struct Node {
     pub ranges: RangeLocks,
     touched: AtomicBool,
     orphan: AtomicBool,
+    /// Open on the mount, in any way.
+    open: AtomicU32,
+    /// Of these, through the page cache; and how many there have ever been.
+    cached: AtomicU32,
+    ever_cached: AtomicU32,
+}
+
+/// One open file on the mount; counted as long as it lives.
+#[derive(Debug)]
+pub struct Opening {
+    node: Arc<Node>,
+    cached: bool,
+}
+
+impl Opening {
+    /// Counts an open file, and whether its reads may come from the page cache.
+    pub fn new(node: Arc<Node>, cached: bool) -> Opening {
+        node.open.fetch_add(1, Ordering::SeqCst);
+        if cached {
+            node.cached.fetch_add(1, Ordering::SeqCst);
+            node.ever_cached.fetch_add(1, Ordering::SeqCst);
+        }
+        Opening { node, cached }
+    }
+
+    /// What is open.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.node.open.fetch_sub(1, Ordering::SeqCst);
+        if self.cached {
+            self.node.cached.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Who read through the page cache at a moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Readers {
+    now: u32,
+    ever: u32,
 }
 
 impl Node {
@@ -39,6 +84,9 @@ impl Node {
             ranges: RangeLocks::default(),
             touched: AtomicBool::new(true),
             orphan: AtomicBool::new(false),
+            open: AtomicU32::new(0),
+            cached: AtomicU32::new(0),
+            ever_cached: AtomicU32::new(0),
         })
     }
 
@@ -83,6 +131,24 @@ impl Node {
     /// Size in bytes.
     pub fn size(&self) -> io::Result<u64> {
         Ok(rustix::fs::fstat(&self.path)?.st_size as u64)
+    }
+
+    /// Whether it is open on the mount.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.load(Ordering::SeqCst) > 0
+    }
+
+    /// Who reads it through the page cache now.
+    pub fn readers(&self) -> Readers {
+        Readers {
+            now: self.cached.load(Ordering::SeqCst),
+            ever: self.ever_cached.load(Ordering::SeqCst),
+        }
+    }
+
+    /// Whether anybody could read through the page cache at any time since `then`.
+    pub fn was_read_since(&self, then: Readers) -> bool {
+        then.now > 0 || self.readers().ever != then.ever
     }
 
     /// It has no name any more: nothing of it is replicated.

@@ -130,5 +130,51 @@ impl Handle {
     }
 }
 
+/// Bytes a file can have at most on the file system of `directory`: found by asking for
+/// sizes, for no call tells it. A file system that cannot be asked has no limit here.
+pub(super) fn largest_file(directory: BorrowedFd<'_>) -> u64 {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::openat(directory, c".", flags, Mode::RUSR | Mode::WUSR) else {
+        return i64::MAX as u64;
+    };
+    let (mut fits, mut too_large) = (0, 1 << 63);
+    while too_large - fits > 1 {
+        let size = fits + (too_large - fits) / 2;
+        match rustix::fs::ftruncate(&file, size) {
+            Ok(()) => fits = size,
+            Err(rustix::io::Errno::FBIG | rustix::io::Errno::INVAL) => too_large = size,
+            // Of another reason nothing can be concluded.
+            Err(_) => return i64::MAX as u64,
+        }
+    }
+    fits
+}
+
 /// `AT_EMPTY_PATH` for calls on a descriptor itself.
 pub(super) const SELF: AtFlags = AtFlags::EMPTY_PATH;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn the_largest_file_is_found_to_the_byte() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let largest = largest_file(std::fs::File::open(dir.path()).unwrap().as_fd());
+        let file = std::fs::File::create(dir.path().join("file")).unwrap();
+        file.set_len(largest).unwrap();
+        if largest < i64::MAX as u64 {
+            assert!(file.set_len(largest + 1).is_err());
+        }
+    }
+}
+
+/// Whether a call that failed so may have changed something before: it ran out of room,
+/// or the disk failed. Everything else is refused beforehand.
+pub fn may_have_changed(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        None | Some(libc::ENOSPC | libc::EDQUOT | libc::EIO)
+    )
+}
