@@ -49,6 +49,8 @@ struct Entry {
     change: u64,
     value: u64,
     promise: Promise,
+    /// When it was acknowledged, in acknowledgements.
+    when: u64,
 }
 
 /// The application's knowledge.
@@ -57,6 +59,10 @@ pub(crate) struct Checker {
     places: BTreeMap<Place, Vec<Entry>>,
     /// Changes that the node in use was seen not to have.
     lost: BTreeSet<u64>,
+    /// Acknowledgements so far.
+    told: u64,
+    /// Syncs under way, and the acknowledgements before each.
+    syncs: BTreeMap<u64, u64>,
 }
 
 impl Checker {
@@ -67,6 +73,7 @@ impl Checker {
                 change,
                 value,
                 promise: Promise::Asked,
+                when: u64::MAX,
             });
         }
     }
@@ -79,7 +86,14 @@ impl Checker {
 
     /// The application was told that a change is done.
     pub(crate) fn acknowledged(&mut self, change: u64) -> Result<(), String> {
-        self.promise(Promise::Acknowledged, |_, e| e.change == change);
+        self.told += 1;
+        let told = self.told;
+        for entry in self.places.values_mut().flatten() {
+            if entry.change == change {
+                entry.promise = entry.promise.max(Promise::Acknowledged);
+                entry.when = told;
+            }
+        }
         if self.lost.contains(&change) {
             return Err(format!(
                 "change {change} is acknowledged, but the node in use does not have it"
@@ -88,18 +102,20 @@ impl Checker {
         Ok(())
     }
 
-    /// It was told that a sync of `file`, asked for as change number `sync`, is done.
-    pub(crate) fn synced(&mut self, sync: u64, file: FileId) {
-        self.promise(Promise::Synced, |place, e| {
-            place.of() == file && e.change < sync && e.promise >= Promise::Acknowledged
-        });
+    /// The application asks for a sync.
+    pub(crate) fn asked_to_sync(&mut self, sync: u64) {
+        self.syncs.insert(sync, self.told);
     }
 
-    fn promise(&mut self, promise: Promise, about: impl Fn(&Place, &Entry) -> bool) {
+    /// It was told that a sync of `file` is done: it covers what had been acknowledged
+    /// when it was asked for, and the change itself that asked for it.
+    pub(crate) fn synced(&mut self, sync: u64, file: FileId) {
+        let before = self.syncs.remove(&sync).unwrap_or(0);
         for (place, history) in &mut self.places {
             for entry in history {
-                if about(place, entry) {
-                    entry.promise = entry.promise.max(promise);
+                let covered = place.of() == file && entry.when <= before;
+                if covered || entry.change == sync {
+                    entry.promise = Promise::Synced;
                 }
             }
         }
@@ -139,11 +155,11 @@ impl Checker {
             let newer = history.get(newer..).unwrap_or_default();
             self.lost.extend(newer.iter().map(|e| e.change));
             if there {
-                after.insert(place.clone(), keep(history, found));
+                after.insert(place.clone(), keep(history, found, self.told));
             }
         }
         for (place, value) in seen {
-            after.insert(place, keep(&[], value));
+            after.insert(place, keep(&[], value, self.told));
         }
         self.places = after;
         Ok(())
@@ -152,7 +168,7 @@ impl Checker {
 
 /// What is known of a place in which `found` was seen: that, and what a power cut may
 /// still bring back, from the last synced value on.
-fn keep(history: &[Entry], found: u64) -> Vec<Entry> {
+fn keep(history: &[Entry], found: u64, told: u64) -> Vec<Entry> {
     let synced = history.iter().rposition(|e| e.promise == Promise::Synced);
     let mut kept = history
         .get(synced.unwrap_or(0)..)
@@ -166,10 +182,12 @@ fn keep(history: &[Entry], found: u64) -> Vec<Entry> {
             change: 0,
             value: found,
             promise: Promise::Asked,
+            when: 0,
         });
     }
     if let Some(last) = kept.last_mut() {
         last.promise = last.promise.max(Promise::Acknowledged);
+        last.when = last.when.min(told);
     }
     kept
 }

@@ -80,7 +80,11 @@ impl World {
             seq: None,
             applied: false,
         };
+        let syncs = matches!(change.op, Op::Sync { .. });
         self.nodes[node].changes.insert(id, change);
+        if syncs {
+            self.checker.asked_to_sync(id);
+        }
         self.change_step(node, id, Stage::Lock);
     }
 

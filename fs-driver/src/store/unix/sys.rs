@@ -153,6 +153,15 @@ pub(super) fn largest_file(directory: BorrowedFd<'_>) -> u64 {
 /// `AT_EMPTY_PATH` for calls on a descriptor itself.
 pub(super) const SELF: AtFlags = AtFlags::EMPTY_PATH;
 
+/// Whether a call that failed so may have changed something before: it ran out of room,
+/// or the disk failed. Everything else is refused beforehand.
+pub fn may_have_changed(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        None | Some(libc::ENOSPC | libc::EDQUOT | libc::EIO)
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,13 +177,4 @@ mod tests {
             assert!(file.set_len(largest + 1).is_err());
         }
     }
-}
-
-/// Whether a call that failed so may have changed something before: it ran out of room,
-/// or the disk failed. Everything else is refused beforehand.
-pub fn may_have_changed(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        None | Some(libc::ENOSPC | libc::EDQUOT | libc::EIO)
-    )
 }
