@@ -19,5 +19,5 @@ mod turn;
 
 pub use compare::{Scope, Tree};
 pub use node::{Node, Role};
-pub use pair::{Options, Pair};
+pub use pair::{Options, Pair, free_addresses};
 pub use process::{leave_root, wait_until};
