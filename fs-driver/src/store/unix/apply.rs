@@ -109,10 +109,18 @@ impl Store {
                 parent,
                 name,
                 object,
-            } => self
-                .create(&*node(*parent)?, name, object)
-                .map(drop)
-                .map_err(|e| failed(object.file, e)),
+            } => {
+                // Two objects with one id could not be told apart any more.
+                if self.node(object.file).is_ok() {
+                    return Err(ApplyError::Drifted(format!(
+                        "{} is to be created, but exists",
+                        object.file
+                    )));
+                }
+                self.create(&*node(*parent)?, name, object)
+                    .map(drop)
+                    .map_err(|e| failed(object.file, e))
+            }
             Op::Link { file, parent, name } => self
                 .link(&*node(*file)?, &*node(*parent)?, name)
                 .map_err(|e| failed(*file, e)),
@@ -206,5 +214,49 @@ impl Store {
             say(id),
             say(file)
         )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Layout;
+    use twinfold_protocol::attr::Kind;
+    use twinfold_protocol::op::NewObject;
+
+    fn create(name: &[u8], file: FileId) -> Op {
+        Op::Create {
+            parent: FileId::ROOT,
+            name: Name::new(name).unwrap(),
+            object: NewObject {
+                file,
+                kind: Kind::Regular,
+                target: bytes::Bytes::new(),
+                mode: 0o600,
+                umask: 0,
+                uid: 0,
+                gid: 0,
+            },
+        }
+    }
+
+    /// Needs root, for the attributes `trusted.*`, and a disk that has them.
+    #[test]
+    fn an_id_is_given_to_one_object_only() {
+        let place = tempfile::tempdir_in("/var/tmp").unwrap();
+        let layout = Layout::new(place.path());
+        for directory in [layout.data(), layout.aside(), layout.state()] {
+            std::fs::create_dir(directory).unwrap();
+        }
+        let store = Store::open(layout.clone()).unwrap();
+        store.apply(&create(b"one", FileId(77))).unwrap();
+        for taken in [FileId(77), FileId::ROOT] {
+            let refused = store.apply(&create(b"two", taken));
+            assert!(
+                matches!(refused, Err(ApplyError::Drifted(_))),
+                "{refused:?}"
+            );
+        }
+        assert!(!layout.data().join("two").exists());
     }
 }
