@@ -28,7 +28,8 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Notify, watch};
 use twinfold_protocol::handshake::Role;
 use twinfold_protocol::ids::{Epoch, FileId, Side};
-use twinfold_protocol::marks::{DirtyMap, Intent, intents_of};
+use twinfold_protocol::limits;
+use twinfold_protocol::marks::{DirtyMap, Intent, id_block, intents_of};
 use twinfold_protocol::op::Op;
 use twinfold_protocol::primary::Primary;
 
@@ -40,6 +41,11 @@ pub(crate) use actions::random_id;
 pub use names::NewEntry;
 pub use standby::{Standby, StandbyError};
 pub use status::{LinkState, ResyncStatus, Status};
+
+/// Extents of one op that are noted one by one, at most: 1 TiB of a file. Any process
+/// may punch a hole of 8 EiB; a longer range is noted as the whole block of ids that
+/// its file belongs to.
+const MAX_NOTED_EXTENTS: u64 = 1 << 18;
 
 /// What answers a call once it may be acknowledged.
 pub type Reply = Box<dyn FnOnce() + Send>;
@@ -87,6 +93,34 @@ impl std::fmt::Debug for Engine {
             .field("role", &self.role())
             .finish_non_exhaustive()
     }
+}
+
+/// What is to be noted before `op`. `is_new` tells of an object that it is noted as a whole.
+fn notes_of(op: &Op, old_size: u64, is_new: impl Fn(FileId) -> bool) -> Vec<Intent> {
+    let long = match op {
+        Op::Allocate { file, length, .. }
+        | Op::PutHole { file, length, .. }
+        | Op::CopyRange {
+            to: file, length, ..
+        } if length / limits::EXTENT >= MAX_NOTED_EXTENTS => Some(*file),
+        _ => None,
+    };
+    let mut wanted: Vec<Intent> = Vec::new();
+    match long {
+        Some(file) if is_new(file) => {}
+        Some(file) => wanted.push(id_block(file)),
+        None => intents_of(op, old_size, |intent| {
+            // What is new is noted with its id.
+            let known = match intent {
+                Intent::Extent { file, .. } | Intent::Attributes { file } => is_new(file),
+                Intent::Directory { .. } | Intent::NewIds { .. } => false,
+            };
+            if !known {
+                wanted.push(intent);
+            }
+        }),
+    }
+    wanted
 }
 
 /// After a crash: what was being made in a directory when the driver went down.
@@ -224,17 +258,7 @@ impl Engine {
 
     /// Makes the intents of an op durable, and fences the node when that fails.
     fn ensure_intents(&self, op: &Op, old_size: u64) -> FsResult<()> {
-        let mut wanted: Vec<Intent> = Vec::new();
-        intents_of(op, old_size, |intent| {
-            // What is new is noted with its id.
-            let known = match intent {
-                Intent::Extent { file, .. } | Intent::Attributes { file } => self.is_new(file),
-                Intent::Directory { .. } | Intent::NewIds { .. } => false,
-            };
-            if !known {
-                wanted.push(intent);
-            }
-        });
+        let wanted = notes_of(op, old_size, |file| self.is_new(file));
         if wanted.is_empty() {
             return Ok(());
         }
@@ -278,5 +302,33 @@ impl Engine {
         if let Some(reply) = ready {
             reply();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use twinfold_protocol::op::AllocateMode;
+
+    fn hole(length: u64) -> Op {
+        Op::Allocate {
+            file: FileId(5000),
+            mode: AllocateMode::PunchHole,
+            offset: 0,
+            length,
+        }
+    }
+
+    #[test]
+    fn a_range_is_noted_by_its_extents_and_the_longest_by_its_file() {
+        let short = notes_of(&hole(3 * limits::EXTENT), 0, |_| false);
+        assert_eq!(
+            short.len(),
+            4,
+            "three extents and the attributes: {short:?}"
+        );
+        let longest = notes_of(&hole(limits::MAX_OFFSET), 0, |_| false);
+        assert_eq!(longest, [id_block(FileId(5000))]);
+        assert_eq!(notes_of(&hole(limits::MAX_OFFSET), 0, |_| true), []);
     }
 }
