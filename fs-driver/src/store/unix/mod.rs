@@ -40,8 +40,12 @@ pub use node::Node;
 
 use index::Index;
 
-/// Open descriptors kept for objects nobody has open. Beyond it the longest unused go.
+/// Objects kept open that nobody uses, at most. Beyond it the longest unused go.
 const MAX_CACHED_NODES: usize = 8192;
+
+/// The part of this process's descriptors that these may take: each has up to two, and
+/// as many again may be in use by the application.
+const SHARE_OF_DESCRIPTORS: u64 = 4;
 
 /// Unlinked objects nobody has open that are kept reachable until the kernel forgets them.
 const MAX_ORPHANS: usize = 4096;
@@ -104,6 +108,8 @@ pub struct Store {
     aside: OwnedFd,
     index: Index,
     nodes: Mutex<Nodes>,
+    /// Nodes cached at most, unless more are in use.
+    capacity: usize,
     /// Whole listings of directories in progress, by directory (resync target only).
     listings: Mutex<HashMap<FileId, put::SeenNames>>,
 }
@@ -111,8 +117,37 @@ pub struct Store {
 #[derive(Debug, Default)]
 struct Nodes {
     cached: HashMap<FileId, Arc<Node>>,
+    /// How many there must be before unused ones are looked for again.
+    sweep_at: usize,
     orphans: HashMap<FileId, Arc<Node>>,
     orphan_order: VecDeque<FileId>,
+}
+
+impl Nodes {
+    /// Keeps an object open for the next use.
+    fn keep(&mut self, node: Arc<Node>, capacity: usize) {
+        // What is in use stays, so a sweep may free little: the next one comes later then.
+        if self.cached.len() >= capacity.max(self.sweep_at) {
+            for _ in 0..2 {
+                // Second chance: what was not used since the last sweep and is not open goes.
+                if self.cached.len() >= capacity {
+                    self.cached
+                        .retain(|_, node| node.clear_touched() || Arc::strong_count(node) > 1);
+                }
+            }
+            self.sweep_at = self.cached.len() + capacity / 4;
+        }
+        self.cached.insert(node.file(), node);
+    }
+}
+
+/// How many nodes this process's descriptors allow to be cached.
+fn capacity() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(MAX_CACHED_NODES, |limit| {
+        usize::try_from(limit / SHARE_OF_DESCRIPTORS)
+            .map_or(MAX_CACHED_NODES, |n| n.min(MAX_CACHED_NODES))
+    })
 }
 
 impl Store {
@@ -133,6 +168,7 @@ impl Store {
             aside,
             index,
             nodes: Mutex::default(),
+            capacity: capacity(),
             listings: Mutex::default(),
         })
     }
@@ -177,13 +213,7 @@ impl Store {
         if let Some(known) = nodes.cached.get(&file) {
             return Ok(known.clone());
         }
-        if nodes.cached.len() >= MAX_CACHED_NODES {
-            // Second chance: what was not used since the last sweep and is not open goes.
-            nodes
-                .cached
-                .retain(|_, node| node.clear_touched() || Arc::strong_count(node) > 1);
-        }
-        nodes.cached.insert(file, node.clone());
+        nodes.keep(node.clone(), self.capacity);
         Ok(node)
     }
 
@@ -250,5 +280,47 @@ impl Store {
     /// The index from ids to objects.
     pub(crate) fn ids(&self) -> &Index {
         &self.index
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use twinfold_protocol::attr::Kind;
+    use twinfold_protocol::op::{Name, NewObject};
+
+    /// Needs root, for the attributes `trusted.*`, and a disk that has them.
+    #[test]
+    fn objects_that_are_made_do_not_stay_open_for_ever() {
+        let place = tempfile::tempdir_in("/var/tmp").unwrap();
+        let layout = Layout::new(place.path());
+        for directory in [layout.data(), layout.aside(), layout.state()] {
+            std::fs::create_dir(directory).unwrap();
+        }
+        let mut store = Store::open(layout).unwrap();
+        store.capacity = 40;
+        let root = store.node(FileId::ROOT).unwrap();
+        let mut in_use = Vec::new();
+        for n in 0..500u64 {
+            let object = NewObject {
+                file: FileId(5000 + n),
+                kind: Kind::Regular,
+                target: bytes::Bytes::new(),
+                mode: 0o600,
+                umask: 0,
+                uid: 0,
+                gid: 0,
+            };
+            let name = Name::new(n.to_string().as_bytes()).unwrap();
+            let node = store.create(&root, &name, &object).unwrap();
+            if n < 20 {
+                in_use.push(node);
+            }
+            let cached = store.nodes.lock().cached.len();
+            assert!(cached <= 70, "{cached} objects are open after {n}");
+        }
+        for node in &in_use {
+            assert!(Arc::ptr_eq(node, &store.node(node.file()).unwrap()));
+        }
     }
 }

@@ -182,7 +182,7 @@ impl Store {
             node = node.with_data(File::from(fd));
         }
         let node = Arc::new(node);
-        self.nodes.lock().cached.insert(file, node.clone());
+        self.nodes.lock().keep(node.clone(), self.capacity);
         Ok(node)
     }
 
