@@ -95,8 +95,14 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-/// What is to be noted before `op`. `is_new` tells of an object that it is noted as a whole.
-fn notes_of(op: &Op, old_size: u64, is_new: impl Fn(FileId) -> bool) -> Vec<Intent> {
+/// What is to be noted before `op`. `is_new` tells of an object that it is noted as a
+/// whole, `is_here` that there is one.
+fn notes_of(
+    op: &Op,
+    old_size: u64,
+    is_new: impl Fn(FileId) -> bool,
+    is_here: impl Fn(FileId) -> bool,
+) -> Vec<Intent> {
     let long = match op {
         Op::Allocate { file, length, .. }
         | Op::PutHole { file, length, .. }
@@ -119,6 +125,25 @@ fn notes_of(op: &Op, old_size: u64, is_new: impl Fn(FileId) -> bool) -> Vec<Inte
                 wanted.push(intent);
             }
         }),
+    }
+    // What a resync makes is noted as new, as what a creation makes: with its id, once
+    // for thousands, and not with each piece that is moved into it.
+    let made = |file: FileId| (!is_new(file) && !is_here(file)).then(|| id_block(file));
+    match op {
+        Op::PutDirectory {
+            directory, entries, ..
+        } => {
+            let objects = entries.iter().filter_map(|e| e.object.as_ref());
+            for file in objects.map(|o| o.file).chain([*directory]) {
+                if let Some(note) = made(file)
+                    && !wanted.contains(&note)
+                {
+                    wanted.push(note);
+                }
+            }
+        }
+        Op::PutObject { object, .. } => wanted.extend(made(object.file)),
+        _ => {}
     }
     wanted
 }
@@ -258,7 +283,17 @@ impl Engine {
 
     /// Makes the intents of an op durable, and fences the node when that fails.
     fn ensure_intents(&self, op: &Op, old_size: u64) -> FsResult<()> {
-        let wanted = notes_of(op, old_size, |file| self.is_new(file));
+        let wanted = notes_of(
+            op,
+            old_size,
+            |file| self.is_new(file),
+            |file| {
+                self.store
+                    .ids()
+                    .present(file, 1)
+                    .is_ok_and(|p| !p.is_empty())
+            },
+        );
         if wanted.is_empty() {
             return Ok(());
         }
@@ -308,7 +343,9 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use twinfold_protocol::op::AllocateMode;
+    use twinfold_protocol::attr::Kind;
+    use twinfold_protocol::op::{AllocateMode, Listing, Name, Object, PutEntry};
+    use twinfold_protocol::time::Timestamp;
 
     fn hole(length: u64) -> Op {
         Op::Allocate {
@@ -321,14 +358,53 @@ mod tests {
 
     #[test]
     fn a_range_is_noted_by_its_extents_and_the_longest_by_its_file() {
-        let short = notes_of(&hole(3 * limits::EXTENT), 0, |_| false);
+        let notes = |op: &Op, new| notes_of(op, 0, |_| new, |_| true);
+        let short = notes(&hole(3 * limits::EXTENT), false);
         assert_eq!(
             short.len(),
             4,
             "three extents and the attributes: {short:?}"
         );
-        let longest = notes_of(&hole(limits::MAX_OFFSET), 0, |_| false);
+        let longest = notes(&hole(limits::MAX_OFFSET), false);
         assert_eq!(longest, [id_block(FileId(5000))]);
-        assert_eq!(notes_of(&hole(limits::MAX_OFFSET), 0, |_| true), []);
+        assert_eq!(notes(&hole(limits::MAX_OFFSET), true), []);
+    }
+
+    fn object(file: u64) -> Object {
+        Object {
+            file: FileId(file),
+            kind: Kind::Regular,
+            target: bytes::Bytes::new(),
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            accessed: Timestamp::default(),
+            modified: Timestamp::default(),
+        }
+    }
+
+    #[test]
+    fn what_a_resync_makes_is_noted_once_with_its_name() {
+        let entry = |file: u64| PutEntry {
+            name: Name::new(file.to_string().as_bytes()).unwrap(),
+            object: Some(object(file)),
+        };
+        let listing = Op::PutDirectory {
+            directory: FileId::ROOT,
+            listing: Listing::Names,
+            entries: (5000..5500).chain(9000..9100).map(entry).collect(),
+        };
+        let old = |file: FileId| file.0 < 9000;
+        let directory = Intent::Directory {
+            directory: FileId::ROOT,
+        };
+        let notes = notes_of(&listing, 0, |_| false, old);
+        assert_eq!(notes, [directory, id_block(FileId(9000))]);
+        let data = Op::PutObject {
+            object: object(9000),
+            xattrs: Vec::new(),
+        };
+        assert_eq!(notes_of(&data, 0, |file| !old(file), |_| true), []);
     }
 }
