@@ -4,7 +4,7 @@ use bytes::Bytes;
 use twinfold_protocol::attr::Kind;
 use twinfold_protocol::ids::{FileId, Seq};
 use twinfold_protocol::limits;
-use twinfold_protocol::op::{Name, NewObject, Op, Payload, Sequenced, Stability};
+use twinfold_protocol::op::{Name, NewObject, Object, Op, Payload, Sequenced, Stability};
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::wire::{Writer, encode_op};
 
@@ -45,6 +45,21 @@ pub(crate) fn create(parent: FileId, name: &str, file: FileId, kind: Kind) -> Op
             uid: 0,
             gid: 0,
         },
+    }
+}
+
+/// An object as a listing of the resync describes it.
+pub(crate) fn object(file: FileId, kind: Kind) -> Object {
+    Object {
+        file,
+        kind,
+        target: Bytes::new(),
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        size: 0,
+        accessed: Timestamp::default(),
+        modified: Timestamp::default(),
     }
 }
 

@@ -5,6 +5,7 @@
 // A test's helpers fail the test.
 #![allow(clippy::unwrap_used)]
 
+mod burst;
 mod frames;
 mod impostor;
 mod ops;

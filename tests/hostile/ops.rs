@@ -12,28 +12,13 @@ use twinfold_protocol::op::{
 };
 use twinfold_protocol::time::Timestamp;
 
-use crate::frames::{bad_names, create, create_named, op, write};
+use crate::frames::{bad_names, create, create_named, object, op, write};
 use crate::impostor::Impostor;
 use crate::stage::{Ids, Stage, assert_unharmed, store};
 use crate::wire::{ending, run};
 
 fn name(text: &str) -> Name {
     Name::new(text.as_bytes()).unwrap()
-}
-
-/// An object as a listing of the resync describes it.
-fn object(file: FileId, kind: Kind) -> Object {
-    Object {
-        file,
-        kind,
-        target: Bytes::new(),
-        mode: 0o755,
-        uid: 0,
-        gid: 0,
-        size: 0,
-        accessed: Timestamp::default(),
-        modified: Timestamp::default(),
-    }
 }
 
 /// A listing that gives `object` a name in `directory`.

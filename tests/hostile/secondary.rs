@@ -107,6 +107,8 @@ fn stage() -> Stage {
         ..Options::default()
     });
     stage.pair.b.stop().unwrap();
+    let alone = || stage.pair.a.status().unwrap()["link"] == "alone";
+    assert!(wait_until(std::time::Duration::from_secs(30), alone));
     stage
 }
 
@@ -181,6 +183,45 @@ fn a_primary_refuses_a_bad_beginning() {
             assert_unharmed(a, &before, what);
         }
     });
+    end(stage);
+}
+
+#[test]
+fn a_primary_puts_a_limit_on_streams_and_connections_cost_it_nothing() {
+    let stage = stage();
+    let a = &stage.pair.a;
+    let before = store(a);
+    run(async {
+        let impostor = Impostor::of(&stage.pair.b, a);
+        let (connection, _control, _ops) = impostor.begin().await;
+        let mut streams = Vec::new();
+        let enough = std::time::Duration::from_millis(300);
+        while let Ok(Ok(stream)) = tokio::time::timeout(enough, connection.open_bi()).await {
+            streams.push(stream);
+            assert!(streams.len() < 100, "the primary puts no limit on streams");
+        }
+        let uni = tokio::time::timeout(enough, connection.open_uni()).await;
+        assert!(uni.is_err(), "nobody needs streams of one direction");
+        // As long as it may become current, writes wait for it.
+        connection.close(0u32.into(), b"enough");
+        let alone = || a.status().unwrap()["link"] == "alone";
+        impostor.endpoint.wait_idle().await;
+        assert!(wait_until(std::time::Duration::from_secs(30), alone));
+        // Whoever says nothing is given up.
+        let mut silent = Vec::new();
+        for _ in 0..100 {
+            silent.push(dial(&impostor.endpoint, impostor.to).await);
+        }
+        std::fs::write(stage.pair.on_a("meanwhile"), "undisturbed").unwrap();
+        std::fs::remove_file(stage.pair.on_a("meanwhile")).unwrap();
+        for connection in &silent {
+            let told = ending(connection).await;
+            assert!(told.contains("no control stream"), "{told}");
+        }
+    });
+    // Only the time of the root may have changed: the application has just used it.
+    let changes = before.changes(&store(a));
+    assert!(changes.len() <= 1, "{changes:#?}");
     end(stage);
 }
 

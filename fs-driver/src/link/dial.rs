@@ -27,6 +27,10 @@ const RETRY_REFUSED: Duration = Duration::from_secs(1);
 /// The longest pause after this copy failed to apply what it was sent, again and again.
 const RETRY_FAILED: Duration = Duration::from_secs(30);
 
+/// How long ops are applied at a stretch before receipts may leave. Long beside what a
+/// turn of the endpoint costs, short beside what anybody waits for.
+const STRETCH: Duration = Duration::from_millis(1);
+
 /// Pause of one network before the next is tried beside it.
 const STAGGER: Duration = Duration::from_millis(150);
 
@@ -325,8 +329,19 @@ async fn apply(
     mut tx: SendStream,
 ) -> Result<()> {
     let (done, mut synced) = mpsc::unbounded_channel::<Result<Option<Receipt>, StandbyError>>();
+    let mut turn = std::time::Instant::now();
     loop {
         while let Some(frame) = ops.ready()? {
+            // Megabytes of ops may have arrived, and each op may wait for a busy disk.
+            // Nothing on the way to the next one makes the endpoint, on this same thread,
+            // send a receipt or answer a ping: it must be given its turn.
+            if turn.elapsed() >= STRETCH {
+                if let Some(receipt) = engine.standby_receipt() {
+                    send(&mut tx, &[receipt.encode()]).await?;
+                }
+                tokio::task::yield_now().await;
+                turn = std::time::Instant::now();
+            }
             match engine.standby_apply(frame) {
                 Ok(None) => {}
                 Ok(Some(job)) => {
