@@ -4,7 +4,7 @@
 use std::io::Write;
 
 use bytes::Bytes;
-use harness::{Node, Options, Role, wait_until};
+use harness::{Node, Options, Role};
 use quinn::{Connection, Endpoint};
 use twinfold_protocol::handshake::{CopyState, Role as Part};
 use twinfold_protocol::ids::{Epoch, FileId, Generation, ModuleId, Seq, SessionId};
@@ -15,7 +15,7 @@ use twinfold_protocol::wire::{
 };
 
 use crate::frames;
-use crate::stage::{Stage, assert_unharmed, store};
+use crate::stage::{Stage, assert_unharmed, store, wait_alone};
 use crate::wire::{ALPN, Key, Stream, dial, dialler, ending, run};
 
 /// Dials A with B's key.
@@ -107,8 +107,7 @@ fn stage() -> Stage {
         ..Options::default()
     });
     stage.pair.b.stop().unwrap();
-    let alone = || stage.pair.a.status().unwrap()["link"] == "alone";
-    assert!(wait_until(std::time::Duration::from_secs(30), alone));
+    wait_alone(&stage.pair.a);
     stage
 }
 
@@ -204,9 +203,8 @@ fn a_primary_puts_a_limit_on_streams_and_connections_cost_it_nothing() {
         assert!(uni.is_err(), "nobody needs streams of one direction");
         // As long as it may become current, writes wait for it.
         connection.close(0u32.into(), b"enough");
-        let alone = || a.status().unwrap()["link"] == "alone";
         impostor.endpoint.wait_idle().await;
-        assert!(wait_until(std::time::Duration::from_secs(30), alone));
+        wait_alone(a);
         // Whoever says nothing is given up.
         let mut silent = Vec::new();
         for _ in 0..100 {
@@ -394,8 +392,7 @@ fn a_primary_refuses_answers_it_did_not_ask_for() {
     std::fs::write(stage.pair.on_a("fresh"), vec![5; 100_000]).unwrap();
     stage.pair.wait_settled();
     stage.pair.b.kill();
-    let alone = || stage.pair.a.status().unwrap()["link"] == "alone";
-    assert!(wait_until(std::time::Duration::from_secs(30), alone));
+    wait_alone(&stage.pair.a);
     // As if its machine had lost the page cache: the size is there, the data is not.
     let lost = std::fs::File::options()
         .write(true)
@@ -533,6 +530,7 @@ fn a_primary_refuses_receipts_for_what_it_never_sent() {
     run(async {
         let impostor = Impostor::of(&stage.pair.b, a);
         for (what, frame, says) in cases {
+            wait_alone(a);
             let from = a.log_text().len();
             let (connection, _control, mut ops) = impostor.begin().await;
             ops.send(&frame).await;
@@ -553,6 +551,7 @@ fn a_primary_refuses_receipts_for_what_it_never_sent() {
                 "unknown control frame 200",
             ),
         ] {
+            wait_alone(a);
             let from = a.log_text().len();
             let (connection, mut control, _ops) = impostor.begin().await;
             control.send(&frame).await;

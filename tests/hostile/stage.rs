@@ -2,8 +2,9 @@
 
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use harness::{Node, Options, Pair, Role, Scope, Tree};
+use harness::{Node, Options, Pair, Role, Scope, Tree, wait_until};
 use tempfile::TempDir;
 use twinfold_protocol::ids::FileId;
 
@@ -49,8 +50,13 @@ impl Stage {
         fill(&pair.on_a(""), outside.path());
         pair.assert_identical();
         // Neither node has a note left that could hide what is done to its copy now.
-        pair.checkpoint();
-        pair.checkpoint();
+        for round in 0..3 {
+            std::fs::write(pair.on_a("round"), round.to_string()).unwrap();
+            pair.wait_settled();
+            pair.checkpoint();
+            let flushed = || pair.a.status().unwrap()["unflushed_objects"] == 0;
+            assert!(wait_until(Duration::from_secs(60), flushed));
+        }
         let id = |name: &str| {
             let meta = std::fs::symlink_metadata(pair.on_a(name)).unwrap();
             FileId(meta.ino())
@@ -122,6 +128,17 @@ fn fill(folder: &Path, outside: &Path) {
 /// What a node's store holds.
 pub(crate) fn store(node: &Node) -> Tree {
     Tree::read(&node.data(), Scope::Store).unwrap()
+}
+
+/// Waits until a primary is alone: a peer that was about to become current may be
+/// missed for a moment.
+pub(crate) fn wait_alone(node: &Node) {
+    let alone = || node.status().unwrap()["link"] == "alone";
+    assert!(
+        wait_until(Duration::from_secs(60), alone),
+        "{:?}",
+        node.status()
+    );
 }
 
 /// Fails unless the node answers and its store is what it was.
