@@ -459,6 +459,26 @@ impl Op {
         }
     }
 
+    /// Bytes the op counts for in the window: about what it takes on the wire and, for
+    /// resync, in work of the target.
+    pub fn weight(&self) -> usize {
+        /// What an op takes beside its payload.
+        const HEAD: usize = 64;
+        /// What making or changing one object costs a target, in bytes of file data.
+        const OBJECT: usize = 4096;
+        match self {
+            Op::PutDirectory { entries, .. } => HEAD + OBJECT * (1 + entries.len()),
+            Op::PutObject { xattrs, .. } => {
+                let values = xattrs.iter().map(|(n, v)| n.len() + v.len());
+                HEAD + OBJECT + values.sum::<usize>()
+            }
+            Op::PutXattr { name, value, .. } | Op::SetXattr { name, value, .. } => {
+                HEAD + name.len() + value.len()
+            }
+            other => HEAD + other.payload_len(),
+        }
+    }
+
     /// Whether the op belongs to resync rather than to the application.
     pub fn is_resync(&self) -> bool {
         matches!(

@@ -1,13 +1,15 @@
 //! Reading a whole tree with all its attributes, and telling two trees apart.
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
 
 /// twinfold's own attribute in a store; a mount must not show it.
 const ID: &[u8] = b"trusted.twinfold";
@@ -67,13 +69,18 @@ impl Tree {
             let meta = std::fs::symlink_metadata(&full).map_err(|e| at(&full, &e))?;
             let object = Object::read(&full, &meta, scope).map_err(|e| at(&full, &e))?;
             if meta.is_dir() {
-                for entry in std::fs::read_dir(&full).map_err(|e| at(&full, &e))? {
-                    waiting.push(path.join(entry?.file_name()));
+                for name in names(&full).map_err(|e| at(&full, &e))? {
+                    waiting.push(path.join(name));
                 }
             }
             all.insert(path, object);
         }
         Ok(Tree(all))
+    }
+
+    /// Everything in which it differs from `later`.
+    pub fn changes(&self, later: &Tree) -> Vec<String> {
+        differences("before and after", self, later)
     }
 
     /// How many objects it has, the root included.
@@ -142,6 +149,21 @@ impl Object {
             data,
         })
     }
+}
+
+/// The names in a directory, read without leaving an access time: reading both
+/// stores would make them differ.
+fn names(path: &Path) -> io::Result<Vec<OsString>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(path, flags, Mode::empty())?;
+    let mut all = Vec::new();
+    for entry in rustix::fs::Dir::new(directory)? {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            all.push(OsString::from_vec(name));
+        }
+    }
+    Ok(all)
 }
 
 /// Opens a file for a look that leaves no access time.

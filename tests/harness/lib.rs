@@ -24,7 +24,7 @@ mod turn;
 
 pub use compare::{Scope, Tree};
 pub use node::{Node, Role};
-pub use pair::{Options, Pair};
+pub use pair::{Options, Pair, free_addresses};
 pub use process::{leave_root, wait_until};
 pub use program::Program;
 pub use shared::{Shared, shared};

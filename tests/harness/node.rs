@@ -1,6 +1,7 @@
 //! One node: a driver as a process of its own, its folder and its mount.
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -31,6 +32,8 @@ pub enum Role {
 pub struct Node {
     name: &'static str,
     directory: PathBuf,
+    /// Where it accepts its peer.
+    pub(crate) addresses: Vec<SocketAddr>,
     process: Option<Child>,
 }
 
@@ -55,6 +58,7 @@ impl Node {
         Ok(Node {
             name,
             directory,
+            addresses: Vec::new(),
             process: None,
         })
     }
@@ -79,18 +83,39 @@ impl Node {
         self.layout().data()
     }
 
+    /// Where it accepts its peer.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
     fn log(&self) -> PathBuf {
         self.directory.join("log")
     }
 
-    /// All the driver has said so far.
-    pub fn said(&self) -> String {
-        std::fs::read_to_string(self.log()).unwrap_or_default()
+    /// Everything the driver has said so far, in all its runs.
+    pub fn log_text(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.log()).unwrap_or_default()).into_owned()
+    }
+
+    /// Fails the test unless the driver says `text` soon, behind the first `from`
+    /// bytes of its log.
+    pub fn expect_log(&self, from: usize, text: &str) {
+        let said = || {
+            self.log_text()
+                .get(from..)
+                .is_some_and(|l| l.contains(text))
+        };
+        assert!(
+            wait_until(PATIENCE, said),
+            "{} did not say {text:?}, but:\n{}",
+            self.name,
+            self.log_text().get(from..).unwrap_or_default()
+        );
     }
 
     /// What the driver has said so far, its last lines.
     pub fn last_words(&self) -> String {
-        let log = self.said();
+        let log = self.log_text();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
@@ -118,7 +143,12 @@ impl Node {
 
     /// The node's key directory.
     pub(crate) fn key(&self) -> String {
-        self.directory.join("id").display().to_string()
+        self.key_directory().display().to_string()
+    }
+
+    /// Where the node's key lies.
+    pub fn key_directory(&self) -> PathBuf {
+        self.directory.join("id")
     }
 
     /// Starts the driver and waits until the mount answers.

@@ -1,6 +1,6 @@
 //! Two nodes that replicate one folder.
 
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -32,6 +32,10 @@ pub struct Options {
     pub more: Vec<String>,
     /// Puts data into the directory of A before it becomes a replicated folder.
     pub populate: fn(&Path),
+    /// Where A and B accept each other; one free port of 127.0.0.1 for each if empty.
+    pub listen: [Vec<SocketAddr>; 2],
+    /// Where A finds B and B finds A; where the other one listens if empty.
+    pub dial: [Vec<SocketAddr>; 2],
     /// No other pair runs meanwhile.
     pub alone: bool,
     /// A lies on an ext4 of its own with this many bytes.
@@ -46,6 +50,8 @@ impl Default for Options {
             deadlines: [30_000, 45_000, 60_000],
             more: Vec::new(),
             populate: |_| (),
+            listen: Default::default(),
+            dial: Default::default(),
             alone: false,
             small_disk: None,
         }
@@ -63,11 +69,15 @@ pub struct Pair {
     _turn: Turn,
 }
 
-/// Two ports nobody uses at this moment.
-fn free_ports() -> Result<[u16; 2]> {
-    let one = UdpSocket::bind("127.0.0.1:0")?;
-    let two = UdpSocket::bind("127.0.0.1:0")?;
-    Ok([one.local_addr()?.port(), two.local_addr()?.port()])
+/// Addresses of this machine, each with a port nobody uses at this moment.
+pub fn free_addresses<const N: usize>(hosts: [&str; N]) -> Result<[SocketAddr; N]> {
+    // All are held until all are found, so that none is found twice.
+    let sockets = hosts.map(|host| UdpSocket::bind((host, 0)));
+    let mut found = [SocketAddr::from(([0, 0, 0, 0], 0)); N];
+    for (place, socket) in found.iter_mut().zip(sockets) {
+        *place = socket?.local_addr()?;
+    }
+    Ok(found)
 }
 
 impl Pair {
@@ -82,13 +92,18 @@ impl Pair {
 
     /// A paired primary and secondary.
     pub fn with(options: Options) -> Pair {
-        process::require_machine();
-        let turn = Turn::wait(options.alone);
-        let mut pair = Pair::prepare(&options, turn).expect("the two folders are made");
+        let mut pair = Pair::stopped(options);
         pair.a.start(Role::Primary).expect("A starts");
         pair.b.start(Role::Secondary).expect("B starts");
         pair.wait_paired();
         pair
+    }
+
+    /// Two nodes that know each other; no driver runs yet.
+    pub fn stopped(options: Options) -> Pair {
+        process::require_machine();
+        let turn = Turn::wait(options.alone);
+        Pair::prepare(&options, turn).expect("the two folders are made")
     }
 
     fn prepare(options: &Options, turn: Turn) -> Result<Pair> {
@@ -100,22 +115,34 @@ impl Pair {
             process::remove_directory(&directory);
             return Err(e);
         }
-        let pair = Pair {
+        let mut pair = Pair {
             a: Node::new("a", directory.join("a"))?,
             b: Node::new("b", directory.join("b"))?,
             directory,
             _turn: turn,
         };
         (options.populate)(&pair.a.mount());
-        let [port_a, port_b] = free_ports()?;
+        let free = free_addresses(["127.0.0.1"; 2])?;
+        let or = |given: &[SocketAddr], else_: &[SocketAddr]| match given {
+            [] => else_.to_vec(),
+            given => given.to_vec(),
+        };
+        let listen = [0, 1].map(|n| or(&options.listen[n], &free[n..=n]));
+        let dial = [0, 1].map(|n| or(&options.dial[n], &listen[1 - n]));
+        for (node, listen) in [&mut pair.a, &mut pair.b].into_iter().zip(&listen) {
+            node.addresses.clone_from(listen);
+        }
         let id_a = pair.a.run(&["identity", "--identity", &pair.a.key()])?;
         let id_b = pair.b.run(&["identity", "--identity", &pair.b.key()])?;
-        let init = |node: &Node, here: u16, peer: u16, id: &str, from: &str| -> Result<()> {
+        let init = |number: usize, node: &Node, id: &str, from: &str| -> Result<()> {
             let (mount, key) = (node.mount().display().to_string(), node.key());
-            let (here, peer) = (format!("127.0.0.1:{here}"), format!("127.0.0.1:{peer}"));
             let deadlines = options.deadlines.map(|ms| ms.to_string());
+            let text = |all: &[SocketAddr]| all.iter().map(ToString::to_string).collect();
+            let (here, there): (Vec<_>, Vec<_>) = (text(&listen[number]), text(&dial[number]));
             let mut arguments = vec!["init", &mount, "--identity", &key, from];
-            arguments.extend(["--listen", &here, "--peer", &peer, "--peer-id", id]);
+            arguments.extend(here.iter().flat_map(|a| ["--listen", a.as_str()]));
+            arguments.extend(there.iter().flat_map(|a| ["--peer", a.as_str()]));
+            arguments.extend(["--peer-id", id]);
             arguments.extend(["--ack", options.ack, "--on-peer-loss", options.on_peer_loss]);
             let names = ["--stall-ms", "--op-ms", "--sync-ms"];
             for (name, value) in names.iter().zip(&deadlines) {
@@ -124,8 +151,8 @@ impl Pair {
             arguments.extend(options.more.iter().map(String::as_str));
             node.run(&arguments).map(drop)
         };
-        init(&pair.a, port_a, port_b, &id_b, "--good-copy")?;
-        init(&pair.b, port_b, port_a, &id_a, "--from-peer")?;
+        init(0, &pair.a, &id_b, "--good-copy")?;
+        init(1, &pair.b, &id_a, "--from-peer")?;
         Ok(pair)
     }
 

@@ -59,7 +59,7 @@ fn the_application_is_told_and_both_copies_stay_equal() {
     pair.assert_identical();
 
     // A flood of them is no flood in the log.
-    let lines = pair.a.said().lines().count();
+    let lines = pair.a.log_text().lines().count();
     assert!(
         lines < 50,
         "{lines} lines in the log:\n{}",

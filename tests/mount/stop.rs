@@ -22,13 +22,13 @@ fn an_orderly_stop_unmounts_once_and_warns_of_nothing() {
     for node in [&mut pair.b, &mut pair.a] {
         assert!(node.stop().unwrap().success());
         assert!(!node.is_mounted());
-        let said = node.said();
+        let said = node.log_text();
         assert!(!said.contains("mount filesystem"), "{said}");
         assert!(!said.contains("nvalid argument"), "{said}");
         assert!(!said.contains("ERROR"), "{said}");
     }
     // A's peer went before it, which is worth a warning there; here nothing is.
-    assert!(!pair.b.said().contains("WARN"), "{}", pair.b.said());
+    assert!(!pair.b.log_text().contains("WARN"), "{}", pair.b.log_text());
     pair.a.start(Role::Primary).unwrap();
     pair.b.start(Role::Secondary).unwrap();
     pair.assert_identical();
@@ -41,7 +41,11 @@ fn a_mount_in_use_is_taken_away_and_that_is_said() {
     let open = std::fs::File::open(pair.on_a("file")).unwrap();
     assert!(pair.a.stop().unwrap().success());
     assert!(!pair.a.is_mounted());
-    assert!(pair.a.said().contains("in use"), "{}", pair.a.said());
+    assert!(
+        pair.a.log_text().contains("in use"),
+        "{}",
+        pair.a.log_text()
+    );
     drop(open);
 }
 

@@ -9,6 +9,7 @@ use twinfold_protocol::primary::{Action, Link, Primary};
 use twinfold_protocol::time::Instant;
 use twinfold_protocol::wire::{Frame, Receipt, encode_op};
 
+use super::resync::ResyncError;
 use super::{Engine, Reply, clock};
 use crate::state::{OnPeerLoss, Record};
 
@@ -229,15 +230,23 @@ impl Engine {
 
 /// What the link needs beside frames.
 impl Engine {
-    /// The resync's own thread gave up: the connection goes, the marks stay.
-    pub(crate) fn resync_failed(self: &Arc<Self>, session: SessionId, reason: &str) {
+    /// The resync's own thread gave up: its connection goes, the marks stay. Not one
+    /// that has replaced it meanwhile; and where the connection is what ended the
+    /// resync, whoever noticed closes it, with the better reason.
+    pub(crate) fn resync_failed(
+        self: &Arc<Self>,
+        session: SessionId,
+        connection: &quinn::Connection,
+        error: &ResyncError,
+    ) {
+        let reason = error.to_string();
         let current = self.core.lock().session() == Some(session);
-        if current {
-            self.drop_connection(reason);
-            self.peer_disconnected(session, reason);
-        } else {
-            self.drop_connection(reason);
+        let own = matches!(error, ResyncError::Source(e)
+            if e.kind() != std::io::ErrorKind::ConnectionAborted);
+        if current || own {
+            connection.close(1u32.into(), reason.as_bytes());
         }
+        self.peer_disconnected(session, &reason);
     }
 
     /// Asks the link to leave in order; returns when it has, or after `patience`.

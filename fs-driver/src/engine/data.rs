@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use twinfold_protocol::handshake::Role;
 use twinfold_protocol::limits;
 use twinfold_protocol::op::{AllocateMode, Op, Payload, Stability};
 
@@ -366,14 +367,22 @@ impl Engine {
         }
     }
 
-    /// `fsync(2)`, `fdatasync(2)`: both disks.
+    /// `fsync(2)`, `fdatasync(2)`: both disks. `wrote`: the caller may have written.
     pub fn sync(
         self: &Arc<Self>,
         node: &Arc<Node>,
         data_only: bool,
+        wrote: bool,
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
-        let seq = if node.is_orphan() || self.writable().is_err() {
+        let writable = self.writable();
+        // What was written before this node ceased to be primary is on one disk at most.
+        if let Err(e) = writable
+            && (wrote || matches!(e, FsError::Fenced))
+        {
+            return reply(Err(e));
+        }
+        let seq = if node.is_orphan() || self.role() != Some(Role::Primary) {
             None
         } else {
             let op = Op::Sync {

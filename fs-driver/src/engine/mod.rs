@@ -29,7 +29,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Notify, watch};
 use twinfold_protocol::handshake::Role;
 use twinfold_protocol::ids::{Epoch, FileId, Side};
-use twinfold_protocol::marks::{DirtyMap, Intent, intents_of};
+use twinfold_protocol::marks::{DirtyMap, Intent, id_block, intents_of};
 use twinfold_protocol::op::Op;
 use twinfold_protocol::primary::Primary;
 
@@ -91,6 +91,49 @@ impl std::fmt::Debug for Engine {
             .field("role", &self.role())
             .finish_non_exhaustive()
     }
+}
+
+/// What is to be noted before `op`. `is_new` tells of an object that it is noted as a
+/// whole, `is_here` that there is one.
+fn notes_of(
+    op: &Op,
+    old_size: u64,
+    is_new: impl Fn(FileId) -> bool,
+    is_here: impl Fn(FileId) -> bool,
+) -> Vec<Intent> {
+    let mut wanted: Vec<Intent> = Vec::new();
+    intents_of(op, old_size, |intent| {
+        // What is new is noted with its id.
+        let known = match intent {
+            Intent::Extent { file, .. } | Intent::Attributes { file } | Intent::File { file } => {
+                is_new(file)
+            }
+            Intent::Directory { .. } | Intent::NewIds { .. } => false,
+        };
+        if !known {
+            wanted.push(intent);
+        }
+    });
+    // What a resync makes is noted as new, as what a creation makes: with its id, once
+    // for thousands, and not with each piece that is moved into it.
+    let made = |file: FileId| (!is_new(file) && !is_here(file)).then(|| id_block(file));
+    match op {
+        Op::PutDirectory {
+            directory, entries, ..
+        } => {
+            let objects = entries.iter().filter_map(|e| e.object.as_ref());
+            for file in objects.map(|o| o.file).chain([*directory]) {
+                if let Some(note) = made(file)
+                    && !wanted.contains(&note)
+                {
+                    wanted.push(note);
+                }
+            }
+        }
+        Op::PutObject { object, .. } => wanted.extend(made(object.file)),
+        _ => {}
+    }
+    wanted
 }
 
 /// After a crash: what was being made in a directory when the driver went down.
@@ -227,19 +270,17 @@ impl Engine {
 
     /// Makes the intents of an op durable, and fences the node when that fails.
     fn ensure_intents(&self, op: &Op, old_size: u64) -> FsResult<()> {
-        let mut wanted: Vec<Intent> = Vec::new();
-        intents_of(op, old_size, |intent| {
-            // What is new is noted with its id.
-            let known = match intent {
-                Intent::Extent { file, .. }
-                | Intent::Attributes { file }
-                | Intent::File { file } => self.is_new(file),
-                Intent::Directory { .. } | Intent::NewIds { .. } => false,
-            };
-            if !known {
-                wanted.push(intent);
-            }
-        });
+        let wanted = notes_of(
+            op,
+            old_size,
+            |file| self.is_new(file),
+            |file| {
+                self.store
+                    .ids()
+                    .present(file, 1)
+                    .is_ok_and(|p| !p.is_empty())
+            },
+        );
         if wanted.is_empty() {
             return Ok(());
         }
@@ -275,5 +316,79 @@ impl Engine {
         if let Some(reply) = ready {
             reply();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use twinfold_protocol::attr::Kind;
+    use twinfold_protocol::limits;
+    use twinfold_protocol::op::{AllocateMode, Listing, Name, Object, PutEntry};
+    use twinfold_protocol::time::Timestamp;
+
+    fn hole(length: u64) -> Op {
+        Op::Allocate {
+            file: FileId(5000),
+            mode: AllocateMode::PunchHole,
+            offset: 0,
+            length,
+        }
+    }
+
+    #[test]
+    fn a_range_is_noted_by_its_extents_and_the_longest_by_its_file() {
+        let notes = |op: &Op, new| notes_of(op, 0, |_| new, |_| true);
+        let short = notes(&hole(3 * limits::EXTENT), false);
+        assert_eq!(
+            short.len(),
+            4,
+            "three extents and the attributes: {short:?}"
+        );
+        let longest = notes(&hole(limits::MAX_OFFSET), false);
+        let file = FileId(5000);
+        assert_eq!(
+            longest,
+            [Intent::File { file }, Intent::Attributes { file }]
+        );
+        assert_eq!(notes(&hole(limits::MAX_OFFSET), true), []);
+    }
+
+    fn object(file: u64) -> Object {
+        Object {
+            file: FileId(file),
+            kind: Kind::Regular,
+            target: bytes::Bytes::new(),
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            accessed: Timestamp::default(),
+            modified: Timestamp::default(),
+        }
+    }
+
+    #[test]
+    fn what_a_resync_makes_is_noted_once_with_its_name() {
+        let entry = |file: u64| PutEntry {
+            name: Name::new(file.to_string().as_bytes()).unwrap(),
+            object: Some(object(file)),
+        };
+        let listing = Op::PutDirectory {
+            directory: FileId::ROOT,
+            listing: Listing::Names,
+            entries: (5000..5500).chain(9000..9100).map(entry).collect(),
+        };
+        let old = |file: FileId| file.0 < 9000;
+        let directory = Intent::Directory {
+            directory: FileId::ROOT,
+        };
+        let notes = notes_of(&listing, 0, |_| false, old);
+        assert_eq!(notes, [directory, id_block(FileId(9000))]);
+        let data = Op::PutObject {
+            object: object(9000),
+            xattrs: Vec::new(),
+        };
+        assert_eq!(notes_of(&data, 0, |file| !old(file), |_| true), []);
     }
 }

@@ -163,6 +163,11 @@ impl Engine {
                     // listing has been sent, so nobody has to wait for it.
                     drop(names);
                     let moved = self.put_listing(session, &node);
+                    if moved.is_err() && node.is_orphan() {
+                        // It was removed while it was listed.
+                        self.core.lock().object_is_gone(directory);
+                        continue;
+                    }
                     if moved.is_err() {
                         let mut back = DirtyMap::default();
                         back.mark_directory(directory);

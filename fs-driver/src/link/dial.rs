@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use quinn::{Connection, SendStream};
+use quinn::{Connection, ConnectionError, SendStream};
 use tokio::sync::mpsc;
 use twinfold_protocol::handshake::{Decision, Role, Which, decide};
 use twinfold_protocol::limits;
@@ -26,6 +26,10 @@ const RETRY_REFUSED: Duration = Duration::from_secs(1);
 
 /// The longest pause after this copy failed to apply what it was sent, again and again.
 const RETRY_FAILED: Duration = Duration::from_secs(30);
+
+/// How long ops are applied at a stretch before receipts may leave. Long beside what a
+/// turn of the endpoint costs, short beside what anybody waits for.
+const STRETCH: Duration = Duration::from_millis(1);
 
 /// Pause of one network before the next is tried beside it.
 const STAGGER: Duration = Duration::from_millis(150);
@@ -53,19 +57,43 @@ pub(super) async fn run(engine: &Arc<Engine>, transport: &Arc<Transport>) -> Res
                     }
                     Ok(Ended::Lost) => failures = 0,
                     Err(error) => {
-                        tracing::warn!(
-                            error = format!("{error:#}"),
-                            "the connection to the primary ended"
-                        );
+                        let reason = refused_key(&error).unwrap_or_else(|| format!("{error:#}"));
+                        tracing::warn!(error = reason, "the connection to the primary ended");
+                        // Nothing happens to one that is closed already.
+                        connection.close(code::VIOLATION.into(), reason.as_bytes());
+                        engine.set_trouble(Some(reason));
                     }
                 }
                 engine.clear_connection(&connection);
                 drop(guard);
             }
-            Err(error) => tracing::debug!(error = format!("{error:#}"), "no primary was reached"),
+            Err(error) => {
+                tracing::debug!(error = format!("{error:#}"), "no primary was reached");
+                if let Some(reason) = refused_key(&error) {
+                    engine.set_trouble(Some(reason));
+                    pause = RETRY_REFUSED;
+                }
+            }
         }
         tokio::time::sleep(pause).await;
     }
+}
+
+/// What to tell the operator when one of the two does not accept the other's key.
+fn refused_key(error: &anyhow::Error) -> Option<String> {
+    /// Codes of failed TLS handshakes (RFC 9001, 4.8): an alert above this number.
+    const CRYPTO: std::ops::Range<u64> = 0x100..0x200;
+    let (who, code) = error.chain().find_map(|e| match e.downcast_ref()? {
+        ConnectionError::TransportError(e) => Some(("this node refuses", e.code)),
+        ConnectionError::ConnectionClosed(e) => Some(("the peer refuses", e.error_code)),
+        _ => None,
+    })?;
+    CRYPTO.contains(&u64::from(code)).then(|| {
+        format!(
+            "{who} the other's key or protocol ({code}): compare what `identity` prints on each \
+             node with the --peer-id given to the other"
+        )
+    })
 }
 
 struct CloseOnDrop(Connection);
@@ -101,6 +129,8 @@ async fn connect(transport: &Arc<Transport>, first: usize) -> Result<(Connection
     while let Some(done) = attempts.join_next().await {
         match done.context("a connection attempt broke off")? {
             Ok(found) => return Ok(found),
+            // A refusal says more than an address that does not answer.
+            Err(_) if refused_key(&last).is_some() => {}
             Err(error) => last = error,
         }
     }
@@ -118,7 +148,8 @@ enum Ended {
 
 async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended> {
     let (mut tx, rx) = connection.open_bi().await?;
-    let mut control = Incoming::new(rx);
+    let stall = Duration::from_millis(engine.settings().stall_ms);
+    let mut control = Incoming::new(rx, stall);
     let record = engine.copy();
     let mine = Hello {
         versions: Hello::VERSIONS,
@@ -142,6 +173,12 @@ async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended>
     };
     if let Err(reason) = common_version(mine.versions, theirs.versions) {
         return Ok(Ended::Refused(reason));
+    }
+    if theirs.name != mine.name {
+        return Ok(Ended::Refused(format!(
+            "the primary replicates module {:?}, this node {:?}: check the addresses",
+            theirs.name, mine.name
+        )));
     }
     match next(&mut control).await? {
         Control::Refuse { reason } => return Ok(Ended::Refused(reason)),
@@ -241,9 +278,17 @@ async fn follow(
 struct CopyFailed(String);
 
 async fn streams(engine: &Arc<Engine>, connection: &Connection) -> Result<()> {
+    let stall = Duration::from_millis(engine.settings().stall_ms);
+    let mut compares = tokio::task::JoinSet::new();
     loop {
-        let (stream_tx, stream_rx) = connection.accept_bi().await?;
-        let mut incoming = Incoming::new(stream_rx);
+        let (stream_tx, stream_rx) = tokio::select! {
+            accepted = connection.accept_bi() => accepted?,
+            Some(ended) = compares.join_next() => {
+                ended??;
+                continue;
+            }
+        };
+        let mut incoming = Incoming::new(stream_rx, stall);
         let first = incoming.next().await?;
         // The kind byte of the first frame tells which stream it is.
         if first
@@ -251,11 +296,18 @@ async fn streams(engine: &Arc<Engine>, connection: &Connection) -> Result<()> {
             .first()
             .is_some_and(|kind| CompareRequest::is_first(*kind))
         {
-            tokio::spawn(compare(engine.clone(), first, incoming, stream_tx));
+            compares.spawn(compare(engine.clone(), first, incoming, stream_tx));
             continue;
         }
         engine.standby_start(OpStreamStart::decode(first)?)?;
-        return apply(engine, connection, incoming, stream_tx).await;
+        let applying = apply(engine, connection, incoming, stream_tx);
+        tokio::pin!(applying);
+        loop {
+            tokio::select! {
+                ended = &mut applying => return ended,
+                Some(ended) = compares.join_next() => ended??,
+            }
+        }
     }
 }
 
@@ -271,7 +323,11 @@ async fn compare(
         let worker = engine.clone();
         let answer = tokio::task::spawn_blocking(move || worker.compare_answer(request)).await??;
         send(&mut tx, &[answer.encode()]).await?;
-        frame = incoming.next().await?;
+        // The end of the questions is the end of the stream.
+        match incoming.next_or_end().await? {
+            Some(next) => frame = next,
+            None => return Ok(()),
+        }
     }
 }
 
@@ -282,8 +338,19 @@ async fn apply(
     mut tx: SendStream,
 ) -> Result<()> {
     let (done, mut synced) = mpsc::unbounded_channel::<Result<Option<Receipt>, StandbyError>>();
+    let mut turn = std::time::Instant::now();
     loop {
         while let Some(frame) = ops.ready()? {
+            // Megabytes of ops may have arrived, and each op may wait for a busy disk.
+            // Nothing on the way to the next one makes the endpoint, on this same thread,
+            // send a receipt or answer a ping: it must be given its turn.
+            if turn.elapsed() >= STRETCH {
+                if let Some(receipt) = engine.standby_receipt() {
+                    send(&mut tx, &[receipt.encode()]).await?;
+                }
+                tokio::task::yield_now().await;
+                turn = std::time::Instant::now();
+            }
             match engine.standby_apply(frame) {
                 Ok(None) => {}
                 Ok(Some(job)) => {
@@ -323,7 +390,7 @@ async fn apply(
             }
         };
         if !filled {
-            return Ok(());
+            return ops.end();
         }
     }
 }

@@ -44,12 +44,17 @@ mod code {
 pub async fn run(engine: Arc<Engine>, transport: Transport) -> Result<()> {
     let transport = Arc::new(transport);
     let mut role = engine.watch_role();
+    let resyncs = Arc::default();
     let ticker = tokio::spawn(tick(engine.clone()));
     loop {
         let now = *role.borrow_and_update();
         let work = async {
             match now {
-                Some(Role::Primary) => serve::run(&engine, &transport).await,
+                Some(Role::Primary) => {
+                    // What this node had to say about its primary is no trouble any more.
+                    engine.set_trouble(None);
+                    serve::run(&engine, &transport, &resyncs).await
+                }
                 Some(Role::Secondary) => dial::run(&engine, &transport).await,
                 None => std::future::pending().await,
             }

@@ -1,10 +1,11 @@
 //! The primary's end: accepts its peer, decides with it, and ships.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use quinn::{Connection, Endpoint, SendStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, oneshot};
 use twinfold_protocol::handshake::{Decision, Role, Which, decide};
 use twinfold_protocol::ids::{Seq, SessionId};
 use twinfold_protocol::limits;
@@ -26,7 +27,11 @@ const BATCH: usize = 64;
 const OPS_FIRST: i32 = 10;
 
 /// Serves until the role changes (the caller drops the future).
-pub(super) async fn run(engine: &Arc<Engine>, transport: &Arc<Transport>) -> Result<()> {
+pub(super) async fn run(
+    engine: &Arc<Engine>,
+    transport: &Arc<Transport>,
+    resyncs: &Arc<Mutex<()>>,
+) -> Result<()> {
     let endpoints = transport.listen()?;
     let closer = CloseOnDrop(endpoints.clone());
     let (tx, mut accepted) = mpsc::channel(4);
@@ -35,15 +40,15 @@ pub(super) async fn run(engine: &Arc<Engine>, transport: &Arc<Transport>) -> Res
         let tx = tx.clone();
         acceptors.spawn(async move {
             while let Some(incoming) = endpoint.accept().await {
-                let tx = tx.clone();
+                let (tx, from) = (tx.clone(), incoming.remote_address());
                 // A stranger fails here, before any of its streams is looked at.
                 tokio::spawn(async move {
                     match tokio::time::timeout(STEP, async { incoming.await }).await {
                         Ok(Ok(connection)) => {
                             let _ = tx.send(connection).await;
                         }
-                        Ok(Err(error)) => tracing::debug!(%error, "a connection was refused"),
-                        Err(_) => tracing::debug!("a connection was not completed in time"),
+                        Ok(Err(error)) => tracing::warn!(%from, %error, "a connection was refused"),
+                        Err(_) => tracing::debug!(%from, "a connection was not completed in time"),
                     }
                 });
             }
@@ -52,10 +57,10 @@ pub(super) async fn run(engine: &Arc<Engine>, transport: &Arc<Transport>) -> Res
     let mut peers = tokio::task::JoinSet::new();
     while let Some(connection) = accepted.recv().await {
         // One task a connection; a newer one replaces the older when it has shaken hands.
-        let engine = engine.clone();
+        let (engine, resyncs) = (engine.clone(), resyncs.clone());
         peers.spawn(async move {
             let from = connection.remote_address();
-            if let Err(error) = peer(&engine, &connection).await {
+            if let Err(error) = peer(&engine, &connection, &resyncs).await {
                 let error = format!("{error:#}");
                 tracing::info!(%from, error, "the peer's connection ended");
                 connection.close(code::VIOLATION.into(), error.as_bytes());
@@ -89,11 +94,16 @@ fn my_hello(engine: &Engine) -> Hello {
     }
 }
 
-async fn peer(engine: &Arc<Engine>, connection: &Connection) -> Result<()> {
+async fn peer(
+    engine: &Arc<Engine>,
+    connection: &Connection,
+    resyncs: &Arc<Mutex<()>>,
+) -> Result<()> {
+    let stall = Duration::from_millis(engine.settings().stall_ms);
     let (mut tx, rx) = tokio::time::timeout(STEP, connection.accept_bi())
         .await
         .context("the peer opened no control stream")??;
-    let mut control = Incoming::new(rx);
+    let mut control = Incoming::new(rx, stall);
     let frame = tokio::time::timeout(STEP, control.next())
         .await
         .context("the peer sent no hello")??;
@@ -156,7 +166,16 @@ async fn peer(engine: &Arc<Engine>, connection: &Connection) -> Result<()> {
         .context("the peer's marks did not arrive in time")??;
     tracing::info!(%session, ?method, marks = target.intents.len(), "the peer is being brought up to date");
     engine.set_connection(connection.clone());
-    resync(engine, connection, tx, control, session, method, target).await
+    // One that an older connection began holds marks that this one needs; with that
+    // connection it ends, and gives them back.
+    let turn = tokio::select! {
+        turn = resyncs.clone().lock_owned() => turn,
+        error = connection.closed() => return Err(error.into()),
+    };
+    resync(
+        engine, connection, tx, control, session, method, target, turn,
+    )
+    .await
 }
 
 async fn marks(control: &mut Incoming) -> Result<Recovered> {
@@ -194,11 +213,12 @@ async fn resync(
     session: SessionId,
     method: twinfold_protocol::handshake::Method,
     target: Recovered,
+    turn: OwnedMutexGuard<()>,
 ) -> Result<()> {
     let (questions, mut asked) =
         mpsc::channel::<(CompareRequest, std::sync::mpsc::SyncSender<CompareAnswer>)>(1);
     let (opened, first) = oneshot::channel();
-    let runner = engine.clone();
+    let (runner, line) = (engine.clone(), connection.clone());
     let ask = Box::new(move |request| {
         let (answer, answered) = std::sync::mpsc::sync_channel(1);
         let gone = || std::io::Error::from(std::io::ErrorKind::ConnectionAborted);
@@ -215,20 +235,30 @@ async fn resync(
             });
             if let Err(error) = result {
                 tracing::warn!(%session, %error, "the resync did not end");
-                runner.resync_failed(session, &error.to_string());
+                runner.resync_failed(session, &line, &error);
             }
+            drop(turn);
         })
         .context("cannot start the resync")?;
+    let stall = Duration::from_millis(engine.settings().stall_ms);
+    // Hashing what is not in the page cache takes its disk as long as a sync may take.
+    let patience = Duration::from_millis(engine.settings().sync_ms);
     let comparing = async {
         let mut stream = None;
         while let Some((request, answer)) = asked.recv().await {
             if stream.is_none() {
                 let (tx, rx) = connection.open_bi().await?;
-                stream = Some((tx, Incoming::new(rx)));
+                stream = Some((tx, Incoming::new(rx, stall)));
             }
             if let Some((tx, rx)) = &mut stream {
                 send(tx, &[request.encode()]).await?;
-                let _ = answer.send(CompareAnswer::decode(rx.next().await?)?);
+                let frame = tokio::time::timeout(patience, rx.next())
+                    .await
+                    .with_context(|| {
+                        let ms = patience.as_millis();
+                        format!("the peer did not answer a comparison within {ms} ms")
+                    })??;
+                let _ = answer.send(CompareAnswer::decode(frame)?);
             }
         }
         Ok::<(), anyhow::Error>(())
@@ -277,7 +307,8 @@ async fn ship_ops(
         stable: engine.settings().config().mode == AckMode::Disk,
     };
     send(&mut tx, &[start.encode()]).await?;
-    let mut receipts = Incoming::new(rx);
+    let stall = Duration::from_millis(engine.settings().stall_ms);
+    let mut receipts = Incoming::new(rx, stall);
     let sender = async {
         let mut frames = Vec::with_capacity(BATCH);
         loop {

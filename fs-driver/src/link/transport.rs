@@ -39,7 +39,7 @@ impl Transport {
     pub fn new(settings: &Settings, identity: &Identity) -> Result<Transport> {
         let peer = Fingerprint::parse(&settings.peer_id)?;
         let (server, client) = tls::configs(identity, peer)?;
-        let idle = Duration::from_millis(settings.stall_ms);
+        let idle = idle(Duration::from_millis(settings.stall_ms));
         let transport = Arc::new(transport(idle)?);
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
         server.transport_config(transport.clone());
@@ -79,6 +79,13 @@ impl Transport {
     pub fn server_name(&self) -> &'static str {
         SERVER_NAME
     }
+}
+
+/// How long a line may be silent. Shorter than a peer may be without progress: a line
+/// that is cut is then known to be cut, and bridged, while ops wait for the peer;
+/// otherwise the peer would be dropped first, as one that hangs.
+fn idle(stall: Duration) -> Duration {
+    stall * 3 / 4
 }
 
 fn transport(idle: Duration) -> Result<TransportConfig> {
@@ -145,10 +152,42 @@ fn force(socket: &UdpSocket, option: libc::c_int) {
 }
 
 fn warn_if_capped(sysctl: &str, got: usize) {
-    if got < SOCKET_BUFFER {
-        tracing::warn!(
+    if let Some(warning) = capped(sysctl, got) {
+        tracing::warn!("{warning}");
+    }
+}
+
+fn capped(sysctl: &str, got: usize) -> Option<String> {
+    (got < SOCKET_BUFFER).then(|| {
+        format!(
             "the kernel gives this socket a buffer of {got} bytes instead of {SOCKET_BUFFER}; large \
              writes will be slow. Raise it: sysctl -w {sysctl}={SOCKET_BUFFER}"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_buffer_is_reported_with_what_to_do_about_it() {
+        let warning = capped("net.core.rmem_max", 212_992).unwrap();
+        assert!(
+            warning.contains("212992 bytes instead of 8388608"),
+            "{warning}"
         );
+        assert!(
+            warning.ends_with("sysctl -w net.core.rmem_max=8388608"),
+            "{warning}"
+        );
+        // The kernel doubles what it is asked for, and reports that.
+        assert_eq!(capped("net.core.rmem_max", 2 * SOCKET_BUFFER), None);
+    }
+
+    #[test]
+    fn a_cut_line_is_noticed_before_a_peer_without_progress_is_dropped() {
+        let stall = Duration::from_millis(2000);
+        assert!(idle(stall) < stall && idle(stall) > stall / 2);
     }
 }

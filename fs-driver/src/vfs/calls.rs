@@ -278,7 +278,11 @@ impl Vfs {
             Some(node) => node,
             None => or_reply!(reply, self.node(file)),
         };
-        self.engine.sync(&node, data_only, reply);
+        let wrote = handle.is_some_and(|h| {
+            let handle = self.handles.get(h);
+            handle.is_ok_and(|h| matches!(&*h, Handle::File { how, .. } if how.write))
+        });
+        self.engine.sync(&node, data_only, wrote, reply);
     }
 
     /// `setxattr(2)`.

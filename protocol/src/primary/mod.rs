@@ -128,6 +128,8 @@ pub struct Primary<R> {
     session: Option<SessionId>,
     window: Window<R>,
     progress: Instant,
+    /// When the connection came up that there is now: no wait began before it.
+    resumed: Instant,
     /// What must be moved before the peer is current.
     dirty: DirtyMap,
     /// What the peer had, but perhaps not on its disk, when it was lost: compared when
@@ -163,6 +165,7 @@ impl<R> Primary<R> {
             session: None,
             window: Window::new(Seq(1)),
             progress: Instant::default(),
+            resumed: Instant::default(),
             dirty,
             suspect: DirtyMap::default(),
             fresh: DirtyMap::default(),
@@ -273,7 +276,7 @@ impl<R> Primary<R> {
     }
 
     fn push(&mut self, now: Instant, time: Timestamp, op: Op, old_size: u64, vote: Vote) -> Seq {
-        let bytes = op.payload_len() + 64;
+        let bytes = op.weight();
         self.window.push(Entry {
             time,
             submitted: now,
@@ -489,6 +492,7 @@ impl<R> Primary<R> {
         debug_assert!(matches!(self.link, Link::Bridging { .. } | Link::Holding));
         self.link = self.before;
         self.progress = now;
+        self.resumed = now;
         self.applied(applied);
         self.window.trim();
         self.window.rewind();
@@ -617,7 +621,7 @@ impl<R> Primary<R> {
     }
 
     fn earliest(&mut self) -> Option<(Instant, String)> {
-        let config = self.config;
+        let (config, resumed) = (self.config, self.resumed);
         let mut best: Option<(Instant, String)> = None;
         let mut consider = |at: Instant, text: String| {
             if best.as_ref().is_none_or(|(b, _)| at < *b) {
@@ -633,7 +637,7 @@ impl<R> Primary<R> {
                 ),
             );
             consider(
-                oldest.after(config.op),
+                oldest.max(self.resumed).after(config.op),
                 format!(
                     "the peer did not apply an op within {} ms",
                     config.op.as_millis()
@@ -642,7 +646,7 @@ impl<R> Primary<R> {
         }
         if let Some(oldest) = self.window.oldest_syncing() {
             consider(
-                oldest.after(config.sync),
+                oldest.max(self.resumed).after(config.sync),
                 format!(
                     "the peer did not complete a sync within {} ms",
                     config.sync.as_millis()
@@ -653,7 +657,7 @@ impl<R> Primary<R> {
             && let Some(entry) = self.window.get(self.window.durable.next())
         {
             consider(
-                entry.submitted.after(config.sync),
+                entry.submitted.max(resumed).after(config.sync),
                 format!(
                     "the peer did not bring an op to its disk within {} ms",
                     config.sync.as_millis()

@@ -173,6 +173,9 @@ impl<R> Primary<R> {
 
     /// Drops the marks of an object that is no more: it leaves the peer with its last name.
     pub fn object_is_gone(&mut self, file: FileId) {
+        if self.listing == Some(file) {
+            self.listing = None;
+        }
         self.dirty.forget(file);
     }
 

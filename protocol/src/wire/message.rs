@@ -590,9 +590,15 @@ fn get_intent(r: &mut Reader) -> Result<Intent, Violation> {
             directory: r.file()?,
         },
         // The first block of the first epoch starts at the id zero, which is no file.
-        4 => Intent::NewIds {
-            first: FileId(r.u64()?),
-        },
+        4 => {
+            let first = FileId(r.u64()?);
+            if !first.counter().is_multiple_of(limits::ID_BLOCK) {
+                return Err(Violation::Order(
+                    "a mark of new ids does not start at a block".into(),
+                ));
+            }
+            Intent::NewIds { first }
+        }
         5 => Intent::File { file: r.file()? },
         v => return Err(unknown("mark", v)),
     })

@@ -5,6 +5,7 @@ use twinfold_protocol::attr::Kind;
 use twinfold_protocol::handshake::{CopyState, Role};
 use twinfold_protocol::ids::{Epoch, FileId, Seq, SessionId};
 use twinfold_protocol::limits;
+use twinfold_protocol::marks::Intent;
 use twinfold_protocol::op::{Change, Name, NewObject, Op, Stability, XattrMode};
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::wire::{CompareAnswer, CompareRequest, Control, Hello, Violation};
@@ -187,4 +188,13 @@ fn what_is_at_its_limit_passes_and_what_is_beyond_does_not() {
     };
     let frame = request.encode().to_bytes().slice(4..);
     assert!(CompareRequest::decode(frame.into()).is_err());
+    let crooked = Control::Marks {
+        intents: vec![Intent::NewIds {
+            first: FileId(limits::ID_BLOCK + 1),
+        }],
+        damaged: false,
+        more: false,
+    };
+    let frame = crooked.encode().to_bytes().slice(4..);
+    assert!(Control::decode(frame.into()).is_err());
 }

@@ -113,10 +113,18 @@ impl Store {
                 parent,
                 name,
                 object,
-            } => self
-                .create(&*node(*parent)?, name, object)
-                .map(drop)
-                .map_err(|e| failed(object.file, e)),
+            } => {
+                // Two objects with one id could not be told apart any more.
+                if self.node(object.file).is_ok() {
+                    return Err(ApplyError::Drifted(format!(
+                        "{} is to be created, but exists",
+                        object.file
+                    )));
+                }
+                self.create(&*node(*parent)?, name, object)
+                    .map(drop)
+                    .map_err(|e| failed(object.file, e))
+            }
             Op::Link { file, parent, name } => self
                 .link(&*node(*file)?, &*node(*parent)?, name)
                 .map_err(|e| failed(*file, e)),
@@ -428,5 +436,33 @@ mod tests {
         drop(open);
         store.forget(file);
         assert_eq!(held(&directory), [] as [std::path::PathBuf; 0]);
+    }
+
+    #[test]
+    fn an_id_is_given_to_one_object_only() {
+        let (directory, store) = store();
+        let taken = create(&store, 1, "one", Kind::Regular);
+        for taken in [taken, FileId::ROOT] {
+            let object = NewObject {
+                file: taken,
+                kind: Kind::Regular,
+                target: Bytes::new(),
+                mode: 0o600,
+                umask: 0,
+                uid: 0,
+                gid: 0,
+            };
+            let again = Op::Create {
+                parent: FileId::ROOT,
+                name: name("two"),
+                object,
+            };
+            let refused = store.apply(&again, false);
+            assert!(
+                matches!(refused, Err(ApplyError::Drifted(_))),
+                "{refused:?}"
+            );
+        }
+        assert!(!directory.path().join("data/two").exists());
     }
 }

@@ -41,11 +41,12 @@ pub use sys::may_have_changed;
 
 use index::Index;
 
-/// Objects kept open although nobody has them open, at most; beyond it the longest
-/// unused go. Each has up to two descriptors, so of all that this process may have at
-/// most the given part is used for them: the others are the application's open files.
+/// Objects kept open that nobody uses, at most. Beyond it the longest unused go.
 const MAX_CACHED_NODES: usize = 8192;
-const CACHED_PART_OF_DESCRIPTORS: u64 = 8;
+
+/// The part of this process's descriptors that these may take: each has up to two, and
+/// as many again may be in use by the application.
+const SHARE_OF_DESCRIPTORS: u64 = 4;
 
 /// Unlinked objects nobody has open that are kept reachable until the kernel forgets them.
 const MAX_ORPHANS: usize = 4096;
@@ -117,7 +118,8 @@ pub struct Store {
     aside: OwnedFd,
     index: Index,
     nodes: Mutex<Nodes>,
-    max_cached: usize,
+    /// Nodes cached at most, unless more are in use.
+    capacity: usize,
     largest_file: u64,
     /// Whole listings of directories in progress, by directory (resync target only).
     listings: Mutex<HashMap<FileId, put::SeenNames>>,
@@ -127,11 +129,29 @@ pub struct Store {
 #[derive(Debug, Default)]
 struct Nodes {
     cached: HashMap<FileId, Arc<Node>>,
+    /// How many there must be before unused ones are looked for again.
+    sweep_at: usize,
     orphans: HashMap<FileId, Arc<Node>>,
     orphan_order: VecDeque<FileId>,
 }
 
 impl Nodes {
+    /// Keeps an object open for the next use.
+    fn keep(&mut self, node: Arc<Node>, capacity: usize) {
+        // What is in use stays, so a sweep may free little: the next one comes later then.
+        if self.cached.len() >= capacity.max(self.sweep_at) {
+            for _ in 0..2 {
+                // Second chance: what was not used since the last sweep and is not open goes.
+                if self.cached.len() >= capacity {
+                    self.cached
+                        .retain(|_, node| node.clear_touched() || Arc::strong_count(node) > 1);
+                }
+            }
+            self.sweep_at = self.cached.len() + capacity / 4;
+        }
+        self.cached.insert(node.file(), node);
+    }
+
     fn keep_orphan(&mut self, node: Arc<Node>) {
         let file = node.file();
         if self.orphans.insert(file, node).is_none() {
@@ -153,6 +173,15 @@ impl Nodes {
     }
 }
 
+/// How many nodes this process's descriptors allow to be cached.
+fn capacity() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(MAX_CACHED_NODES, |limit| {
+        usize::try_from(limit / SHARE_OF_DESCRIPTORS)
+            .map_or(MAX_CACHED_NODES, |n| n.min(MAX_CACHED_NODES))
+    })
+}
+
 impl Store {
     /// Opens the store below `layout.base`, which `init` has made.
     pub fn open(layout: Layout) -> io::Result<Store> {
@@ -172,7 +201,7 @@ impl Store {
             aside,
             index,
             nodes: Mutex::default(),
-            max_cached: max_cached(),
+            capacity: capacity(),
             largest_file,
             listings: Mutex::default(),
             watcher: OnceLock::new(),
@@ -243,19 +272,8 @@ impl Store {
         if let Some(known) = nodes.cached.get(&file) {
             return Ok(known.clone());
         }
-        self.cache(&mut nodes, node.clone());
+        nodes.keep(node.clone(), self.capacity);
         Ok(node)
-    }
-
-    /// Keeps an object, and lets go of others when there are too many.
-    fn cache(&self, nodes: &mut Nodes, node: Arc<Node>) {
-        if nodes.cached.len() >= self.max_cached {
-            // Second chance: what was not used since the last sweep and is not open goes.
-            nodes
-                .cached
-                .retain(|_, node| node.clear_touched() || Arc::strong_count(node) > 1);
-        }
-        nodes.cached.insert(node.file(), node);
     }
 
     /// An object lost its last name by a call on the mount: it stays reachable for those
@@ -329,13 +347,44 @@ impl Store {
     }
 }
 
-fn max_cached() -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    match limit.current {
-        Some(all) => {
-            let part = all / CACHED_PART_OF_DESCRIPTORS;
-            MAX_CACHED_NODES.min(usize::try_from(part).unwrap_or(MAX_CACHED_NODES))
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use twinfold_protocol::attr::Kind;
+    use twinfold_protocol::op::{Name, NewObject};
+
+    /// Needs root, for the attributes `trusted.*`, and a disk that has them.
+    #[test]
+    fn objects_that_are_made_do_not_stay_open_for_ever() {
+        let place = tempfile::tempdir_in("/var/tmp").unwrap();
+        let layout = Layout::new(place.path());
+        for directory in [layout.data(), layout.aside(), layout.state()] {
+            std::fs::create_dir(directory).unwrap();
         }
-        None => MAX_CACHED_NODES,
+        let mut store = Store::open(layout).unwrap();
+        store.capacity = 40;
+        let root = store.node(FileId::ROOT).unwrap();
+        let mut in_use = Vec::new();
+        for n in 0..500u64 {
+            let object = NewObject {
+                file: FileId(5000 + n),
+                kind: Kind::Regular,
+                target: bytes::Bytes::new(),
+                mode: 0o600,
+                umask: 0,
+                uid: 0,
+                gid: 0,
+            };
+            let name = Name::new(n.to_string().as_bytes()).unwrap();
+            let node = store.create(&root, &name, &object).unwrap();
+            if n < 20 {
+                in_use.push(node);
+            }
+            let cached = store.nodes.lock().cached.len();
+            assert!(cached <= 70, "{cached} objects are open after {n}");
+        }
+        for node in &in_use {
+            assert!(Arc::ptr_eq(node, &store.node(node.file()).unwrap()));
+        }
     }
 }

@@ -182,7 +182,7 @@ impl Store {
             node = node.with_data(File::from(fd));
         }
         let node = Arc::new(node);
-        self.cache(&mut self.nodes.lock(), node.clone());
+        self.nodes.lock().keep(node.clone(), self.capacity);
         Ok(node)
     }
 

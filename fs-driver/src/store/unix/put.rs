@@ -125,7 +125,11 @@ impl Store {
         if node.kind() != Kind::Directory {
             return self.link(node, parent, name);
         }
-        // A directory has one name; take it from where it is now.
+        // A directory has one name; take it from where it is now. Not if it would come to lie
+        // below itself: nothing is moved then.
+        if self.lies_below(parent, node.file())? {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
         self.pull_aside(node)?;
         Ok(rustix::fs::renameat_with(
             &self.aside,
@@ -134,6 +138,26 @@ impl Store {
             c_name(name).as_c_str(),
             RenameFlags::NOREPLACE,
         )?)
+    }
+
+    /// Whether `inner` is the directory `outer` or lies somewhere below it.
+    fn lies_below(&self, inner: &Node, outer: FileId) -> io::Result<bool> {
+        let mut file = inner.file();
+        loop {
+            if file == outer {
+                return Ok(true);
+            }
+            if file == FileId::ROOT {
+                return Ok(false);
+            }
+            let node = self.node(file)?;
+            let up = self.parent_of(&node)?;
+            // A directory aside has no parent that counts.
+            if up == file {
+                return Ok(false);
+            }
+            file = up;
+        }
     }
 
     /// Moves a directory aside from wherever it is.
