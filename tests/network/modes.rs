@@ -43,6 +43,7 @@ impl Puppet {
         control.send(&hello.encode().to_bytes()).await;
         let marks = Control::Marks {
             intents: Vec::new(),
+            damaged: false,
             more: false,
         };
         control.send(&marks.encode().to_bytes()).await;
