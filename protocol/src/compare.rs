@@ -239,13 +239,16 @@ impl<S: Source> Comparison<'_, S> {
                 offset: at,
                 blocks,
             })?;
-            let theirs = match answer {
+            let (their_size, theirs) = match answer {
                 CompareAnswer::Missing => return self.missing(file),
-                CompareAnswer::Hashes { hashes, .. } => hashes,
+                CompareAnswer::Hashes { size, hashes } => (size, hashes),
                 other => return Err(self.source.unexpected(&other)),
             };
             let (size, mine) = self.source.hashes(file, at, blocks)?;
             self.source.mark(|map| {
+                // Should the file grow again before the target is cut, what the target has
+                // there now would come to light.
+                map.mark_data(file, size, their_size.saturating_sub(size));
                 for (i, hash) in mine.chunks_exact(HASH).enumerate() {
                     if theirs.get(i * HASH..(i + 1) * HASH) != Some(hash) {
                         map.mark_data(file, at + i as u64 * limits::BLOCK, 1);

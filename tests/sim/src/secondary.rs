@@ -86,6 +86,7 @@ impl World {
     }
 
     fn standby_apply(&mut self, node: usize, op: &Sequenced) {
+        self.note(|| format!("node {node} applies {}", brief(&op.op)));
         let n = &mut self.nodes[node];
         let old_size = match &op.op {
             Op::Truncate { file, .. } => n.disk.fs.size(*file),
@@ -286,5 +287,28 @@ impl crate::disk::Disk {
                 });
             }
         }
+    }
+}
+
+/// An op without its data.
+pub(crate) fn brief(op: &Op) -> String {
+    match op {
+        Op::Write {
+            file, offset, data, ..
+        } => {
+            format!(
+                "write {file} at {} {:?}",
+                offset / 4096,
+                crate::fs::values(data)
+            )
+        }
+        Op::PutData { file, offset, data } => {
+            format!(
+                "put {file} at {} {:?}",
+                offset / 4096,
+                crate::fs::values(data)
+            )
+        }
+        other => format!("{other:?}"),
     }
 }
