@@ -372,8 +372,8 @@ impl DirtyMap {
                 file, offset, data, ..
             } => {
                 self.mark_data(*file, *offset, data.len() as u64);
-                // A write beyond the end, and one that clears privileges, changes attributes
-                // too; the exact size and times go with every object that has any mark.
+                // It may lie beyond the end, and take privileges away.
+                self.mark_attributes(*file);
             }
             Op::Truncate { file, size, .. } => {
                 self.mark_attributes(*file);
@@ -396,7 +396,10 @@ impl DirtyMap {
                 to_offset,
                 length,
                 ..
-            } => self.mark_data(*to, *to_offset, *length),
+            } => {
+                self.mark_data(*to, *to_offset, *length);
+                self.mark_attributes(*to);
+            }
             Op::Create {
                 parent,
                 name,

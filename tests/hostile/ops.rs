@@ -280,7 +280,7 @@ fn impossible(ids: Ids) -> Vec<(&'static str, Op, &'static str)> {
         (
             "a listing that moves the root",
             put(ids.dir, "root", directory(FileId::ROOT)),
-            "not part of the store",
+            "below itself",
         ),
         ("a twinfold attribute", own(ids.file), "not permitted"),
         (

@@ -337,7 +337,7 @@ fn a_primary_refuses_marks_that_are_none() {
     let hello = |i: &Impostor| bytes(&Control::Hello(i.hello()));
     let crooked = FileId((1 << FileId::COUNTER_BITS) + (1 << FileId::COUNTER_BITS) - 3);
     let count = {
-        let mut body = vec![0u8];
+        let mut body = vec![0u8; 2];
         body.extend_from_slice(&(limits::MAX_MARKS_PER_FRAME as u32 + 1).to_le_bytes());
         body.resize(body.len() + 20 * (limits::MAX_MARKS_PER_FRAME + 1), 2);
         crate::wire::frame(5, &body)
@@ -348,13 +348,13 @@ fn a_primary_refuses_marks_that_are_none() {
             ("two hellos", hello(&impostor), "expected marks"),
             (
                 "an unknown mark",
-                crate::wire::frame(5, &[0, 1, 0, 0, 0, 99]),
+                crate::wire::frame(5, &[0, 0, 1, 0, 0, 0, 99]),
                 "unknown mark 99",
             ),
             ("too many marks", count, "the limit is 4096"),
             (
                 "marks that are not there",
-                crate::wire::frame(5, &[0, 255, 0, 0, 0, 2]),
+                crate::wire::frame(5, &[0, 0, 255, 0, 0, 0, 2]),
                 "ends inside a value",
             ),
             (

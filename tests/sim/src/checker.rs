@@ -78,6 +78,11 @@ impl Checker {
         }
     }
 
+    /// A change takes place on a node that is not in use any more.
+    pub(crate) fn asked_elsewhere(&mut self, change: u64) {
+        self.lost.insert(change);
+    }
+
     /// All known blocks of a file from `first` on.
     pub(crate) fn blocks_from(&self, file: FileId, first: u32) -> Vec<Place> {
         let range = Place::Block(file, first)..=Place::Block(file, u32::MAX);

@@ -525,7 +525,12 @@ impl World {
             }
             _ => {}
         }
-        self.checker.asked(id, places);
+        if self.serving == Some((node, self.nodes[node].life)) {
+            self.checker.asked(id, places);
+        } else {
+            // The application has gone elsewhere: this can be promised to nobody.
+            self.checker.asked_elsewhere(id);
+        }
     }
 
     /// The local vote of a change.

@@ -345,6 +345,7 @@ impl World {
             }
             self.note(|| format!("node {node} is forced although it is stale"));
             self.nodes[peer].given_up = true;
+            self.nodes[node].given_up = false;
             // In so many words: what only the other one had is given up.
             self.checker = crate::checker::Checker::default();
             self.start(node, Role::Primary, true);

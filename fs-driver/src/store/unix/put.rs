@@ -128,7 +128,10 @@ impl Store {
         // A directory has one name; take it from where it is now. Not if it would come to lie
         // below itself: nothing is moved then.
         if self.lies_below(parent, node.file())? {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{} would come to lie below itself", node.file()),
+            ));
         }
         self.pull_aside(node)?;
         Ok(rustix::fs::renameat_with(
