@@ -317,10 +317,10 @@ impl Engine {
         }
         match copy(self) {
             Ok(0) => reply(Ok(0)),
-            Ok(copied) if !from.is_orphan() => {
+            Ok(copied) if !from.is_orphan() && self.core.lock().peer_can_copy(from.file()) => {
                 self.commit(op(copied), 0, Box::new(move || reply(Ok(copied))));
             }
-            // The peer does not have the source any more: it gets the data.
+            // The peer does not have the source any more, or not yet: it gets the data.
             Ok(copied) => self.ship_contents(to, to_offset, copied, move |done| {
                 reply(done.map(|()| copied));
             }),

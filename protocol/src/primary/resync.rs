@@ -123,6 +123,13 @@ impl<R> Primary<R> {
         }
     }
 
+    /// Whether the peer can copy out of `from` as this node does. Else the contents are
+    /// to be sent: what is copied out of something marked would itself be marked, and
+    /// copies back and forth would keep a resync from ending.
+    pub fn peer_can_copy(&self, from: FileId) -> bool {
+        self.link != Link::Syncing || self.dirty.object(from).is_none()
+    }
+
     /// Bytes of resync data that may be put in flight now.
     pub fn resync_room(&self, now: Instant) -> usize {
         let busy = now.since(self.last_app_op) < limits::RESYNC_BUSY_FOR;

@@ -11,14 +11,10 @@ pub enum Bug {
     LateIntents,
     /// 2: notes go with the acknowledgement, not with both flushes.
     EarlyRetire,
-    /// 2: what the peer had not flushed is forgotten when it is lost.
-    ForgetUnflushed,
     /// 3: a sync is acknowledged by the local disk alone.
     LocalSync,
     /// 4: a primary goes on alone without having asked.
     GoAloneUnasked,
-    /// 4: what was held is released before the new generation is durable.
-    ReleaseBeforeGeneration,
     /// 5: overlapping writes are applied here in any order.
     NoRangeLock,
     /// 6: the target of a resync ignores holes.
@@ -33,13 +29,11 @@ pub enum Bug {
     StaleRead,
     /// 11: a resync target counts as up to date from the beginning.
     EarlyUpToDate,
-    /// 11: a resync target counts as up to date before its last flush.
-    UpToDateBeforeFlush,
     /// 12: marks are dropped when a resync begins.
     DropMarks,
     /// 12: an unreadable note counts as none.
     AssumeClean,
-    /// 13: the copy that ran last is taken for the newer one.
+    /// 13: whoever serves is taken for the newer one, whatever the generations say.
     NewerByClock,
     /// 15: the target's notes are not asked for.
     IgnoreTargetNotes,
@@ -50,15 +44,15 @@ impl Bug {
     pub fn invariant(self) -> u8 {
         match self {
             Bug::NoIntents | Bug::LateIntents => 1,
-            Bug::EarlyRetire | Bug::ForgetUnflushed => 2,
+            Bug::EarlyRetire => 2,
             Bug::LocalSync => 3,
-            Bug::GoAloneUnasked | Bug::ReleaseBeforeGeneration => 4,
+            Bug::GoAloneUnasked => 4,
             Bug::NoRangeLock => 5,
             Bug::IgnoreHoles | Bug::TruncateNotShipped => 6,
             Bug::IdentityByPath => 8,
             Bug::NoUndo => 9,
             Bug::StaleRead => 10,
-            Bug::EarlyUpToDate | Bug::UpToDateBeforeFlush => 11,
+            Bug::EarlyUpToDate => 11,
             Bug::DropMarks | Bug::AssumeClean => 12,
             Bug::NewerByClock => 13,
             Bug::IgnoreTargetNotes => 15,

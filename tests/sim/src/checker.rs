@@ -149,7 +149,8 @@ impl Checker {
             let unknown = level == Promise::Synced
                 && from.is_none()
                 && history.first().is_some_and(|e| e.change == 0);
-            if at.is_none() && !between && !unknown && !(from.is_none() && found == 0) {
+            let untouched = from.is_none() && found == 0;
+            if at.is_none() && !between && !unknown && !untouched {
                 let tail = history.get(history.len().saturating_sub(6)..);
                 return Err(format!(
                     "{place:?} holds {found}, but the application was told of {tail:?} (looked at \

@@ -356,7 +356,26 @@ impl World {
             self.unlock(node, id);
             return self.reply(node, id);
         }
-        self.submit(node, id, op.clone(), old_size);
+        match op {
+            Op::CopyRange {
+                from,
+                to,
+                to_offset,
+                length,
+                ..
+            } if !self.nodes[node].core.peer_can_copy(*from) => {
+                let held = self.nodes[node].disk.fs.read(*to, *to_offset, *length);
+                let contents = Op::Write {
+                    file: *to,
+                    offset: *to_offset,
+                    stability: Stability::Mode,
+                    clear_privileges: false,
+                    data: payload(&held),
+                };
+                self.submit(node, id, contents, 0);
+            }
+            _ => self.submit(node, id, op.clone(), old_size),
+        }
         self.unlock(node, id);
         self.vote(node, id);
     }
@@ -614,10 +633,6 @@ impl World {
             Action::MakeAlone => {
                 self.stats.alone += 1;
                 let generation = Generation(self.random_id());
-                if self.has(Bug::ReleaseBeforeGeneration) {
-                    self.nodes[node].core.alone_is_durable();
-                    self.perform(node);
-                }
                 self.soon(node, 5 * MS, Step::Alone(generation));
             }
             Action::PeerIsCurrent => {
@@ -638,9 +653,6 @@ impl World {
     pub(crate) fn alone(&mut self, node: usize, generation: Generation) {
         self.nodes[node].disk.record.go_alone(generation);
         if self.nodes[node].core.link() == Link::Leaving {
-            if self.has(Bug::ForgetUnflushed) {
-                self.nodes[node].core.peer_left(true);
-            }
             self.nodes[node].core.alone_is_durable();
         }
         self.perform(node);

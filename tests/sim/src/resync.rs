@@ -22,8 +22,10 @@ use crate::world::{MS, Moving, Node, Standby, Step, World};
 
 /// Entries of a directory in one op: few, so that listings are cut.
 const ENTRIES: usize = 2;
-/// Blocks in one op.
-const RUN: u32 = 2;
+/// Blocks read at once: a file here is mostly hole.
+const RUN: u32 = 1000;
+/// Bytes that must have room for it.
+const ROOM: usize = 8192;
 
 impl World {
     /// The secondary looks for its primary.
@@ -187,6 +189,11 @@ impl World {
                 "node {node} decides {own:?}, its peer {decision:?}"
             ));
         }
+        if self.nodes[node].own_history {
+            return self.fail(format!(
+                "node {node} has a history of its own and is overwritten unasked"
+            ));
+        }
         let early = self.has(Bug::EarlyUpToDate);
         let n = &mut self.nodes[node];
         n.disk.record.begin_resync(theirs.epoch);
@@ -326,7 +333,7 @@ impl World {
         for op in std::mem::take(&mut self.nodes[node].moving.stale) {
             self.put(node, op);
         }
-        if self.nodes[node].core.resync_room(self.instant()) < RUN as usize * BLOCK as usize {
+        if self.nodes[node].core.resync_room(self.instant()) < ROOM {
             return again(self);
         }
         if let Some((directory, after, first)) = self.nodes[node].moving.listing.take() {
@@ -463,22 +470,22 @@ impl World {
             n.moving.object = None;
             return;
         };
-        let mut ops = Vec::new();
+        let mut ops: Vec<Op> = Vec::new();
         for (i, value) in n.disk.fs.read(file, offset, length).into_iter().enumerate() {
             let offset = offset + i as u64 * BLOCK;
-            ops.push(if value == 0 {
-                Op::PutHole {
+            match ops.last_mut() {
+                Some(Op::PutHole { length, .. }) if value == 0 => *length += BLOCK,
+                _ if value == 0 => ops.push(Op::PutHole {
                     file,
                     offset,
                     length: BLOCK,
-                }
-            } else {
-                Op::PutData {
+                }),
+                _ => ops.push(Op::PutData {
                     file,
                     offset,
                     data: payload(&[value]),
-                }
-            });
+                }),
+            }
         }
         if stale {
             self.nodes[node].moving.stale = ops;

@@ -215,7 +215,7 @@ impl World {
         n.disk.cut_power(&mut self.rng);
         n.boot = boot;
         n.lost_cache = true;
-        if self.rng.one_in(12) {
+        if self.rng.one_in(5) {
             let n = &mut self.nodes[node];
             n.disk.log.damage(&mut self.rng);
         }
@@ -243,7 +243,8 @@ impl World {
                 self.start(node, Role::Secondary, false);
             }
         }
-        for node in 0..2 {
+        let node = self.rng.below(4) as usize;
+        if node < 2 {
             self.settle_split(node);
         }
     }
@@ -327,6 +328,7 @@ impl World {
             self.note(|| format!("node {node} is given up: {decision:?}"));
             self.nodes[node].disk.record.discard();
             self.nodes[node].given_up = false;
+            self.nodes[node].own_history = false;
             self.nodes[node].standby = None;
             self.drop_connection(node);
         }
@@ -345,8 +347,14 @@ impl World {
             }
             self.note(|| format!("node {node} is forced although it is stale"));
             self.nodes[peer].given_up = true;
+            // It went on by itself: nobody may overwrite it before it is given up in so many words.
+            let own = self.nodes[peer].disk.record.copy.current;
+            self.nodes[peer].own_history = own != self.nodes[node].disk.record.copy.current;
+            self.nodes[node].own_history = false;
             self.nodes[node].given_up = false;
-            // In so many words: what only the other one had is given up.
+            // In so many words: what only the other one had is given up. What this one has
+            // is taken as it is, on its disk.
+            self.nodes[node].disk.sync_all();
             self.checker = crate::checker::Checker::default();
             self.start(node, Role::Primary, true);
             return;

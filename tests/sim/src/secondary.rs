@@ -174,12 +174,6 @@ impl World {
             }
             _ => return,
         };
-        if self.has(Bug::UpToDateBeforeFlush)
-            && let SyncJob::End(seq, _) = &job
-        {
-            self.end_resync(node);
-            self.synced(node, *seq);
-        }
         self.soon(node, 8 * MS, Step::SyncDone(session, job));
     }
 

@@ -173,6 +173,8 @@ pub(crate) struct Node {
     pub(crate) denied: bool,
     /// The operator decided that its copy is to be overwritten.
     pub(crate) given_up: bool,
+    /// It went on by itself while the other one's copy was made the good one.
+    pub(crate) own_history: bool,
     /// Lost its page cache since it last held everything.
     pub(crate) lost_cache: bool,
     /// Events that wait while it is frozen.
@@ -276,6 +278,7 @@ impl World {
                 segment: None,
                 denied: false,
                 given_up: false,
+                own_history: false,
                 lost_cache: false,
                 waiting: Vec::new(),
             }

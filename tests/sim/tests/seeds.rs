@@ -1,0 +1,50 @@
+//! As many seeds as fit into half a minute, and what every seed must do.
+
+// A test's helpers fail the test.
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, Instant};
+
+use twinfold_sim::{Stats, faults_of, run};
+
+/// Seconds of a run in which no new seed is begun any more; more with
+/// `TWINFOLD_SIM_SECONDS`.
+fn limit() -> Duration {
+    let seconds = std::env::var("TWINFOLD_SIM_SECONDS");
+    Duration::from_secs(seconds.map_or(30, |s| s.parse().unwrap()))
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_and_the_copies_come_together() {
+    let begun = Instant::now();
+    let mut total = Stats::default();
+    let mut seed = 0;
+    // At least some, however slow the machine is.
+    while seed < 50 || begun.elapsed() < limit() {
+        seed += 1;
+        let outcome = run(seed, &faults_of(seed), None, false);
+        assert_eq!(
+            outcome.failure, None,
+            "seed {seed}: see it with `cargo run --release -p twinfold-sim -- --trace {seed}`"
+        );
+        total.add(&outcome.stats);
+    }
+    println!("{seed} seeds: {total:?}");
+    // The faults do happen, and so does what they are to test.
+    assert!(total.faults.iter().all(|n| *n > 0), "{total:?}");
+    let counts = [
+        total.acknowledged / 500,
+        total.failovers,
+        total.resyncs,
+        total.resumed,
+        total.alone,
+    ];
+    assert!(counts.iter().all(|n| *n > 0), "{total:?}");
+}
+
+#[test]
+fn a_seed_replays_exactly() {
+    let [one, two] = [(); 2].map(|()| run(7, &faults_of(7), None, true));
+    assert!(one.trace.len() > 100);
+    assert!(one.trace == two.trace, "two runs of one seed differ");
+}
