@@ -20,6 +20,7 @@ mod resync;
 mod rng;
 mod roles;
 mod secondary;
+mod workload;
 mod world;
 
 pub use bugs::Bug;

@@ -1,0 +1,225 @@
+//! What the application does: a mix of everything, on few objects, so that changes meet.
+
+use twinfold_protocol::attr::Kind;
+use twinfold_protocol::ids::FileId;
+use twinfold_protocol::limits::BLOCK;
+use twinfold_protocol::op::{
+    AllocateMode, Change as Attributes, Name, NewObject, Op, RenameMode, Stability,
+};
+
+use crate::fs::{Fs, payload};
+use crate::primary::{Change, Stage};
+use crate::world::{Event, MS, World};
+
+const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+const BLOCKS: [u32; 8] = [0, 1, 2, 3, 1023, 1024, 2050, 70_000];
+
+/// Objects at most: more only take time.
+const MAX_OBJECTS: usize = 14;
+
+fn name(of: &str) -> Name {
+    Name::new(of.as_bytes()).unwrap_or_else(|_| unreachable!("a constant name"))
+}
+
+impl World {
+    /// The application asks the primary for something.
+    pub(crate) fn client(&mut self) {
+        let pause = if self.rng.one_in(20) { 60 * MS } else { 4 * MS };
+        let next = self.now + 1 + self.rng.below(pause);
+        self.at(next, Event::Client);
+        let Some((node, life)) = self.serving else {
+            return;
+        };
+        let n = &self.nodes[node];
+        if self.quiet || !n.up || n.frozen || n.life != life || n.changes.len() > 40 {
+            return;
+        }
+        let Some(op) = self.choose(node) else { return };
+        let id = self.next_change;
+        self.next_change += 1;
+        self.stats.asked += 1;
+        let change = Change {
+            op,
+            locked: Vec::new(),
+            seq: None,
+            applied: false,
+        };
+        let syncs = matches!(change.op, Op::Sync { .. });
+        self.nodes[node].changes.insert(id, change);
+        if syncs {
+            self.checker.asked_to_sync(id);
+        }
+        self.change_step(node, id, Stage::Lock);
+    }
+
+    fn choose(&mut self, node: usize) -> Option<Op> {
+        let fs = self.nodes[node].disk.fs.clone();
+        let reachable = fs.reachable();
+        let files: Vec<FileId> = reachable
+            .keys()
+            .copied()
+            .filter(|f| fs.kind(*f) == Some(Kind::Regular))
+            .collect();
+        let directories: Vec<FileId> = reachable
+            .keys()
+            .copied()
+            .filter(|f| fs.kind(*f) == Some(Kind::Directory))
+            .collect();
+        let directory = *self.rng.pick(&directories)?;
+        let free = name(self.rng.pick(&NAMES)?);
+        let what = self.rng.below(20);
+        if what < 4 || files.is_empty() {
+            if reachable.len() >= MAX_OBJECTS {
+                return None;
+            }
+            let n = &mut self.nodes[node];
+            let file = FileId::new(n.epoch, n.next_id);
+            n.next_id += 1;
+            let kind = if what == 0 {
+                Kind::Directory
+            } else {
+                Kind::Regular
+            };
+            return Some(Op::Create {
+                parent: directory,
+                name: free,
+                object: NewObject {
+                    file,
+                    kind,
+                    target: bytes::Bytes::new(),
+                    mode: 0o600,
+                    umask: 0,
+                    uid: 0,
+                    gid: 0,
+                },
+            });
+        }
+        let file = *self.rng.pick(&files)?;
+        let block = u64::from(*self.rng.pick(&BLOCKS)?);
+        let count = 1 + self.rng.below(2);
+        Some(match what {
+            4..=9 => {
+                let values: Vec<u64> = (0..count).map(|i| self.next_change * 8 + i).collect();
+                let stability = if self.rng.one_in(8) {
+                    Stability::Full
+                } else {
+                    Stability::Mode
+                };
+                Op::Write {
+                    file,
+                    offset: block * BLOCK,
+                    stability,
+                    clear_privileges: false,
+                    data: payload(&values),
+                }
+            }
+            10 => Op::Truncate {
+                file,
+                size: block * BLOCK,
+                clear_privileges: false,
+            },
+            11 => Op::Allocate {
+                file,
+                mode: AllocateMode::PunchHole,
+                offset: block * BLOCK,
+                length: count * BLOCK,
+            },
+            12 => Op::SetAttributes {
+                file: *self.rng.pick(&[file, directory])?,
+                change: Attributes {
+                    mode: Some(self.rng.below(0o777) as u32),
+                    ..Attributes::default()
+                },
+            },
+            13 => Op::Sync {
+                file: *self.rng.pick(&[file, directory])?,
+                data_only: false,
+            },
+            14 => {
+                let from = *self.rng.pick(&files)?;
+                let from_block = u64::from(*self.rng.pick(&BLOCKS)?);
+                if from == file || (from_block + count) * BLOCK > fs.size(from) {
+                    return None;
+                }
+                Op::CopyRange {
+                    from,
+                    from_offset: from_block * BLOCK,
+                    to: file,
+                    to_offset: block * BLOCK,
+                    length: count * BLOCK,
+                }
+            }
+            15 => Op::Link {
+                file,
+                parent: directory,
+                name: free,
+            },
+            16 | 17 => {
+                let names = fs.names(directory)?;
+                let all: Vec<_> = names.iter().collect();
+                let (name, file) = self.rng.pick(&all)?;
+                let (parent, name, file) = (directory, (*name).clone(), **file);
+                if fs.kind(file) == Some(Kind::Directory) {
+                    Op::RemoveDirectory { parent, name, file }
+                } else {
+                    Op::Unlink { parent, name, file }
+                }
+            }
+            _ => {
+                let all: Vec<_> = fs.names(directory)?.iter().collect();
+                let (name, file) = self.rng.pick(&all)?;
+                let new_parent = *self.rng.pick(&directories)?;
+                let replaced = fs.names(new_parent)?.get(&free).copied();
+                let exchange = replaced.is_some() && self.rng.one_in(3);
+                Op::Rename {
+                    parent: directory,
+                    name: (*name).clone(),
+                    file: **file,
+                    new_parent,
+                    new_name: free,
+                    replaced,
+                    mode: if exchange {
+                        RenameMode::Exchange
+                    } else {
+                        RenameMode::Replace
+                    },
+                }
+            }
+        })
+    }
+}
+
+/// The files whose contents an op changes, or that lose a name.
+pub(crate) fn held_by(op: &Op) -> Vec<FileId> {
+    match op {
+        Op::Write { file, .. }
+        | Op::Truncate { file, .. }
+        | Op::Allocate { file, .. }
+        | Op::Unlink { file, .. }
+        | Op::RemoveDirectory { file, .. } => vec![*file],
+        Op::CopyRange { from, to, .. } => vec![*from, *to],
+        Op::Rename { replaced, .. } => replaced.iter().copied().collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Whether a rename would put a directory below itself.
+pub(crate) fn below_itself(fs: &Fs, op: &Op) -> bool {
+    match op {
+        Op::Rename {
+            file,
+            parent,
+            new_parent,
+            replaced,
+            mode,
+            ..
+        } => {
+            let mixed = replaced.is_some_and(|r| fs.kind(r) != fs.kind(*file));
+            fs.is_below(*new_parent, *file)
+                || (*mode == RenameMode::Exchange
+                    && replaced.is_some_and(|r| fs.is_below(*parent, r)))
+                || (mixed && *mode != RenameMode::Exchange)
+        }
+        _ => false,
+    }
+}
