@@ -7,7 +7,7 @@ use rand::RngCore;
 use twinfold_protocol::ids::{Generation, Seq, SessionId};
 use twinfold_protocol::primary::{Action, Link, Primary};
 use twinfold_protocol::time::Instant;
-use twinfold_protocol::wire::{Frame, Receipt, encode_op};
+use twinfold_protocol::wire::{Frame, Receipt, Violation, encode_op};
 
 use super::resync::ResyncError;
 use super::{Engine, Reply, clock};
@@ -133,7 +133,7 @@ impl Engine {
     }
 
     /// A receipt came in.
-    pub(crate) fn receipt(self: &Arc<Self>, receipt: Receipt) -> Result<(), String> {
+    pub(crate) fn receipt(self: &Arc<Self>, receipt: Receipt) -> Result<(), Violation> {
         let mut core = self.core.lock();
         let accepted = core.receipt(clock::now(), receipt);
         self.perform(core);

@@ -44,6 +44,7 @@ impl Engine {
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
         let length = data.len() as u64;
+        let data = Payload::from(data);
         // Shipped first, it would be the peer that refuses, and be dropped for it.
         if offset.saturating_add(length) > self.store.largest_file() {
             return reply(Err(FsError::TooLarge));
@@ -58,25 +59,22 @@ impl Engine {
             offset,
             stability,
             clear_privileges,
-            data: Payload::from(data.clone()),
+            data: data.clone(),
         };
         if node.is_orphan() {
-            let done = self.write_here(node, offset, &data.into(), clear_privileges);
+            let done = self.write_here(node, offset, &data, clear_privileges);
             return reply(done.map_err(FsError::from));
         }
         if let Err(e) = self.ensure_intents(&op, 0) {
             return reply(Err(e));
         }
-        let submitted = self
-            .core
-            .lock()
-            .submit(clock::now(), clock::wall(), op.clone(), 0);
+        let submitted = self.core.lock().submit(clock::now(), clock::wall(), op, 0);
         if submitted.output {
             self.output.notify_one();
         }
-        let written = self.write_here(node, offset, &data.into(), clear_privileges);
+        let written = self.write_here(node, offset, &data, clear_privileges);
         // Only now: times read before the write would be the old ones.
-        self.touch(&op);
+        self.touch_file(node.file());
         match written {
             Ok(()) if stability == Stability::Mode => {
                 drop(range);

@@ -292,7 +292,6 @@ impl Engine {
             let _names = self.names.lock();
             let _whole = node.ranges.lock_all();
             if !node.is_orphan() {
-                self.core.lock().take_attributes(file);
                 self.put_object(session, node)?;
             }
         }
@@ -389,6 +388,8 @@ impl Engine {
                 more.push(Op::PutXattr { file, name, value });
             }
         }
+        // Only now that nothing can fail but the session, which marks it again.
+        self.core.lock().take_attributes(file);
         self.put(session, Op::PutObject { object, xattrs })?;
         more.into_iter().try_for_each(|op| self.put(session, op))
     }

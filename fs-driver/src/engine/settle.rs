@@ -56,13 +56,16 @@ pub(super) fn touched_by(op: &Op, mut touch: impl FnMut(FileId)) {
 
 impl Engine {
     pub(super) fn touch(&self, op: &Op) {
-        let mut full = false;
-        touched_by(op, |file| {
-            let mut touched = self.touched.lock();
-            touched.insert(file);
-            full |= touched.len() > MAX_TOUCHED;
-        });
-        // `touch` is called under locks that shipping takes too, so the ticker does it.
+        touched_by(op, |file| self.touch_file(file));
+    }
+
+    /// The times of an object are to be shipped.
+    pub(super) fn touch_file(&self, file: FileId) {
+        let mut touched = self.touched.lock();
+        touched.insert(file);
+        let full = touched.len() > MAX_TOUCHED;
+        drop(touched);
+        // This is called under locks that shipping takes too, so the ticker does it.
         if full {
             self.deadlines.notify_one();
         }

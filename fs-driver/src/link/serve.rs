@@ -168,8 +168,11 @@ async fn peer(
     engine.set_connection(connection.clone());
     // One that an older connection began holds marks that this one needs; with that
     // connection it ends, and gives them back.
+    let patience = Duration::from_millis(engine.settings().sync_ms);
     let turn = tokio::select! {
-        turn = resyncs.clone().lock_owned() => turn,
+        turn = tokio::time::timeout(patience, resyncs.clone().lock_owned()) => {
+            turn.context("the resync of an earlier connection has not ended yet")?
+        }
         error = connection.closed() => return Err(error.into()),
     };
     resync(
@@ -325,9 +328,7 @@ async fn ship_ops(
     let receiver = async {
         loop {
             let frame = receipts.next().await?;
-            engine
-                .receipt(Receipt::decode(frame)?)
-                .map_err(|reason| anyhow!(reason))?;
+            engine.receipt(Receipt::decode(frame)?)?;
         }
     };
     let leaving = async {

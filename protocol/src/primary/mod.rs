@@ -31,7 +31,7 @@ use crate::limits;
 use crate::marks::DirtyMap;
 use crate::op::{Op, Sequenced, Stability};
 use crate::time::{Instant, Timestamp};
-use crate::wire::Receipt;
+use crate::wire::{Receipt, Violation};
 
 pub use resync::Progress;
 use window::{Entry, Local, Vote, Window};
@@ -344,17 +344,17 @@ impl<R> Primary<R> {
     }
 
     /// A receipt from the peer. An error is a broken protocol: drop the peer.
-    pub fn receipt(&mut self, now: Instant, receipt: Receipt) -> Result<(), String> {
+    pub fn receipt(&mut self, now: Instant, receipt: Receipt) -> Result<(), Violation> {
         if !self.is_connected() {
             return Ok(()); // Late, from a connection already given up.
         }
         match receipt {
             Receipt::Applied { applied, durable } => {
                 if applied >= self.window.next() || durable > applied {
-                    return Err(format!(
+                    return Err(Violation::Order(format!(
                         "the peer acknowledges op {applied} (durable {durable}), but only {} were sent",
                         self.window.next().0 - 1
-                    ));
+                    )));
                 }
                 if applied > self.window.applied || durable > self.window.durable {
                     self.progress = now;
@@ -365,7 +365,9 @@ impl<R> Primary<R> {
             Receipt::Synced { seq } => {
                 self.progress = now;
                 if seq > self.window.applied {
-                    return Err(format!("the peer synced op {seq} before it applied it"));
+                    return Err(Violation::Order(format!(
+                        "the peer synced op {seq} before it applied it"
+                    )));
                 }
                 if self.window.synced(seq, &mut self.replies) {
                     self.sync_ended(seq);

@@ -407,7 +407,7 @@ impl World {
         };
         let told = self.checker.acknowledged(id);
         // In mode `flush` only what is synced is promised to be on the other node.
-        let promised = self.mode != AckMode::Flush || synced.is_some();
+        let promised = self.config.mode != AckMode::Flush || synced.is_some();
         if let (Err(e), true) = (told, promised) {
             return self.fail(format!("node {node}: {e}; {:?} serves", self.serving));
         }

@@ -102,7 +102,7 @@ impl World {
             return refuse(self);
         }
         let now = self.instant();
-        let stable = self.mode == AckMode::Disk;
+        let stable = self.config.mode == AckMode::Disk;
         if let Some((session, applied)) = resume
             && self.nodes[node].core.can_resume(session, applied)
         {
@@ -292,7 +292,7 @@ impl World {
         n.damaged = false;
         n.moving = Moving::default();
         let first = n.core.next_seq();
-        let stable = self.mode == AckMode::Disk;
+        let stable = self.config.mode == AckMode::Disk;
         self.send(
             node,
             id,

@@ -4,8 +4,6 @@
 //! the witness grants it, which it does once for each generation. Now and then the
 //! operator errs, by force and in so many words.
 
-use std::collections::BTreeSet;
-
 use twinfold_protocol::handshake::{Decision, Role, decide};
 use twinfold_protocol::ids::{Generation, Side};
 use twinfold_protocol::marks::DirtyMap;
@@ -44,7 +42,7 @@ impl World {
     fn start(&mut self, node: usize, role: Role, force: bool) {
         self.stats.restarts += 1;
         let next = Generation(self.random_id());
-        let config = self.config();
+        let config = self.config;
         let n = &mut self.nodes[node];
         n.up = true;
         n.frozen = false;
@@ -85,7 +83,7 @@ impl World {
 
     fn take_over(&mut self, node: usize, next: Option<Generation>, suspects: DirtyMap) {
         let side = if node == 0 { Side::Even } else { Side::Odd };
-        let config = self.config();
+        let config = self.config;
         let n = &mut self.nodes[node];
         if n.disk.record.become_primary(side, next, n.boot).is_err() {
             return self.fail("no epochs are left".into());
@@ -119,7 +117,7 @@ impl World {
         self.nodes[node].damaged = false;
         let next = Generation(self.random_id());
         self.take_over(node, Some(next), suspects);
-        let level = match self.mode {
+        let level = match self.config.mode {
             AckMode::Flush => Promise::Synced,
             _ => Promise::Acknowledged,
         };
@@ -132,18 +130,17 @@ impl World {
         if self.serving.is_some_and(|(n, _)| n == node) {
             self.serving = None;
         }
-        let inside = self.nodes[node].changes.keys().copied().collect();
-        self.soon(node, MS, Step::Demote(inside));
+        self.soon(node, MS, Step::Demote);
     }
 
     /// The demotion goes on once no change is under way.
-    pub(crate) fn demote_step(&mut self, node: usize, inside: BTreeSet<u64>) {
+    pub(crate) fn demote_step(&mut self, node: usize) {
         let busy = |c: &crate::primary::Change| !c.applied;
         if self.nodes[node].changes.values().any(busy) {
-            return self.soon(node, 2 * MS, Step::Demote(inside));
+            return self.soon(node, 2 * MS, Step::Demote);
         }
         self.drop_connection(node);
-        let config = self.config();
+        let config = self.config;
         let n = &mut self.nodes[node];
         n.disk.sync_all();
         n.changes.clear();

@@ -96,7 +96,7 @@ pub(crate) enum Step {
     /// The resync of a session goes on.
     Resync(SessionId),
     /// A demotion goes on once no change is under way.
-    Demote(BTreeSet<u64>),
+    Demote,
 }
 
 /// Where a checkpoint stands.
@@ -220,7 +220,8 @@ pub(crate) struct World {
     pub(crate) checker: Checker,
     /// The node and the life of it that the application uses.
     pub(crate) serving: Option<(usize, u64)>,
-    pub(crate) mode: AckMode,
+    /// The settings of both nodes.
+    pub(crate) config: Config,
     pub(crate) bug: Option<Bug>,
     pub(crate) quiet: bool,
     pub(crate) stats: Stats,
@@ -297,7 +298,7 @@ impl World {
             witness: BTreeMap::new(),
             checker: Checker::default(),
             serving: None,
-            mode,
+            config,
             bug,
             quiet: false,
             stats: Stats::default(),
@@ -305,17 +306,6 @@ impl World {
             trace: trace.then(Vec::new),
             next_change: 1,
             next_random: 1000,
-        }
-    }
-
-    /// The state machine's settings.
-    pub(crate) fn config(&self) -> Config {
-        Config {
-            mode: self.mode,
-            stall: Duration::from_millis(500),
-            op: Duration::from_millis(2000),
-            sync: Duration::from_millis(2000),
-            bridge: Duration::from_millis(300),
         }
     }
 
@@ -430,7 +420,7 @@ impl World {
             Step::Noted(intents) => self.standby_noted(node, intents),
             Step::SyncDone(session, job) => self.standby_synced(node, session, job),
             Step::Resync(session) => self.resync_step(node, session),
-            Step::Demote(inside) => self.demote_step(node, inside),
+            Step::Demote => self.demote_step(node),
         }
     }
 
