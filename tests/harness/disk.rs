@@ -3,19 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 
-fn must(command: &mut Command) -> Result<()> {
-    let output = command
-        .output()
-        .with_context(|| format!("{command:?}: install e2fsprogs and mount"))?;
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
-}
+use crate::process::must;
 
 /// Makes a file system of `size` bytes and mounts it at `directory/name`. The loop
 /// device goes with the mount.
@@ -34,5 +24,6 @@ pub(crate) fn mount(directory: &Path, name: &str, size: u64) -> Result<()> {
         Command::new("mount")
             .args(["-o", "loop"])
             .args([&image, &path]),
-    )
+    )?;
+    Ok(())
 }

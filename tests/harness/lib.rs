@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /var/tmp/twinfold-tests.PID.N/     one pair; gone when the pair is dropped
-//!   a/vm   a/.vm.twinfold   a/id   a/log      node A: mount, store, key, what it said
+//!   a/vm   a/.vm.twinfold   a/id   a.log      node A: mount, store, key, what it said
 //!   b/...                                     node B
 //! ```
 //!
@@ -13,6 +13,7 @@
 mod compare;
 mod disk;
 mod failover;
+pub mod faulty;
 mod node;
 mod pair;
 mod process;
@@ -25,6 +26,6 @@ mod turn;
 pub use compare::{Scope, Tree};
 pub use node::{Node, Role};
 pub use pair::{Options, Pair, free_addresses};
-pub use process::{leave_root, wait_until};
+pub use process::{Scratch, leave_root, wait_until};
 pub use program::Program;
 pub use shared::{Shared, shared};

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -39,17 +39,10 @@ pub struct Node {
 
 /// The driver, built along with the tests as a program beside them.
 fn program() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("TWINFOLD_NODE") {
-        return Ok(path.into());
+    match std::env::var_os("TWINFOLD_NODE") {
+        Some(path) => Ok(path.into()),
+        None => process::program("node"),
     }
-    let me = std::env::current_exe()?;
-    let path = me
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|directory| directory.join("node"))
-        .find(|path| path.is_file());
-    path.with_context(|| format!("the program `node` is not beside {}", me.display()))
 }
 
 impl Node {
@@ -89,7 +82,7 @@ impl Node {
     }
 
     fn log(&self) -> PathBuf {
-        self.directory.join("log")
+        self.directory.with_extension("log")
     }
 
     /// Everything the driver has said so far, in all its runs.
@@ -188,12 +181,7 @@ impl Node {
 
     /// Whether a file system is mounted, by the kernel's table: the mount itself is not asked.
     pub fn is_mounted(&self) -> bool {
-        let mount = self.mount();
-        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        table
-            .lines()
-            .filter_map(|line| line.split(' ').nth(4))
-            .any(|path| Path::new(path) == mount)
+        process::is_mounted(&self.mount())
     }
 
     /// Whether its driver runs and the peer is up to date beside it.

@@ -2,7 +2,6 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +9,7 @@ use fs_driver::control::Request;
 
 use crate::compare::{Scope, Tree, differences};
 use crate::disk;
+use crate::faulty::{self, Fate, ProgrammableDisk};
 use crate::node::{Node, Role};
 use crate::process::{self, wait_until};
 use crate::space;
@@ -40,6 +40,8 @@ pub struct Options {
     pub alone: bool,
     /// A lies on an ext4 of its own with this many bytes.
     pub small_disk: Option<u64>,
+    /// A and B each lie on a disk of so many bytes that the test programs.
+    pub disks: [Option<u64>; 2],
 }
 
 impl Default for Options {
@@ -54,6 +56,7 @@ impl Default for Options {
             dial: Default::default(),
             alone: false,
             small_disk: None,
+            disks: [None; 2],
         }
     }
 }
@@ -65,6 +68,7 @@ pub struct Pair {
     pub a: Node,
     /// The node that begins as secondary.
     pub b: Node,
+    disks: [Option<ProgrammableDisk>; 2],
     directory: PathBuf,
     _turn: Turn,
 }
@@ -78,6 +82,21 @@ pub fn free_addresses<const N: usize>(hosts: [&str; N]) -> Result<[SocketAddr; N
         *place = socket?.local_addr()?;
     }
     Ok(found)
+}
+
+fn programmable(
+    directory: &Path,
+    sizes: [Option<u64>; 2],
+) -> Result<[Option<ProgrammableDisk>; 2]> {
+    let mut disks = [None, None];
+    for ((disk, size), name) in disks.iter_mut().zip(sizes).zip(["a", "b"]) {
+        if let Some(size) = size {
+            let mut new = ProgrammableDisk::new(&directory.join(format!("{name}.disk")), size)?;
+            new.mount(&directory.join(name))?;
+            *disk = Some(new);
+        }
+    }
+    Ok(disks)
 }
 
 impl Pair {
@@ -107,15 +126,22 @@ impl Pair {
     }
 
     fn prepare(options: &Options, turn: Turn) -> Result<Pair> {
-        static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        let directory = process::new_directory(NUMBER.fetch_add(1, Ordering::Relaxed))?;
+        let directory = process::new_directory()?;
         if let Some(size) = options.small_disk
             && let Err(e) = disk::mount(&directory, "a", size)
         {
             process::remove_directory(&directory);
             return Err(e);
         }
+        let disks = match programmable(&directory, options.disks) {
+            Ok(disks) => disks,
+            Err(e) => {
+                process::remove_directory(&directory);
+                return Err(e);
+            }
+        };
         let mut pair = Pair {
+            disks,
             a: Node::new("a", directory.join("a"))?,
             b: Node::new("b", directory.join("b"))?,
             directory,
@@ -154,6 +180,32 @@ impl Pair {
         init(0, &pair.a, &id_b, "--good-copy")?;
         init(1, &pair.b, &id_a, "--from-peer")?;
         Ok(pair)
+    }
+
+    /// The disk that A lies on, by [`Options::disks`].
+    pub fn disk_a(&self) -> &ProgrammableDisk {
+        self.disks[0].as_ref().expect("A has a disk of its own")
+    }
+
+    /// The disk that B lies on.
+    pub fn disk_b(&self) -> &ProgrammableDisk {
+        self.disks[1].as_ref().expect("B has a disk of its own")
+    }
+
+    /// Kills a node (0 is A), and gives its disk a power cut. It is mounted again, and
+    /// the node can start.
+    pub fn cut_power(&mut self, number: usize, fate: impl Fn(usize, &faulty::Request) -> Fate) {
+        let (node, name) = match number {
+            0 => (&mut self.a, "a"),
+            _ => (&mut self.b, "b"),
+        };
+        let disk = self.disks[number].as_mut().expect("a disk of its own");
+        // A process that waits for its disk cannot be killed.
+        disk.die();
+        node.kill();
+        disk.cut(fate).expect("the power is cut");
+        disk.mount(&self.directory.join(name))
+            .expect("the disk is mounted again");
     }
 
     /// A path on the mount of A.
@@ -286,8 +338,14 @@ impl Drop for Pair {
                 eprintln!("--- {} said:\n{}\n---", node.name(), node.last_words());
             }
             node.thaw();
-            node.kill();
         }
+        // A process that waits for its disk cannot be killed.
+        for disk in self.disks.iter().flatten() {
+            disk.die();
+        }
+        self.b.kill();
+        self.a.kill();
+        self.disks = [None, None];
         if std::env::var_os("TWINFOLD_KEEP").is_some() {
             eprintln!("{} is kept", self.directory.display());
         } else {

@@ -6,9 +6,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{LazyLock, Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::faulty;
 
 /// Where the temporary directories of the tests lie: a real disk, not a tmpfs.
 const DIRECTORY: &str = "/var/tmp";
@@ -51,6 +56,31 @@ pub(crate) fn start(mut command: Command) -> io::Result<Child> {
     told.recv().map_err(io::Error::other)?
 }
 
+/// A program of this package, built along with the tests and lying beside them.
+pub(crate) fn program(name: &str) -> Result<PathBuf> {
+    let me = std::env::current_exe()?;
+    let path = me
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join(name))
+        .find(|path| path.is_file());
+    path.with_context(|| format!("the program `{name}` is not beside {}", me.display()))
+}
+
+/// Runs a command of the system; returns what it printed.
+pub(crate) fn must(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("{command:?}: install e2fsprogs and mount"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// Fails the test with a clear message where it cannot run: nothing is skipped silently.
 pub(crate) fn require_machine() {
     static CHECKED: Once = Once::new();
@@ -71,10 +101,39 @@ pub(crate) fn require_machine() {
 }
 
 /// A new directory that ordinary users can pass through.
-pub(crate) fn new_directory(number: usize) -> io::Result<PathBuf> {
+pub(crate) fn new_directory() -> io::Result<PathBuf> {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let path = Path::new(DIRECTORY).join(format!("{PREFIX}{}.{number}", std::process::id()));
     std::fs::create_dir(&path)?;
     Ok(path)
+}
+
+/// A directory for one test, removed with whatever is mounted in it.
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// A new one.
+    #[expect(
+        clippy::new_without_default,
+        reason = "it makes a directory; that should be seen where it happens"
+    )]
+    pub fn new() -> Scratch {
+        require_machine();
+        Scratch(new_directory().expect("a directory for the test"))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        remove_directory(&self.0);
+    }
 }
 
 /// Takes away whatever is mounted at `path`, in use or not.
@@ -92,12 +151,53 @@ pub(crate) fn detach(path: &Path) {
     }
 }
 
-/// Removes a directory of a pair, once nothing is mounted in it.
-pub(crate) fn remove_directory(path: &Path) {
-    for node in ["a", "b"] {
-        detach(&path.join(node).join("vm"));
-        detach(&path.join(node));
+/// The mounts of this machine, by the kernel's table: source and place, oldest first.
+fn mounts() -> Vec<(String, PathBuf)> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let one = |line: &str| {
+        let (left, right) = line.split_once(" - ")?;
+        let place = left.split(' ').nth(4)?;
+        let source = right.split(' ').nth(1)?;
+        Some((source.to_owned(), place.into()))
+    };
+    table.lines().filter_map(one).collect()
+}
+
+/// Whether something is mounted at `path`; the path itself is not asked.
+pub(crate) fn is_mounted(path: &Path) -> bool {
+    mounts().iter().any(|(_, place)| place == path)
+}
+
+/// Takes away every mount below `path`, disks last: a loop device is still asked for its
+/// file, which lies on one, when what is mounted from it goes.
+fn detach_below(path: &Path) {
+    let below = || {
+        mounts()
+            .into_iter()
+            .rev()
+            .filter(|(_, p)| p.starts_with(path))
+    };
+    for (_, place) in below().filter(|(source, _)| source != faulty::SOURCE) {
+        detach(&place);
     }
+    let devices = std::fs::read_dir("/sys/block").into_iter().flatten();
+    for device in devices.flatten() {
+        let file = device.path().join("loop/backing_file");
+        if std::fs::read_to_string(file).is_ok_and(|f| Path::new(&f).starts_with(path)) {
+            let device = Path::new("/dev").join(device.file_name());
+            if let Err(e) = must(Command::new("losetup").arg("--detach").arg(&device)) {
+                eprintln!("{} is left behind: {e:#}", device.display());
+            }
+        }
+    }
+    for (_, place) in below() {
+        detach(&place);
+    }
+}
+
+/// Removes a directory of tests, whatever is mounted in it.
+pub(crate) fn remove_directory(path: &Path) {
+    detach_below(path);
     if let Err(e) = std::fs::remove_dir_all(path)
         && e.kind() != io::ErrorKind::NotFound
     {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
@@ -45,9 +46,9 @@ struct Request {
     extents: [Extent; COUNT],
 }
 
-/// The ranges of a file that have space, written or reserved; neighbours are one.
-fn ranges(file: &File) -> io::Result<Vec<(u64, u64)>> {
-    let mut all: Vec<(u64, u64)> = Vec::new();
+/// The pieces of a file that have space, written or reserved.
+fn extents(file: &File) -> io::Result<Vec<Extent>> {
+    let mut all = Vec::new();
     let mut start = 0;
     loop {
         let mut request = Box::new(Request {
@@ -65,18 +66,31 @@ fn ranges(file: &File) -> io::Result<Vec<(u64, u64)>> {
             return Err(io::Error::last_os_error());
         }
         let found = &request.extents[..request.mapped as usize];
-        for extent in found {
-            let end = extent.logical + extent.length;
-            match all.last_mut() {
-                Some(last) if last.1 == extent.logical => last.1 = end,
-                _ => all.push((extent.logical, end)),
-            }
-        }
+        all.extend_from_slice(found);
         match found.last() {
             Some(last) if last.flags & LAST == 0 => start = last.logical + last.length,
             _ => return Ok(all),
         }
     }
+}
+
+/// The ranges of a file that have space; neighbours are one.
+fn ranges(file: &File) -> io::Result<Vec<(u64, u64)>> {
+    let mut all: Vec<(u64, u64)> = Vec::new();
+    for extent in extents(file)? {
+        let end = extent.logical + extent.length;
+        match all.last_mut() {
+            Some(last) if last.1 == extent.logical => last.1 = end,
+            _ => all.push((extent.logical, end)),
+        }
+    }
+    Ok(all)
+}
+
+/// Where a file lies on its disk, in bytes, from its beginning to its end.
+pub(crate) fn places(file: &File) -> io::Result<Vec<Range<u64>>> {
+    let place = |e: Extent| e.physical..e.physical + e.length;
+    Ok(extents(file)?.into_iter().map(place).collect())
 }
 
 /// The space of every file below a store's root.
