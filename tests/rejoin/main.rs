@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod held;
+mod switchover;
 mod unshipped;
 
 use std::fs;

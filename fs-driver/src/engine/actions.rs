@@ -173,6 +173,17 @@ impl Engine {
         may
     }
 
+    /// The peer's process came back without the session that is still open here.
+    pub(crate) fn peer_restarted(self: &Arc<Self>) -> bool {
+        let mut core = self.core.lock();
+        let goes_on = core.peer_restarted();
+        if goes_on {
+            tracing::warn!("the peer was restarted; this node goes on alone until it is resynced");
+        }
+        self.perform(core);
+        goes_on
+    }
+
     /// Whether the link to the last peer is still open for its return or for a decision.
     pub(crate) fn is_undecided(&self) -> bool {
         !matches!(self.core.lock().link(), Link::Alone | Link::Syncing)
@@ -190,26 +201,32 @@ impl Engine {
     /// Flushes both nodes and drops what they then need not remember. Blocks for
     /// as long as the local disk takes; writes go on.
     pub fn checkpoint(self: &Arc<Self>) {
-        {
-            let core = self.core.lock();
-            if core.link() != Link::Paired || core.unflushed_counts() == (0, 0) {
-                return;
-            }
+        if self.core.lock().unflushed_counts() != (0, 0) {
+            self.begin_checkpoint();
+        }
+    }
+
+    /// Begins a checkpoint, unless one runs, and flushes the local copy for it.
+    pub(super) fn begin_checkpoint(self: &Arc<Self>) {
+        // Two at a time would take each other's segments: notes of later changes would go.
+        let _one = self.checkpoints.lock();
+        if !self.core.lock().can_checkpoint() {
+            return;
         }
         let segment = match self.intents.rotate() {
             Ok(segment) => segment,
             Err(e) => return self.fence("the intent log cannot be written", &e),
         };
-        *self.checkpoint_segment.lock() = segment;
         // What was noted in the old segment has its place in the order before the
         // checkpoint has: else the peer would not flush it, and its note would go.
         self.gate.wait_for_all_before();
-        let began = self
-            .core
-            .lock()
-            .begin_checkpoint(clock::now(), clock::wall());
-        if !began {
-            return;
+        {
+            let mut core = self.core.lock();
+            if !core.begin_checkpoint(clock::now(), clock::wall()) {
+                return;
+            }
+            // Before anybody can tell that it has ended.
+            *self.checkpoint_segment.lock() = segment;
         }
         self.output.notify_one();
         // Every op before the checkpoint is applied here, then flushed.

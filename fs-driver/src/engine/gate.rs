@@ -12,6 +12,8 @@ pub(crate) struct Gate {
     inside: [AtomicUsize; 2],
     drained: Mutex<()>,
     left: Condvar,
+    /// One waits at a time: two would wait for each other's groups.
+    waiting: Mutex<()>,
 }
 
 /// A change under way.
@@ -43,8 +45,8 @@ impl Gate {
     }
 
     /// Waits until every change that began before this call has ended.
-    /// One caller at a time.
     pub(crate) fn wait_for_all_before(&self) {
+        let _waiting = self.waiting.lock();
         let group = self.turn.fetch_add(1, Ordering::SeqCst) & 1;
         let mut lock = self.drained.lock();
         while self.inside[group].load(Ordering::SeqCst) != 0 {

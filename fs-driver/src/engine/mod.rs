@@ -22,7 +22,7 @@ mod status;
 
 use std::collections::HashSet;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
 use parking_lot::{Condvar, Mutex};
@@ -80,7 +80,14 @@ pub struct Engine {
     standby: Mutex<Option<Standby>>,
     /// Held while a resync of this copy begins or ends.
     ending: Mutex<()>,
+    /// One checkpoint begins at a time.
+    checkpoints: Mutex<()>,
+    /// The segment that the running checkpoint began.
     checkpoint_segment: Mutex<Option<u64>>,
+    /// No more changes are taken: this primary is about to hand over or to stop.
+    closing: AtomicBool,
+    /// This secondary is about to become primary; set and read under the lock of `standby`.
+    promoting: AtomicBool,
     counters: status::Counters,
 }
 
@@ -192,7 +199,10 @@ impl Engine {
             recovered: Mutex::new(recovered),
             standby: Mutex::default(),
             ending: Mutex::default(),
+            checkpoints: Mutex::default(),
             checkpoint_segment: Mutex::default(),
+            closing: AtomicBool::new(false),
+            promoting: AtomicBool::new(false),
             counters: status::Counters::default(),
             settings,
         })
@@ -238,7 +248,7 @@ impl Engine {
             return Err(FsError::Fenced);
         }
         match self.role() {
-            Some(Role::Primary) => Ok(()),
+            Some(Role::Primary) if !self.closing.load(Ordering::Acquire) => Ok(()),
             _ => Err(FsError::ReadOnly),
         }
     }

@@ -11,11 +11,15 @@ use twinfold_protocol::marks::DirtyMap;
 use twinfold_protocol::primary::{Link, Primary};
 
 use super::actions::random_id;
-use super::{Engine, clock};
+use super::{Engine, Reply, Standby, clock};
 use crate::state::{Record, Recovered};
 
-/// How long a demotion waits for the peer to confirm what is on its way.
-const DEMOTE_WAIT: Duration = Duration::from_secs(10);
+/// How long a primary that hands over or stops waits for the peer to confirm and to
+/// flush what is on its way. A peer that hangs is dropped by its own deadlines.
+const QUIESCE_WAIT: Duration = Duration::from_secs(10);
+
+/// How often it looks.
+const QUIESCE_LOOK: Duration = Duration::from_millis(2);
 
 /// How long a secondary that stops waits until it has told its primary.
 const LEAVE_WAIT: Duration = Duration::from_secs(5);
@@ -50,9 +54,12 @@ impl Engine {
             .context("cannot write the copy's history")?;
         self.epoch.store(epoch.0, Ordering::Relaxed);
         self.next_id.store(0, Ordering::Relaxed);
-        let mut primary = Primary::new(self.settings.config(), DirtyMap::default());
-        primary.add_suspects(suspects);
-        *self.core.lock() = primary;
+        {
+            let mut core = self.core.lock();
+            *core = core.next_term();
+            core.add_suspects(suspects);
+        }
+        self.closing.store(false, Ordering::Release);
         self.set_role(Some(Role::Primary));
         Ok(())
     }
@@ -74,7 +81,17 @@ impl Engine {
             Some(Role::Primary) => bail!("this node is primary already"),
             None => bail!("this node is starting or stopping"),
         }
-        let standby = self.standby.lock().take();
+        let taken = {
+            let mut standby = self.standby.lock();
+            self.promoting.store(true, Ordering::Release);
+            standby.take()
+        };
+        let promoted = self.promote_copy(taken, force);
+        self.promoting.store(false, Ordering::Release);
+        promoted
+    }
+
+    fn promote_copy(self: &Arc<Self>, standby: Option<Standby>, force: bool) -> Result<()> {
         let current = standby.as_ref().is_some_and(|s| !s.is_syncing());
         if !current && !force {
             let why = match &standby {
@@ -112,30 +129,43 @@ impl Engine {
         if self.role() != Some(Role::Primary) {
             bail!("this node is not primary");
         }
-        self.set_role(None);
-        self.gate.wait_for_all_before();
-        self.settle_times();
-        let until = clock::now().after(DEMOTE_WAIT);
-        loop {
-            let core = self.core.lock();
-            let waiting = core.in_flight().0 > 0 && core.link() == Link::Paired;
-            drop(core);
-            if !waiting || clock::now() > until {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(2));
+        self.quiesce();
+        if let Err(e) = self.store.sync_all() {
+            self.closing.store(false, Ordering::Release);
+            return Err(anyhow::Error::from(e).context("cannot flush the store"));
         }
-        self.store.sync_all().context("cannot flush the store")?;
+        self.set_role(None);
         self.drop_connection("demoted");
         {
             // What is still held is answered: it is here, and this copy goes to the peer for
             // comparison when it returns.
             let mut core = self.core.lock();
-            *core = Primary::new(self.settings.config(), DirtyMap::default());
+            *core = core.next_term();
         }
         self.start_secondary()?;
         *self.recovered.lock() = self.intents.all().context("cannot read the intents")?;
         Ok(())
+    }
+
+    /// No change is taken from now on, and the peer gets everything: applied and, while
+    /// it keeps up, on its disk, so that nothing has to be compared later.
+    fn quiesce(self: &Arc<Self>) {
+        self.closing.store(true, Ordering::Release);
+        self.gate.wait_for_all_before();
+        self.settle_times();
+        let until = clock::now().after(QUIESCE_WAIT);
+        let wait = |pending: fn(&Primary<Reply>) -> bool| {
+            while pending(&self.core.lock()) && clock::now() < until {
+                std::thread::sleep(QUIESCE_LOOK);
+            }
+        };
+        wait(|core| core.link() == Link::Paired && core.in_flight().0 > 0);
+        wait(Primary::checkpoint_runs);
+        // The peer forgets at a checkpoint what it had applied before the one before.
+        for _ in 0..2 {
+            self.begin_checkpoint();
+            wait(Primary::checkpoint_runs);
+        }
     }
 
     /// Gives up this copy: it has no generation any more, and the next resync brings
@@ -158,11 +188,11 @@ impl Engine {
         if was == Some(Role::Secondary) && self.connection.lock().is_some() {
             self.leave_in_order(LEAVE_WAIT);
         }
+        if was == Some(Role::Primary) {
+            self.quiesce();
+        }
         self.set_role(None);
         self.gate.wait_for_all_before();
-        if was == Some(Role::Primary) {
-            self.settle_times();
-        }
         self.store.sync_all().context("cannot flush the store")?;
         self.drop_connection("stopped");
         self.copy

@@ -159,10 +159,14 @@ impl Engine {
         Ok(())
     }
 
-    /// The session this node could resume.
-    pub(crate) fn standby_resume(&self) -> Option<(SessionId, Seq)> {
+    /// The session this node could resume; `Err` when it is about to become primary. To
+    /// say then that there is none would tell the primary that nobody can be promoted.
+    pub(crate) fn standby_resume(&self) -> Result<Option<(SessionId, Seq)>, StandbyError> {
         let standby = self.standby.lock();
-        standby.as_ref().map(|s| (s.session(), s.applied()))
+        if self.promoting.load(std::sync::atomic::Ordering::Acquire) {
+            return Err(StandbyError::NoSession);
+        }
+        Ok(standby.as_ref().map(|s| (s.session(), s.applied())))
     }
 
     /// What this copy may differ in, by its own notes: sent to the source of a resync.

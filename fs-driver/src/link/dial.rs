@@ -157,7 +157,7 @@ async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended>
         role: Role::Secondary,
         copy: record.copy,
         epoch: record.epoch,
-        resume: engine.standby_resume(),
+        resume: engine.standby_resume()?,
     };
     send(&mut tx, &[Control::Hello(mine.clone()).encode()]).await?;
     let next = async |control: &mut Incoming| -> Result<Control> {

@@ -23,6 +23,9 @@ use crate::state::Recovered;
 /// Frames encoded and handed to QUIC at once.
 const BATCH: usize = 64;
 
+/// Pause before listening is tried again.
+const RETRY_LISTEN: Duration = Duration::from_millis(100);
+
 /// Priority of the op stream over the compare stream.
 const OPS_FIRST: i32 = 10;
 
@@ -32,7 +35,7 @@ pub(super) async fn run(
     transport: &Arc<Transport>,
     resyncs: &Arc<Mutex<()>>,
 ) -> Result<()> {
-    let endpoints = transport.listen()?;
+    let endpoints = listen(engine, transport).await;
     let closer = CloseOnDrop(endpoints.clone());
     let (tx, mut accepted) = mpsc::channel(4);
     let mut acceptors = tokio::task::JoinSet::new();
@@ -70,6 +73,33 @@ pub(super) async fn run(
     }
     drop(closer);
     Ok(())
+}
+
+/// Listens as soon as it can. The sockets of an earlier term as primary may still be
+/// open for a moment, and an address may come only later, with its network; neither is a
+/// reason to take the mount away.
+async fn listen(engine: &Arc<Engine>, transport: &Arc<Transport>) -> Vec<Endpoint> {
+    let mut last = String::new();
+    loop {
+        match transport.listen() {
+            Ok(endpoints) => {
+                if !last.is_empty() {
+                    tracing::info!("listening for the peer");
+                    engine.set_trouble(None);
+                }
+                return endpoints;
+            }
+            Err(error) => {
+                let error = format!("the peer cannot connect: {error:#}");
+                if error != last {
+                    tracing::warn!(error, "trying again");
+                    engine.set_trouble(Some(error.clone()));
+                    last = error;
+                }
+            }
+        }
+        tokio::time::sleep(RETRY_LISTEN).await;
+    }
 }
 
 struct CloseOnDrop(Vec<Endpoint>);
@@ -142,9 +172,15 @@ async fn peer(
         return ship(engine, connection, tx, control, session, applied.next()).await;
     }
     if engine.is_undecided() {
-        // Its old session is not settled: only the caller's decision or a resume ends it.
-        let reason = "this primary has not decided yet whether to go on alone".to_owned();
-        return refuse(&mut tx, reason).await;
+        // Its old session is not settled: only the caller's decision or a resume ends it,
+        // or that the peer is a process that knows of none: nobody can promote that.
+        let forgot = theirs.role == Role::Secondary && theirs.resume.is_none();
+        let reason = if forgot && engine.peer_restarted() {
+            "this primary goes on alone first; the peer is resynced when it comes again"
+        } else {
+            "this primary has not decided yet whether to go on alone"
+        };
+        return refuse(&mut tx, reason.to_owned()).await;
     }
     let decision = decide((&mine.copy, Role::Primary), (&theirs.copy, theirs.role));
     let method = match decision {

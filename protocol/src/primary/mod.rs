@@ -21,6 +21,8 @@
 //! While Bridging, Holding and Leaving nothing that needs the peer's vote is
 //! acknowledged (invariant 4): the peer may be current, and may be promoted.
 
+mod checkpoint;
+mod deadlines;
 mod resync;
 mod window;
 
@@ -33,6 +35,7 @@ use crate::op::{Op, Sequenced, Stability};
 use crate::time::{Instant, Timestamp};
 use crate::wire::{Receipt, Violation};
 
+use checkpoint::Checkpoint;
 pub use resync::Progress;
 use window::{Entry, Local, Vote, Window};
 
@@ -126,6 +129,8 @@ pub struct Primary<R> {
     /// Where a resumed connection goes back to.
     before: Link,
     session: Option<SessionId>,
+    /// The first number of this term as primary: a vote for an earlier one comes too late.
+    began: Seq,
     window: Window<R>,
     progress: Instant,
     /// When the connection came up that there is now: no wait began before it.
@@ -148,22 +153,27 @@ pub struct Primary<R> {
     stats: Progress,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Checkpoint {
-    seq: Seq,
-    local: bool,
-    peer: bool,
-}
-
 impl<R> Primary<R> {
     /// A primary that goes on alone, with these marks from before.
     pub fn new(config: Config, dirty: DirtyMap) -> Primary<R> {
+        Primary::beginning_at(Seq(1), config, dirty)
+    }
+
+    /// The next term of this node as primary: alone, without a mark. Numbers go on, so
+    /// that a vote for an op of this term is not taken for one of the next.
+    #[must_use]
+    pub fn next_term(&self) -> Primary<R> {
+        Primary::beginning_at(self.window.next(), self.config, DirtyMap::default())
+    }
+
+    fn beginning_at(began: Seq, config: Config, dirty: DirtyMap) -> Primary<R> {
         Primary {
             config,
             link: Link::Alone,
             before: Link::Alone,
             session: None,
-            window: Window::new(Seq(1)),
+            began,
+            window: Window::new(began),
             progress: Instant::default(),
             resumed: Instant::default(),
             dirty,
@@ -192,6 +202,11 @@ impl<R> Primary<R> {
     /// The number the next op will get.
     pub fn next_seq(&self) -> Seq {
         self.window.next()
+    }
+
+    /// Ops that are still remembered: not settled yet, or behind one that is not.
+    pub fn remembered(&self) -> usize {
+        self.window.len()
     }
 
     /// Ops shipped or waiting to be shipped that the peer has not applied, and their bytes.
@@ -315,8 +330,13 @@ impl<R> Primary<R> {
         )
     }
 
-    /// The local copy has op `seq`. Hands the reply back when nothing is left to wait for.
+    /// The local copy has op `seq`. Hands the reply back when nothing is left to wait
+    /// for. A vote from an earlier term as primary is dropped with its reply: nobody
+    /// knows any more whether the peer had the op.
     pub fn local_done(&mut self, seq: Seq, reply: R) -> Option<R> {
+        if seq < self.began {
+            return None;
+        }
         let reply = self.window.local_done(seq, reply);
         if reply.is_some() {
             self.window.trim();
@@ -422,52 +442,6 @@ impl<R> Primary<R> {
         }
     }
 
-    /// Begins a checkpoint: both nodes flush, then marks made before it are dropped.
-    /// Does nothing unless paired and no other one runs. Returns whether one began:
-    /// the driver then flushes the local copy and calls [`Primary::checkpoint_flushed`].
-    pub fn begin_checkpoint(&mut self, now: Instant, time: Timestamp) -> bool {
-        if self.link != Link::Paired || self.checkpoint.is_some() {
-            return false;
-        }
-        self.rotate_marks();
-        let seq = self.push(now, time, Op::Checkpoint, 0, Vote::Synced);
-        self.settle_internal(seq);
-        self.checkpoint = Some(Checkpoint {
-            seq,
-            local: false,
-            peer: false,
-        });
-        true
-    }
-
-    fn rotate_marks(&mut self) {
-        let fresh = std::mem::take(&mut self.fresh);
-        self.older.unite(fresh);
-    }
-
-    /// Nobody waits for this entry's reply.
-    fn settle_internal(&mut self, seq: Seq) {
-        if let Some(entry) = self.window.get(seq) {
-            entry.local = Local::Settled;
-        }
-    }
-
-    /// The local copy has flushed everything before the running checkpoint.
-    pub fn checkpoint_flushed(&mut self) {
-        if let Some(checkpoint) = &mut self.checkpoint {
-            checkpoint.local = true;
-            self.checkpoint_progress();
-        }
-    }
-
-    fn checkpoint_progress(&mut self) {
-        if self.checkpoint.is_some_and(|c| c.local && c.peer) {
-            self.checkpoint = None;
-            self.older = DirtyMap::default();
-            self.actions.push(Action::CheckpointDone);
-        }
-    }
-
     /// A peer has shaken hands and shall be brought up in this session. Everything
     /// from now on has numbers from [`Primary::next_seq`] on.
     pub fn peer_ready(&mut self, now: Instant, session: SessionId) {
@@ -540,6 +514,17 @@ impl<R> Primary<R> {
         }
     }
 
+    /// The peer's process has come back without the session it had: it holds a copy that
+    /// nobody can promote any more without force, so nothing needs to be asked. False
+    /// when there is no session that could miss it.
+    pub fn peer_restarted(&mut self) -> bool {
+        if !self.peer_counts() || self.link == Link::Leaving {
+            return false;
+        }
+        self.leave();
+        true
+    }
+
     /// The caller decided that this node goes on alone. False when there is nothing to decide.
     pub fn go_alone(&mut self) -> bool {
         if !matches!(self.link, Link::Bridging { .. } | Link::Holding) {
@@ -582,91 +567,6 @@ impl<R> Primary<R> {
         self.checkpoint = None;
         self.session = None;
         self.link = Link::Alone;
-    }
-
-    /// Looks at every deadline. Call at least at [`Primary::next_deadline`].
-    pub fn tick(&mut self, now: Instant) {
-        if let Link::Bridging { until } = self.link {
-            if now >= until {
-                self.hold("the connection to the peer was lost and did not come back");
-            }
-            return;
-        }
-        if !self.is_connected() {
-            return;
-        }
-        let Some((deadline, reason)) = self.earliest() else {
-            return;
-        };
-        if now < deadline {
-            return;
-        }
-        self.actions.push(Action::DropPeer {
-            reason: reason.clone(),
-        });
-        match self.link {
-            Link::Syncing => self.back_to_alone(),
-            _ => {
-                self.before = self.link;
-                self.hold(&reason);
-            }
-        }
-    }
-
-    /// When [`Primary::tick`] has something to do at the latest.
-    pub fn next_deadline(&mut self) -> Option<Instant> {
-        match self.link {
-            Link::Bridging { until } => Some(until),
-            _ if self.is_connected() => self.earliest().map(|(at, _)| at),
-            _ => None,
-        }
-    }
-
-    fn earliest(&mut self) -> Option<(Instant, String)> {
-        let (config, resumed) = (self.config, self.resumed);
-        let mut best: Option<(Instant, String)> = None;
-        let mut consider = |at: Instant, text: String| {
-            if best.as_ref().is_none_or(|(b, _)| at < *b) {
-                best = Some((at, text));
-            }
-        };
-        if let Some(oldest) = self.window.oldest_unapplied() {
-            consider(
-                self.progress.max(oldest).after(config.stall),
-                format!(
-                    "the peer made no progress for {} ms while ops were waiting",
-                    config.stall.as_millis()
-                ),
-            );
-            consider(
-                oldest.max(self.resumed).after(config.op),
-                format!(
-                    "the peer did not apply an op within {} ms",
-                    config.op.as_millis()
-                ),
-            );
-        }
-        if let Some(oldest) = self.window.oldest_syncing() {
-            consider(
-                oldest.max(self.resumed).after(config.sync),
-                format!(
-                    "the peer did not complete a sync within {} ms",
-                    config.sync.as_millis()
-                ),
-            );
-        }
-        if config.mode == AckMode::Disk
-            && let Some(entry) = self.window.get(self.window.durable.next())
-        {
-            consider(
-                entry.submitted.max(resumed).after(config.sync),
-                format!(
-                    "the peer did not bring an op to its disk within {} ms",
-                    config.sync.as_millis()
-                ),
-            );
-        }
-        best
     }
 }
 

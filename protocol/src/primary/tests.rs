@@ -459,3 +459,54 @@ fn a_failure_of_the_peer_is_not_a_failure_of_the_application() {
     bed.p.alone_is_durable();
     assert_eq!(bed.out().0, ["w"]);
 }
+
+#[test]
+fn nothing_is_remembered_once_everything_is_settled() {
+    let mut bed = Bed::paired(AckMode::Memory);
+    assert_eq!(bed.p.remembered(), 0, "the end of the resync");
+    assert!(bed.p.begin_checkpoint(now(1), Timestamp::default()));
+    let w = bed.submit(write(0, 1)).seq.unwrap();
+    let seqs = bed.wire();
+    bed.p.local_done(w, "w");
+    bed.applied(w.0);
+    bed.receipt(Receipt::Synced { seq: Seq(seqs[0]) });
+    bed.p.checkpoint_flushed();
+    assert_eq!(bed.out().1, [Action::CheckpointDone]);
+    assert_eq!(bed.p.remembered(), 0);
+}
+
+#[test]
+fn a_vote_of_an_earlier_term_answers_nobody() {
+    let mut bed = Bed::paired(AckMode::Memory);
+    let s = bed.submit(sync()).seq.unwrap();
+    bed.wire();
+    bed.p = bed.p.next_term();
+    assert_eq!(bed.p.local_done(s, "sync"), None);
+    bed.p.peer_ready(now(1), SessionId(2));
+    let end = bed.p.finish_resync(now(1), Timestamp::default()).unwrap();
+    assert!(end > s, "numbers go on");
+    assert_eq!(bed.p.local_done(s, "sync"), None);
+    assert_eq!(bed.out().0, [""; 0]);
+}
+
+#[test]
+fn a_peer_that_comes_back_without_its_session_ends_the_wait() {
+    for held in [false, true] {
+        let mut bed = Bed::paired(AckMode::Memory);
+        let w = bed.submit(write(0, 1)).seq.unwrap();
+        bed.wire();
+        bed.p.local_done(w, "w");
+        if held {
+            bed.p.peer_lost(now(1), "cut");
+            bed.p.tick(now(400));
+            assert_eq!(bed.p.link(), Link::Holding);
+            bed.out();
+        }
+        assert!(bed.p.peer_restarted());
+        assert!(!bed.p.peer_restarted(), "once");
+        assert_eq!(bed.out(), (vec![], vec![Action::MakeAlone]));
+        bed.p.alone_is_durable();
+        assert_eq!(bed.out().0, ["w"]);
+        assert!(!bed.p.peer_restarted(), "there is no session");
+    }
+}

@@ -79,6 +79,11 @@ impl<R> Window<R> {
         Seq(self.first.0 + self.entries.len() as u64)
     }
 
+    /// Entries that are still there.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     pub(super) fn unapplied(&self) -> u64 {
         self.next().0 - 1 - self.applied.0
     }
@@ -253,10 +258,14 @@ impl<R> Window<R> {
     }
 }
 
+/// The peer's vote is in: a reply that waited for it goes. An entry that nobody waits
+/// for stays settled, so that it leaves the window.
 fn release<R>(entry: &mut Entry<R>, replies: &mut Vec<R>) {
-    if let Local::Done(reply) = std::mem::replace(&mut entry.local, Local::Pending) {
+    if !matches!(entry.local, Local::Done(_)) {
+        return;
+    }
+    if let Local::Done(reply) = std::mem::replace(&mut entry.local, Local::Settled) {
         replies.push(reply);
-        entry.local = Local::Settled;
     }
 }
 

@@ -83,14 +83,13 @@ impl World {
 
     fn take_over(&mut self, node: usize, next: Option<Generation>, suspects: DirtyMap) {
         let side = if node == 0 { Side::Even } else { Side::Odd };
-        let config = self.config;
         let n = &mut self.nodes[node];
         if n.disk.record.become_primary(side, next, n.boot).is_err() {
             return self.fail("no epochs are left".into());
         }
         n.epoch = n.disk.record.epoch;
         n.next_id = 0;
-        n.core = Primary::new(config, DirtyMap::default());
+        n.core = n.core.next_term();
         n.core.add_suspects(suspects);
         n.role = Some(Role::Primary);
         n.denied = false;
@@ -140,12 +139,11 @@ impl World {
             return self.soon(node, 2 * MS, Step::Demote);
         }
         self.drop_connection(node);
-        let config = self.config;
         let n = &mut self.nodes[node];
         n.disk.sync_all();
         n.changes.clear();
         n.locks.clear();
-        n.core = Primary::new(config, DirtyMap::default());
+        n.core = n.core.next_term();
         n.disk.record.become_secondary(n.boot);
         n.role = Some(Role::Secondary);
         n.standby = None;
