@@ -72,6 +72,8 @@ pub struct Engine {
     epoch: AtomicU32,
     next_id: AtomicU64,
     touched: Mutex<HashSet<FileId>>,
+    /// Held from when touched objects are taken until their times are in the order.
+    settling: Mutex<()>,
     fenced: OnceLock<String>,
     connection: Mutex<Option<quinn::Connection>>,
     question: Mutex<Option<String>>,
@@ -192,6 +194,7 @@ impl Engine {
             epoch: AtomicU32::new(0),
             next_id: AtomicU64::new(0),
             touched: Mutex::default(),
+            settling: Mutex::default(),
             fenced: OnceLock::new(),
             connection: Mutex::default(),
             question: Mutex::default(),

@@ -80,6 +80,7 @@ impl Engine {
                 return;
             }
         }
+        let _one = self.settling.lock();
         let touched = std::mem::take(&mut *self.touched.lock());
         if touched.is_empty() {
             return;
@@ -121,8 +122,11 @@ impl Engine {
         }))
     }
 
-    /// Whether all times are shipped.
+    /// Whether all times are shipped. What was taken and is being read counts as not.
     pub fn times_settled(&self) -> bool {
+        let Some(_idle) = self.settling.try_lock() else {
+            return false;
+        };
         self.touched.lock().is_empty()
     }
 }

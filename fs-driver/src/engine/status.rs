@@ -142,6 +142,8 @@ impl Engine {
         let comparing = self.counters.comparing.load(Ordering::Relaxed);
         let syncing = self.standby.lock().as_ref().map(|s| s.is_syncing());
         let connected = self.connection.lock().is_some();
+        // Before what is in flight: what is settled meanwhile is in flight then.
+        let times_settled = self.times_settled();
         let core = self.core.lock();
         let link = match role {
             Some(Role::Primary) => match core.link() {
@@ -202,7 +204,7 @@ impl Engine {
             dirty_bytes,
             suspect_objects: (suspect.0 + suspect.1) as u64,
             unflushed_objects: (unflushed.0 + unflushed.1) as u64,
-            settled: self.times_settled() && in_flight_ops == 0,
+            settled: times_settled && in_flight_ops == 0,
             applied_ops: self.counters.applied_ops.load(Ordering::Relaxed),
             applied_bytes: self.counters.applied_bytes.load(Ordering::Relaxed),
             received_bytes: self.counters.moved_bytes.load(Ordering::Relaxed),
