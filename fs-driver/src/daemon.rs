@@ -94,10 +94,10 @@ impl Driver {
         Ok(())
     }
 
-    /// Gives up this copy: the next resync brings everything from the peer.
-    pub fn discard(&self) -> Result<()> {
+    /// See [`Engine::give_up`].
+    pub fn give_up(&self) -> Result<()> {
         let _one = self.changing.lock();
-        self.engine.discard()
+        self.engine.give_up()
     }
 
     /// Asks the driver to end.

@@ -4,7 +4,9 @@
 //! ```text
 //! mine against theirs                              decision
 //! ------------------------------------------------ ---------------------------
-//! modules differ                                   unrelated
+//! modules differ                                   other module
+//! both were given up                               both given up
+//! one was given up                                 the other is source, see below
 //! both without a generation                        no good copy named yet
 //! one without a generation                         the other is source, everything
 //! equal generations                                the primary is source, marks
@@ -18,6 +20,11 @@
 //!
 //! A source must be up to date and primary; where the newer copy is not, the
 //! decision says so and nothing moves.
+//!
+//! A copy that its operator gave up is the target, whatever it has. What differs is
+//! what either side has changed since the generation both went on from: their marks,
+//! if on both sides they reach back to it. If not, everything is compared. Copies of
+//! different modules never come together: their ids mean different objects.
 
 use crate::ids::{Generation, ModuleId};
 
@@ -44,6 +51,8 @@ pub struct CopyState {
     pub history: Vec<Generation>,
     /// The copy holds every acknowledged op of its generation.
     pub up_to_date: bool,
+    /// Its operator said that it may be overwritten by the other one, until it was.
+    pub given_up: bool,
 }
 
 impl CopyState {
@@ -53,7 +62,12 @@ impl CopyState {
         let mut state = self.clone();
         if !state.bases.contains(&state.current) && state.current.is_some() {
             state.bases.insert(0, state.current);
+            // The oldest is what a peer that was away all the time has.
+            if state.bases.len() > crate::limits::MAX_HISTORY {
+                state.bases.remove(crate::limits::MAX_HISTORY / 2);
+            }
         }
+        state.given_up = false;
         state.remember(next);
         state
     }
@@ -64,9 +78,20 @@ impl CopyState {
         let mut state = self.clone();
         state.module = module;
         state.bases.clear();
+        state.given_up = false;
         state.remember(generation);
         state.up_to_date = true;
         state
+    }
+
+    /// The state of a copy whose operator gives it up: what it had stays known, so that
+    /// only what differs is moved into it.
+    #[must_use]
+    pub fn give_up(&self) -> CopyState {
+        CopyState {
+            given_up: self.current.is_some(),
+            ..self.clone()
+        }
     }
 
     fn remember(&mut self, next: Generation) {
@@ -143,8 +168,14 @@ pub enum Decision {
     TwoPrimaries,
     /// Both went on alone from a common generation.
     SplitBrain,
-    /// The copies have nothing in common.
+    /// The copies belong to one module and have no generation in common.
     Unrelated,
+    /// The copies belong to different modules.
+    OtherModule,
+    /// The operators of both copies gave them up.
+    BothGivenUp,
+    /// Both copies are of one generation and equally good, and neither node is primary.
+    NoPrimary,
 }
 
 impl Decision {
@@ -179,8 +210,8 @@ impl Decision {
         Some(match self {
             Decision::Resync { .. } => return None,
             Decision::NoGoodCopy => {
-                "neither copy was ever named the good one: run `init --good-copy` on \
-                 the node whose data shall be kept"
+                "there is no good copy: neither was ever named so (`init --good-copy`), or the \
+                 only one was given up (`primary --force` keeps it after all)"
                     .into()
             }
             Decision::SourceIncomplete { source } => format!(
@@ -201,16 +232,25 @@ impl Decision {
                     .into()
             }
             Decision::SplitBrain => {
-                "split brain: both nodes went on alone from a common generation; choose \
-                 the copy to give up and run `resync --discard-this-copy` on its node"
+                "split brain: both nodes went on alone from a common generation; choose the \
+                 copy to give up and run `demote` and `resync --discard-this-copy` on its node"
                     .into()
             }
             Decision::Unrelated => {
-                "the two copies belong to different modules or have no generation in \
-                 common: check that the right folders are paired, or run `resync \
-                 --discard-this-copy` on the node whose data may be overwritten"
+                "the two copies have no generation in common: choose the copy to give up and \
+                 run `demote` and `resync --discard-this-copy` on its node"
                     .into()
             }
+            Decision::OtherModule => {
+                "the two copies belong to different modules: check that the right folders are \
+                 paired. To replace one of them, run `deinit --force` on its node, empty the \
+                 directory, and make it anew with `init --from-peer`"
+                    .into()
+            }
+            Decision::BothGivenUp => {
+                "both copies were given up: start the one to keep with `primary --force`".into()
+            }
+            Decision::NoPrimary => "neither node is primary: run `promote` on one of them".into(),
         })
     }
 }
@@ -221,11 +261,33 @@ enum Relation {
     Split,
     Unrelated,
     Nothing,
+    BothGivenUp,
+}
+
+/// How the differences to a copy that was given up are found, whichever of them is newer.
+fn after_giving_up(a: &CopyState, b: &CopyState) -> Method {
+    // All that either one has changed since it was what the other one is or was.
+    let marked = a.current == b.current
+        || a.bases.contains(&b.current)
+        || b.bases.contains(&a.current)
+        || a.bases.iter().any(|g| b.bases.contains(g));
+    match marked {
+        true => Method::Marks,
+        false => Method::Compare,
+    }
 }
 
 fn relation(me: &CopyState, peer: &CopyState) -> Relation {
-    if me.module.is_some() && peer.module.is_some() && me.module != peer.module {
-        return Relation::Unrelated;
+    match (me.given_up, peer.given_up) {
+        (false, false) => {}
+        (true, true) => return Relation::BothGivenUp,
+        (true, false) if peer.current.is_some() => {
+            return Relation::Newer(Which::Peer, after_giving_up(me, peer));
+        }
+        (false, true) if me.current.is_some() => {
+            return Relation::Newer(Which::Me, after_giving_up(me, peer));
+        }
+        _ => return Relation::Nothing,
     }
     match (me.current.is_some(), peer.current.is_some()) {
         (false, false) => return Relation::Nothing,
@@ -276,7 +338,12 @@ pub fn decide(me: (&CopyState, Role), peer: (&CopyState, Role)) -> Decision {
         Which::Me => me.0.up_to_date,
         Which::Peer => peer.0.up_to_date,
     };
+    let (a, b) = (me.0.module, peer.0.module);
+    if a.is_some() && b.is_some() && a != b {
+        return Decision::OtherModule;
+    }
     let (source, method) = match relation(me.0, peer.0) {
+        Relation::BothGivenUp => return Decision::BothGivenUp,
         Relation::Unrelated => return Decision::Unrelated,
         Relation::Split => return Decision::SplitBrain,
         Relation::Nothing => return Decision::NoGoodCopy,
@@ -288,8 +355,8 @@ pub fn decide(me: (&CopyState, Role), peer: (&CopyState, Role)) -> Decision {
             (false, false) => match (complete(Which::Me), complete(Which::Peer)) {
                 (true, false) => (Which::Me, Method::Marks),
                 (false, true) => (Which::Peer, Method::Marks),
-                // Two equal copies and nobody primary: nothing to move until someone is.
-                _ => return Decision::NoGoodCopy,
+                // Nothing to move until somebody is.
+                _ => return Decision::NoPrimary,
             },
         },
     };
@@ -305,159 +372,4 @@ pub fn decide(me: (&CopyState, Role), peer: (&CopyState, Role)) -> Decision {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn g(n: u128) -> Generation {
-        Generation(n)
-    }
-
-    fn copy(current: u128, bases: &[u128], history: &[u128]) -> CopyState {
-        CopyState {
-            module: ModuleId(9),
-            current: g(current),
-            bases: bases.iter().map(|n| g(*n)).collect(),
-            history: history.iter().map(|n| g(*n)).collect(),
-            up_to_date: true,
-        }
-    }
-
-    fn sees(me: &CopyState, peer: &CopyState) -> Decision {
-        decide((me, Role::Primary), (peer, Role::Secondary))
-    }
-
-    const FROM_ME: Decision = Decision::Resync {
-        source: Which::Me,
-        method: Method::Marks,
-    };
-
-    #[test]
-    fn a_peer_that_was_away_is_resynced_from_the_marks() {
-        let away = copy(1, &[], &[]);
-        let alone = away.go_alone(g(2));
-        assert_eq!(sees(&alone, &away), FROM_ME);
-        assert_eq!(
-            decide((&away, Role::Secondary), (&alone, Role::Primary)),
-            FROM_ME.mirrored()
-        );
-    }
-
-    #[test]
-    fn a_source_that_does_not_know_whether_the_resync_ended_keeps_both_bases() {
-        let before = copy(1, &[], &[]);
-        let source = before.go_alone(g(2));
-        let adopted = before.adopt(ModuleId(9), g(2));
-        // The connection broke around the end of the resync; the source goes on alone.
-        let source = source.go_alone(g(3));
-        assert_eq!(sees(&source, &before), FROM_ME);
-        assert_eq!(sees(&source, &adopted), FROM_ME);
-    }
-
-    #[test]
-    fn going_on_twice_from_one_generation_is_a_split_brain() {
-        let common = copy(1, &[], &[]);
-        let (a, b) = (common.go_alone(g(2)), common.go_alone(g(3)));
-        for role in [Role::Primary, Role::Secondary] {
-            assert_eq!(
-                decide((&a, Role::Primary), (&b, role)),
-                Decision::SplitBrain
-            );
-        }
-    }
-
-    #[test]
-    fn an_old_copy_is_compared_whole() {
-        let old = copy(1, &[], &[]);
-        let new = copy(3, &[2], &[2, 1]);
-        assert_eq!(
-            sees(&new, &old),
-            Decision::Resync {
-                source: Which::Me,
-                method: Method::Compare
-            }
-        );
-    }
-
-    #[test]
-    fn a_stale_primary_is_named_and_nothing_moves() {
-        let old = copy(1, &[], &[]);
-        let new = old.go_alone(g(2));
-        assert_eq!(
-            decide((&old, Role::Primary), (&new, Role::Primary)),
-            Decision::StalePrimary {
-                source: Which::Peer
-            }
-        );
-        assert_eq!(
-            decide((&old, Role::Primary), (&new, Role::Secondary)),
-            Decision::SourceNotPrimary {
-                source: Which::Peer
-            }
-        );
-    }
-
-    #[test]
-    fn an_interrupted_target_is_no_source() {
-        let mut target = copy(2, &[1], &[1]);
-        target.up_to_date = false;
-        let other = copy(1, &[], &[]);
-        assert_eq!(
-            sees(&target, &other),
-            Decision::SourceIncomplete { source: Which::Me }
-        );
-    }
-
-    /// Every pair of copies over a small universe, in every pair of roles: the two
-    /// decisions mirror each other, a resync never takes an incomplete copy or a
-    /// secondary for its source, and never overwrites a newer copy with an older.
-    #[test]
-    fn the_whole_table_is_mirrored_and_safe() {
-        let mut copies = Vec::new();
-        let sets: [&[u128]; 5] = [&[], &[1], &[2], &[1, 2], &[3]];
-        for module in [0, 9, 8] {
-            for current in 0..4 {
-                for bases in sets {
-                    for history in sets {
-                        for up_to_date in [false, true] {
-                            let mut state = copy(current, bases, history);
-                            state.module = ModuleId(module);
-                            state.up_to_date = up_to_date;
-                            copies.push(state);
-                        }
-                    }
-                }
-            }
-        }
-        let roles = [Role::Primary, Role::Secondary];
-        let mut seen = std::collections::HashSet::new();
-        for a in &copies {
-            for b in &copies {
-                for ra in roles {
-                    for rb in roles {
-                        let d = decide((a, ra), (b, rb));
-                        assert_eq!(d.mirrored(), decide((b, rb), (a, ra)), "{a:?} {b:?}");
-                        seen.insert(d);
-                        if let Decision::Resync { source, .. } = d {
-                            let (source, role, target, target_role) = match source {
-                                Which::Me => (a, ra, b, rb),
-                                Which::Peer => (b, rb, a, ra),
-                            };
-                            assert!(source.up_to_date && role == Role::Primary);
-                            assert!(target_role == Role::Secondary);
-                            // A copy that went on from the source's generation is never the target.
-                            assert!(
-                                !target.bases.contains(&source.current)
-                                    || target.current == source.current
-                                    || !target.current.is_some()
-                            );
-                            assert_eq!(d.advice(), None);
-                        } else {
-                            assert!(d.advice().is_some());
-                        }
-                    }
-                }
-            }
-        }
-        assert!(seen.len() >= 12, "the universe is too small: {seen:?}");
-    }
-}
+mod tests;

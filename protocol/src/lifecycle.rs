@@ -23,6 +23,9 @@ pub struct Record {
     /// The operating system's boot during the last run; another one now means that
     /// what was not synced may be gone.
     pub boot: u128,
+    /// When it last went on without its peer, in seconds since 1970; 0 if it did not. For
+    /// the operator: nothing is ever decided from it.
+    pub alone_since: u64,
 }
 
 /// Why a copy may not simply become primary when the driver starts (promise 4).
@@ -31,6 +34,9 @@ pub enum Objection {
     /// It has no generation.
     #[error("this copy was never synchronised")]
     NeverSynchronised,
+    /// Its operator gave it up.
+    #[error("this copy was given up: it waits to be overwritten by its peer")]
+    GivenUp,
     /// Its flag is down.
     #[error(
         "this copy is not up to date: it lacks acknowledged writes of its peer, or its resync was \
@@ -59,6 +65,8 @@ impl Record {
     pub fn objection(&self, boot: u128) -> Option<Objection> {
         if !self.copy.current.is_some() {
             Some(Objection::NeverSynchronised)
+        } else if self.copy.given_up {
+            Some(Objection::GivenUp)
         } else if !self.copy.up_to_date {
             Some(Objection::NotUpToDate)
         } else if self.role == Some(Role::Secondary) {
@@ -83,6 +91,7 @@ impl Record {
             self.copy = self.copy.go_alone(next);
         }
         self.copy.up_to_date = true;
+        self.copy.given_up = false;
         self.runs_as(Role::Primary, boot);
         Ok(())
     }
@@ -113,6 +122,7 @@ impl Record {
     /// The peer is up to date: no base is needed any more.
     pub fn peer_is_current(&mut self) {
         self.copy.bases.clear();
+        self.alone_since = 0;
     }
 
     /// A resync of this copy begins, from a primary that has seen `epoch` (invariant 11).
@@ -124,6 +134,7 @@ impl Record {
     /// Everything was moved and flushed (invariant 11).
     pub fn end_resync(&mut self, module: ModuleId, generation: Generation, epoch: Epoch) {
         self.copy = self.copy.adopt(module, generation);
+        self.alone_since = 0;
         self.epoch = self.epoch.max(epoch);
     }
 
@@ -132,9 +143,9 @@ impl Record {
         self.copy.up_to_date = false;
     }
 
-    /// The operator gives this copy up.
-    pub fn discard(&mut self) {
-        self.copy = CopyState::default();
+    /// The operator gives this copy up: the peer's may overwrite it, whichever is newer.
+    pub fn give_up(&mut self) {
+        self.copy = self.copy.give_up();
     }
 
     /// The driver stops in order.
@@ -174,6 +185,11 @@ mod tests {
         let mut behind = record();
         behind.copy.up_to_date = false;
         assert_eq!(behind.objection(5), Some(Objection::NotUpToDate));
+        let mut given_up = record();
+        given_up.give_up();
+        assert_eq!(given_up.objection(5), Some(Objection::GivenUp));
+        given_up.become_primary(Side::Even, None, 5).unwrap();
+        assert!(!given_up.copy.given_up, "force takes it back");
         let mut secondary = record();
         secondary.role = Some(Role::Secondary);
         assert_eq!(secondary.objection(5), Some(Objection::WasSecondary));

@@ -264,6 +264,9 @@ fn enumerations_in_control_frames_have_their_documented_codes() {
             (6, Decision::TwoPrimaries),
             (7, Decision::SplitBrain),
             (8, Decision::Unrelated),
+            (9, Decision::OtherModule),
+            (10, Decision::BothGivenUp),
+            (11, Decision::NoPrimary),
         ] {
             let used = (3..=5).contains(&code);
             let bytes = Control::encode(&decide(decision)).to_bytes();

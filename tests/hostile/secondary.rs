@@ -11,7 +11,7 @@ use twinfold_protocol::ids::{Epoch, FileId, Generation, ModuleId, Seq, SessionId
 use twinfold_protocol::limits;
 use twinfold_protocol::marks::Intent;
 use twinfold_protocol::wire::{
-    CompareAnswer, CompareRequest, Control, Hello, OpStreamStart, Receipt,
+    Account, CompareAnswer, CompareRequest, Control, Hello, OpStreamStart, Receipt,
 };
 
 use crate::frames;
@@ -43,6 +43,7 @@ impl Impostor {
             copy: CopyState::default(),
             epoch: Epoch(2),
             resume: None,
+            account: Account::default(),
         }
     }
 

@@ -12,7 +12,7 @@ use twinfold_protocol::handshake::{CopyState, Role as Part};
 use twinfold_protocol::ids::{Epoch, Seq};
 use twinfold_protocol::op::{Op, Sequenced, Stability};
 use twinfold_protocol::wire::{
-    CompareAnswer, CompareRequest, Control, Hello, OpStreamStart, Receipt, decode_op,
+    Account, CompareAnswer, CompareRequest, Control, Hello, OpStreamStart, Receipt, decode_op,
 };
 
 use crate::wire::{ALPN, Key, Stream, dial, dialler, run, soon};
@@ -39,6 +39,7 @@ impl Puppet {
             copy: CopyState::default(),
             epoch: Epoch(2),
             resume: None,
+            account: Account::default(),
         });
         control.send(&hello.encode().to_bytes()).await;
         let marks = Control::Marks {

@@ -58,7 +58,7 @@ pub enum Request {
     },
     /// Go on without the peer.
     GoAlone,
-    /// Give up this copy: everything comes from the peer.
+    /// Give up this copy: the peer's may overwrite it.
     Discard,
     /// Flush both nodes now.
     Checkpoint,
@@ -164,7 +164,7 @@ fn carry_out(driver: &Driver, request: Request) -> Result<Option<serde_json::Val
         Request::Promote { force } => driver.promote(force)?,
         Request::Demote { force } => driver.demote(force)?,
         Request::GoAlone => driver.go_alone()?,
-        Request::Discard => driver.discard()?,
+        Request::Discard => driver.give_up()?,
         Request::Checkpoint => driver.engine().checkpoint(),
         Request::Stop => driver.stop(),
     }

@@ -84,7 +84,11 @@ impl Engine {
     /// The decision to go on alone is made: a new generation, durable, then the replies.
     fn make_alone(self: &Arc<Self>) {
         let next = Generation(random_id());
-        if let Err(e) = self.copy.update(|r| r.go_alone(next)) {
+        let gone_alone = self.copy.update(|r| {
+            r.go_alone(next);
+            r.alone_since = clock::unix_seconds();
+        });
+        if let Err(e) = gone_alone {
             return self.fence("the new generation cannot be written", &e);
         }
         tracing::warn!(generation = %next, "going on alone");

@@ -13,6 +13,11 @@ pub(crate) fn now() -> Instant {
     Instant(start.elapsed().as_nanos() as u64 + 1)
 }
 
+/// The wall clock, in seconds since 1970.
+pub(crate) fn unix_seconds() -> u64 {
+    u64::try_from(wall().secs).unwrap_or(0)
+}
+
 /// The wall clock.
 pub(crate) fn wall() -> Timestamp {
     match SystemTime::now().duration_since(UNIX_EPOCH) {

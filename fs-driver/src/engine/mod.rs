@@ -17,6 +17,7 @@ mod parking;
 mod resync;
 mod roles;
 mod settle;
+mod split;
 mod standby;
 mod status;
 

@@ -48,6 +48,9 @@ impl Engine {
         let next = new_generation.then(|| Generation(random_id()));
         let mut record = self.copy.get();
         record.become_primary(self.side, next, crate::state::boot_id())?;
+        if next.is_some() {
+            record.alone_since = clock::unix_seconds();
+        }
         let epoch = record.epoch;
         self.copy
             .update(|r| *r = record)
@@ -168,17 +171,25 @@ impl Engine {
         }
     }
 
-    /// Gives up this copy: it has no generation any more, and the next resync brings
-    /// everything from the peer.
-    pub fn discard(self: &Arc<Self>) -> Result<()> {
+    /// Gives up this copy: whatever it has, the peer's may overwrite it. Its history and
+    /// its marks stay, so that only what differs is moved.
+    pub fn give_up(self: &Arc<Self>) -> Result<()> {
         if self.role() == Some(Role::Primary) {
             bail!("this node is primary: its copy is in use. Run `demote` first");
         }
+        let record = self.copy.get();
+        if !record.copy.current.is_some() {
+            bail!("this copy was never synchronised: there is nothing to give up");
+        }
+        if record.copy.given_up {
+            bail!("this copy is given up already; it waits for its peer");
+        }
         self.copy
-            .update(Record::discard)
+            .update(Record::give_up)
             .context("cannot write the copy's history")?;
+        tracing::warn!(generation = %record.copy.current, "this copy is given up");
         *self.standby.lock() = None;
-        self.drop_connection("this copy was discarded");
+        self.drop_connection("this copy was given up");
         Ok(())
     }
 

@@ -9,9 +9,7 @@ use tokio::sync::mpsc;
 use twinfold_protocol::handshake::{Decision, Role, Which, decide};
 use twinfold_protocol::limits;
 use twinfold_protocol::op::Payload;
-use twinfold_protocol::wire::{
-    CompareRequest, Control, Hello, OpStreamStart, Receipt, common_version,
-};
+use twinfold_protocol::wire::{CompareRequest, Control, OpStreamStart, Receipt, common_version};
 
 use super::framing::{Incoming, send};
 use super::transport::Transport;
@@ -150,15 +148,7 @@ async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended>
     let (mut tx, rx) = connection.open_bi().await?;
     let stall = Duration::from_millis(engine.settings().stall_ms);
     let mut control = Incoming::new(rx, stall);
-    let record = engine.copy();
-    let mine = Hello {
-        versions: Hello::VERSIONS,
-        name: engine.settings().name.clone(),
-        role: Role::Secondary,
-        copy: record.copy,
-        epoch: record.epoch,
-        resume: engine.standby_resume()?,
-    };
+    let mine = engine.hello(Role::Secondary)?;
     send(&mut tx, &[Control::Hello(mine.clone()).encode()]).await?;
     let next = async |control: &mut Incoming| -> Result<Control> {
         let frame = tokio::time::timeout(STEP, control.next())

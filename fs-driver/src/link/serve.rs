@@ -11,7 +11,7 @@ use twinfold_protocol::ids::{Seq, SessionId};
 use twinfold_protocol::limits;
 use twinfold_protocol::primary::AckMode;
 use twinfold_protocol::wire::{
-    CompareAnswer, CompareRequest, Control, Hello, OpStreamStart, Receipt, common_version,
+    CompareAnswer, CompareRequest, Control, OpStreamStart, Receipt, common_version,
 };
 
 use super::framing::{Incoming, send};
@@ -112,18 +112,6 @@ impl Drop for CloseOnDrop {
     }
 }
 
-fn my_hello(engine: &Engine) -> Hello {
-    let record = engine.copy();
-    Hello {
-        versions: Hello::VERSIONS,
-        name: engine.settings().name.clone(),
-        role: Role::Primary,
-        copy: record.copy,
-        epoch: record.epoch,
-        resume: None,
-    }
-}
-
 async fn peer(
     engine: &Arc<Engine>,
     connection: &Connection,
@@ -140,7 +128,7 @@ async fn peer(
     let Control::Hello(theirs) = Control::decode(frame)? else {
         bail!("the first frame was no hello");
     };
-    let mine = my_hello(engine);
+    let mine = engine.hello(Role::Primary)?;
     send(&mut tx, &[Control::Hello(mine.clone()).encode()]).await?;
     let refuse = async |tx: &mut SendStream, reason: String| -> Result<()> {
         tracing::warn!(reason, "the peer was refused");

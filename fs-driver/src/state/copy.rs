@@ -5,7 +5,7 @@
 //! ```text
 //! slot i at byte 4096 * i; the sound one with the higher number holds
 //!   0  8   "twinfold"
-//!   8  2   version, 2
+//!   8  2   version, 3
 //!  10  8   number of the change
 //!  18  4   bytes of the body
 //!  22  n   body
@@ -18,6 +18,8 @@
 //!         1  paired: the peer was up to date and its vote counted
 //!         1  clean: the driver stopped in order
 //!        16  boot id of the operating system during the last run
+//!         1  given up by its operator
+//!         8  when it last went on without its peer, in seconds since 1970, or 0
 //! ```
 //!
 //! All numbers little endian. A file that is damaged or of another version is
@@ -36,7 +38,7 @@ use twinfold_protocol::lifecycle::Record;
 use twinfold_protocol::limits;
 
 const MAGIC: &[u8; 8] = b"twinfold";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 
 /// Bytes of a slot: one sector of any disk holds no more than one.
 const SLOT: usize = 4096;
@@ -158,6 +160,8 @@ fn slot(record: &Record, number: u64) -> Vec<u8> {
     body.push(record.paired.into());
     body.push(record.clean.into());
     body.extend_from_slice(&record.boot.to_le_bytes());
+    body.push(record.copy.given_up.into());
+    body.extend_from_slice(&record.alone_since.to_le_bytes());
 
     let mut slot = Vec::with_capacity(SLOT);
     slot.extend_from_slice(MAGIC);
@@ -235,13 +239,14 @@ fn decode(slot: &[u8]) -> Result<(u64, Record)> {
 }
 
 fn decode_body(bytes: &mut Bytes<'_>) -> Result<Record> {
-    Ok(Record {
+    let mut record = Record {
         copy: CopyState {
             module: ModuleId(bytes.u128()?),
             current: Generation(bytes.u128()?),
             bases: bytes.generations()?,
             history: bytes.generations()?,
             up_to_date: bytes.bool()?,
+            given_up: false,
         },
         epoch: Epoch(bytes.u32()?),
         role: match bytes.take::<1>()? {
@@ -253,7 +258,11 @@ fn decode_body(bytes: &mut Bytes<'_>) -> Result<Record> {
         paired: bytes.bool()?,
         clean: bytes.bool()?,
         boot: bytes.u128()?,
-    })
+        alone_since: 0,
+    };
+    record.copy.given_up = bytes.bool()?;
+    record.alone_since = u64::from_le_bytes(bytes.take()?);
+    Ok(record)
 }
 
 #[cfg(test)]
@@ -268,12 +277,14 @@ mod tests {
                 bases: vec![Generation(3)],
                 history: vec![Generation(3), Generation(2)],
                 up_to_date: true,
+                given_up: true,
             },
             epoch: Epoch(12),
             role: Some(Role::Primary),
             paired: true,
             clean: false,
             boot: 99,
+            alone_since: 1234,
         }
     }
 

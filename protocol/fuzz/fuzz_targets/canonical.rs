@@ -86,7 +86,11 @@ fn same(body: &[u8]) -> Vec<u8> {
 /// places that "Canonical form" in `WIRE.md` names.
 fn control(body: &[u8]) -> Vec<u8> {
     match body[0] {
-        1 => text(body, 1 + 8 + 2 + 2, usize::MAX),
+        1 => {
+            let body = text(body, 1 + 8 + 2 + 2, usize::MAX);
+            let mount = mount(&body);
+            text(&body, mount, limits::MAX_REASON)
+        }
         2 => text(body, 1, limits::MAX_REASON),
         4 => {
             let mut body = body.to_vec();
@@ -110,6 +114,17 @@ fn receipt(body: &[u8]) -> Vec<u8> {
         67 => text(body, 1 + 8, limits::MAX_REASON),
         _ => same(body),
     }
+}
+
+/// Where in a hello the mount is.
+fn mount(body: &[u8]) -> usize {
+    let word = |at: usize| {
+        u32::from_le_bytes([body[at], body[at + 1], body[at + 2], body[at + 3]]) as usize
+    };
+    let bases = 13 + 4 + word(13) + 1 + 16 + 16;
+    let history = bases + 4 + 16 * word(bases);
+    let resume = history + 4 + 16 * word(history) + 1 + 1 + 4;
+    resume + 1 + if body[resume] == 1 { 16 + 8 } else { 0 }
 }
 
 /// `body` with the text whose length is at `place` made UTF-8 and cut at `most` bytes.

@@ -28,9 +28,28 @@ pub struct Hello {
     pub epoch: Epoch,
     /// The session this node was in and the last op it applied in it, to resume.
     pub resume: Option<(SessionId, Seq)>,
+    /// For the other node's operator.
+    pub account: Account,
+}
+
+/// What a node tells of its copy for the operator of the other one. Nothing is decided from it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Account {
+    /// Where its folder is mounted.
+    pub mount: String,
+    /// When it last went on without its peer, in seconds since 1970; 0 if it did not.
+    pub alone_since: u64,
+    /// Objects it has changed since then, or may have.
+    pub objects: u64,
+    /// Bytes of file data in them that it has changed, or may have.
+    pub bytes: u64,
 }
 
 /// Frames of the control stream.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one hello a connection, and none of these is kept"
+)]
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Control {
     /// Who I am.
@@ -169,11 +188,16 @@ impl Control {
                 put_generations(&mut w, &h.copy.bases);
                 put_generations(&mut w, &h.copy.history);
                 w.u8(h.copy.up_to_date.into());
+                w.u8(h.copy.given_up.into());
                 w.u32(h.epoch.0);
                 w.option(h.resume, |w, (session, seq)| {
                     w.u128(session.0);
                     w.seq(seq);
                 });
+                put_text(&mut w, &h.account.mount);
+                w.u64(h.account.alone_since);
+                w.u64(h.account.objects);
+                w.u64(h.account.bytes);
             }
             Control::Refuse { reason } => {
                 w = Writer::new(2);
@@ -276,10 +300,17 @@ fn get_hello(r: &mut Reader) -> Result<Hello, Violation> {
         bases: get_generations(r)?,
         history: get_generations(r)?,
         up_to_date: r.bool("up to date")?,
+        given_up: r.bool("given up")?,
     };
     let epoch = r.u32()?;
     check("epoch", epoch.into(), Epoch::MAX.0.into())?;
     let resume = r.option("resume", |r| Ok((r.session()?, r.seq()?)))?;
+    let account = Account {
+        mount: r.text("mount", limits::MAX_REASON)?,
+        alone_since: r.u64()?,
+        objects: r.u64()?,
+        bytes: r.u64()?,
+    };
     Ok(Hello {
         versions,
         name,
@@ -287,6 +318,7 @@ fn get_hello(r: &mut Reader) -> Result<Hello, Violation> {
         copy,
         epoch: Epoch(epoch),
         resume,
+        account,
     })
 }
 
@@ -501,6 +533,9 @@ fn decision_code(decision: Decision) -> (u8, u8, u8) {
         Decision::TwoPrimaries => (6, 0, 0),
         Decision::SplitBrain => (7, 0, 0),
         Decision::Unrelated => (8, 0, 0),
+        Decision::OtherModule => (9, 0, 0),
+        Decision::BothGivenUp => (10, 0, 0),
+        Decision::NoPrimary => (11, 0, 0),
     }
 }
 
@@ -528,6 +563,9 @@ fn get_decision(r: &mut Reader) -> Result<Decision, Violation> {
         6 => Decision::TwoPrimaries,
         7 => Decision::SplitBrain,
         8 => Decision::Unrelated,
+        9 => Decision::OtherModule,
+        10 => Decision::BothGivenUp,
+        11 => Decision::NoPrimary,
         v => return Err(unknown("decision", v)),
     })
 }

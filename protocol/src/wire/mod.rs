@@ -13,7 +13,7 @@ mod op;
 
 pub use chunks::ChunkQueue;
 pub use coder::{Reader, Violation, Writer};
-pub use message::{CompareAnswer, CompareRequest, Control, Hello, OpStreamStart, Receipt};
+pub use message::{Account, CompareAnswer, CompareRequest, Control, Hello, OpStreamStart, Receipt};
 pub use op::{decode_op, encode_op};
 
 use bytes::Bytes;

@@ -8,7 +8,7 @@ use twinfold_protocol::limits;
 use twinfold_protocol::marks::Intent;
 use twinfold_protocol::op::{Change, Name, NewObject, Op, Stability, XattrMode};
 use twinfold_protocol::time::Timestamp;
-use twinfold_protocol::wire::{CompareAnswer, CompareRequest, Control, Hello, Violation};
+use twinfold_protocol::wire::{Account, CompareAnswer, CompareRequest, Control, Hello, Violation};
 
 use super::values::Sent;
 use super::{marks, op, put_directory};
@@ -21,6 +21,7 @@ fn hello(name: usize, epoch: u32) -> Sent {
         copy: CopyState::default(),
         epoch: Epoch(epoch),
         resume: Some((SessionId(1), Seq(2))),
+        account: Account::default(),
     }))
 }
 

@@ -18,7 +18,8 @@ use twinfold_protocol::op::{
 };
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::wire::{
-    self, CompareAnswer, CompareRequest, Control, Frame, Hello, OpStreamStart, Receipt, Violation,
+    self, Account, CompareAnswer, CompareRequest, Control, Frame, Hello, OpStreamStart, Receipt,
+    Violation,
 };
 
 /// Any frame, with the stream that carries it.
@@ -407,14 +408,22 @@ fn hello() -> impl Strategy<Value = Hello> {
         any::<u128>(),
         generations(),
         generations(),
-        any::<bool>(),
+        any::<(bool, bool)>(),
     );
-    let copy = copy.prop_map(|(module, current, bases, history, up_to_date)| CopyState {
+    let copy = copy.prop_map(|(module, current, bases, history, flags)| CopyState {
         module: ModuleId(module),
         current: Generation(current),
         bases,
         history,
-        up_to_date,
+        up_to_date: flags.0,
+        given_up: flags.1,
+    });
+    let account = (text(limits::MAX_REASON), any::<(u64, u64, u64)>());
+    let account = account.prop_map(|(mount, (alone_since, objects, bytes))| Account {
+        mount,
+        alone_since,
+        objects,
+        bytes,
     });
     let resume = (any::<u128>().prop_map(SessionId), seq());
     (
@@ -424,15 +433,19 @@ fn hello() -> impl Strategy<Value = Hello> {
         copy,
         (0..=Epoch::MAX.0).prop_map(Epoch),
         option::of(resume),
+        account,
     )
-        .prop_map(|(versions, name, role, copy, epoch, resume)| Hello {
-            versions,
-            name,
-            role,
-            copy,
-            epoch,
-            resume,
-        })
+        .prop_map(
+            |(versions, name, role, copy, epoch, resume, account)| Hello {
+                versions,
+                name,
+                role,
+                copy,
+                epoch,
+                resume,
+                account,
+            },
+        )
 }
 
 fn decision() -> impl Strategy<Value = Decision> {
@@ -448,6 +461,9 @@ fn decision() -> impl Strategy<Value = Decision> {
             Decision::TwoPrimaries,
             Decision::SplitBrain,
             Decision::Unrelated,
+            Decision::OtherModule,
+            Decision::BothGivenUp,
+            Decision::NoPrimary,
         ])
     })
 }

@@ -12,7 +12,7 @@ use twinfold_protocol::op::{
 };
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::wire::{
-    CompareAnswer, CompareRequest, Control, Hello, OpStreamStart, Receipt,
+    Account, CompareAnswer, CompareRequest, Control, Hello, OpStreamStart, Receipt,
 };
 
 pub(super) const FILE: FileId = FileId((3 << 40) | 42);
@@ -355,6 +355,7 @@ pub(super) fn fresh_hello() -> Hello {
         copy: CopyState::default(),
         epoch: Epoch(0),
         resume: None,
+        account: Account::default(),
     }
 }
 
@@ -371,21 +372,30 @@ pub(super) fn controls() -> Vec<(Control, &'static str)> {
                     bases: vec![Generation(0xc1)],
                     history: vec![Generation(0xd1), Generation(0xd2)],
                     up_to_date: true,
+                    given_up: true,
                 },
                 epoch: Epoch::MAX,
                 resume: Some((SESSION, Seq(77))),
+                account: Account {
+                    mount: "/vm".into(),
+                    alone_since: 0x6512_3456,
+                    objects: 3,
+                    bytes: 0x5000,
+                },
             }),
-            "8a000000 01 7477696e666f6c64 0100 0302 02000000766d 01
+            "aa000000 01 7477696e666f6c64 0100 0302 02000000766d 01
              aa000000000000000000000000000000 000000000000000000000000000000bb
              01000000 c1000000000000000000000000000000
              02000000 d1000000000000000000000000000000 d2000000000000000000000000000000
-             01 ffffff00 01 000102030405060708090a0b0c0d0e0f 4d00000000000000",
+             01 01 ffffff00 01 000102030405060708090a0b0c0d0e0f 4d00000000000000
+             030000002f766d 5634126500000000 0300000000000000 0050000000000000",
         ),
         (
             Control::Hello(fresh_hello()),
-            "42000000 01 7477696e666f6c64 0100 0100 02000000766d 02
+            "5f000000 01 7477696e666f6c64 0100 0100 02000000766d 02
              00000000000000000000000000000000 00000000000000000000000000000000
-             00000000 00000000 00 00000000 00",
+             00000000 00000000 00 00 00000000 00
+             00000000 0000000000000000 0000000000000000 0000000000000000",
         ),
         (
             Control::Refuse {

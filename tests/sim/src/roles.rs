@@ -61,6 +61,8 @@ impl World {
         self.note(|| format!("node {node} starts as {role:?}, force {force}"));
         match role {
             Role::Primary => {
+                // By force also in the middle of a resync: what lost its place then has none.
+                self.nodes[node].disk.clear_aside();
                 let new = self.nodes[node].disk.record.paired || force;
                 self.take_over(node, new.then_some(next), DirtyMap::default());
                 let level = match self.nodes[node].lost_cache {
@@ -316,12 +318,13 @@ impl World {
             decision,
             Decision::SplitBrain
                 | Decision::Unrelated
+                | Decision::BothGivenUp
                 | Decision::SourceNotPrimary { .. }
                 | Decision::StalePrimary { .. }
                 | Decision::SourceIncomplete { .. }
         ) {
             self.note(|| format!("node {node} is given up: {decision:?}"));
-            self.nodes[node].disk.record.discard();
+            self.nodes[node].disk.record.give_up();
             self.nodes[node].given_up = false;
             self.nodes[node].own_history = false;
             self.nodes[node].standby = None;
