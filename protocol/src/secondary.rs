@@ -26,6 +26,8 @@ pub struct Secondary {
     durable: Seq,
     /// Before [`Op::ResyncEnd`]: the copy is not up to date.
     syncing: bool,
+    /// [`Op::ResyncEnd`] has not come yet: what loses its name may get another one.
+    moving: bool,
     started: bool,
     told: (Seq, Seq),
 }
@@ -38,6 +40,7 @@ impl Secondary {
             applied: Seq(0),
             durable: Seq(0),
             syncing: true,
+            moving: true,
             started: false,
             told: (Seq(0), Seq(0)),
         }
@@ -56,6 +59,12 @@ impl Secondary {
     /// Whether the copy is still being brought up.
     pub fn is_syncing(&self) -> bool {
         self.syncing
+    }
+
+    /// Whether resync ops may still come. Until then what loses its last name is kept, for
+    /// one of them may give it another; afterwards nobody would ever take it away.
+    pub fn is_moving(&self) -> bool {
+        self.moving
     }
 
     /// The op stream begins, for the first time or again.
@@ -99,9 +108,9 @@ impl Secondary {
                 op.seq, self.applied
             )));
         }
-        if op.op.is_resync() && !self.syncing {
+        if op.op.is_resync() && !self.moving {
             return Err(Violation::Order(format!(
-                "a resync op ({}) came for a copy that is up to date",
+                "a resync op ({}) came after the end of the resync",
                 op.op.word()
             )));
         }
@@ -112,6 +121,11 @@ impl Secondary {
     pub fn applied(&mut self, seq: Seq) {
         debug_assert_eq!(seq, self.applied.next());
         self.applied = seq;
+    }
+
+    /// [`Op::ResyncEnd`] is applied: its sync may begin.
+    pub fn all_moved(&mut self) {
+        self.moving = false;
     }
 
     /// Everything up to `seq` is on stable storage.
@@ -216,11 +230,17 @@ mod tests {
     }
 
     #[test]
-    fn an_up_to_date_copy_refuses_resync_ops() {
+    fn a_resync_op_after_its_end_is_refused() {
         let mut s = started(1);
         assert!(s.accept(&op(1, Op::ResyncEnd)).is_ok());
+        s.applied(Seq(1));
+        s.all_moved();
+        // Its sync has not ended, but nothing more can come.
+        assert!(s.is_syncing() && !s.is_moving());
+        assert!(s.accept(&op(2, Op::ResyncEnd)).is_err());
+        assert_eq!(s.accept(&op(1, Op::ResyncEnd)), Ok(Accepted::SyncAgain));
         s.resync_ended();
-        assert!(s.accept(&op(1, Op::ResyncEnd)).is_err());
+        assert!(!s.is_syncing());
     }
 
     #[test]

@@ -213,7 +213,7 @@ impl Engine {
                 source,
             })?;
         } else {
-            self.store.apply(&op.op, standby.is_syncing())?;
+            self.store.apply(&op.op, standby.machine.is_moving())?;
             standby.fresh.mark_op(&op.op, old_size);
         }
         self.counters.applied(&op.op);
@@ -263,7 +263,10 @@ impl Engine {
                 standby.older = fresh;
                 match op {
                     Op::Checkpoint => SyncWhat::Checkpoint { retire },
-                    _ => SyncWhat::ResyncEnd { retire },
+                    _ => {
+                        standby.machine.all_moved();
+                        SyncWhat::ResyncEnd { retire }
+                    }
                 }
             }
             _ => return Ok(None),

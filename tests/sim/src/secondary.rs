@@ -99,7 +99,7 @@ impl World {
         }
         let ignored = self.bug == Some(Bug::IgnoreHoles) && matches!(op.op, Op::PutHole { .. });
         let n = &mut self.nodes[node];
-        let syncing = n.standby.as_ref().is_some_and(|s| s.machine.is_syncing());
+        let syncing = n.standby.as_ref().is_some_and(|s| s.machine.is_moving());
         if !ignored && let Err(e) = n.disk.apply_as(&op.op, syncing) {
             let connection = n.connection;
             return self.fail(format!(
@@ -169,7 +169,10 @@ impl World {
                 standby.older = std::mem::take(&mut standby.fresh);
                 match op.op {
                     Op::Checkpoint => SyncJob::Checkpoint(op.seq, retire),
-                    _ => SyncJob::End(op.seq, retire),
+                    _ => {
+                        standby.machine.all_moved();
+                        SyncJob::End(op.seq, retire)
+                    }
                 }
             }
             _ => return,
