@@ -10,10 +10,13 @@
 //! The nodes die with the test process, however it ends; what a killed run leaves
 //! behind is removed by the next one.
 
+pub mod app;
 mod compare;
+mod dice;
 mod disk;
 mod failover;
 pub mod faulty;
+mod network;
 mod node;
 mod pair;
 mod process;
@@ -23,7 +26,9 @@ mod space;
 pub mod tools;
 mod turn;
 
-pub use compare::{Scope, Tree};
+pub use compare::{Scope, Tree, read_quietly};
+pub use dice::Dice;
+pub use network::Network;
 pub use node::{Node, Role};
 pub use pair::{Options, Pair, free_addresses};
 pub use process::{Scratch, leave_root, wait_until};

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use fs_driver::control::{self, Request};
 use fs_driver::store::Layout;
 use serde_json::Value;
 
+use crate::network;
 use crate::process::{self, wait_until};
 
 /// How long a start, a stop or a mount may take on a busy machine.
@@ -34,6 +35,8 @@ pub struct Node {
     directory: PathBuf,
     /// Where it accepts its peer.
     pub(crate) addresses: Vec<SocketAddr>,
+    /// The network it runs in, if not that of the tests.
+    pub(crate) namespace: Option<File>,
     process: Option<Child>,
 }
 
@@ -52,6 +55,7 @@ impl Node {
             name,
             directory,
             addresses: Vec::new(),
+            namespace: None,
             process: None,
         })
     }
@@ -59,6 +63,12 @@ impl Node {
     /// `a` or `b`.
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// The directory with everything of the node; a file system of its own with
+    /// [`small_disk`](crate::Options::small_disk).
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// The path the application uses.
@@ -164,9 +174,13 @@ impl Node {
         let log = File::options().append(true).create(true).open(self.log())?;
         let mut command = self.command(&arguments)?;
         command.stdout(log.try_clone()?).stderr(log);
+        if let Some(namespace) = &self.namespace {
+            network::enter(&mut command, namespace)?;
+        }
         self.process = Some(process::start(command)?);
         let up = wait_until(PATIENCE, || self.has_ended() || self.is_mounted());
         if !up || self.has_ended() {
+            self.kill();
             bail!("{} did not start:\n{}", self.name, self.last_words());
         }
         Ok(())

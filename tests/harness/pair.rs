@@ -10,6 +10,7 @@ use fs_driver::control::Request;
 use crate::compare::{Scope, Tree, differences};
 use crate::disk;
 use crate::faulty::{self, Fate, ProgrammableDisk};
+use crate::network::Network;
 use crate::node::{Node, Role};
 use crate::process::{self, wait_until};
 use crate::space;
@@ -42,6 +43,10 @@ pub struct Options {
     pub small_disk: Option<u64>,
     /// A and B each lie on a disk of so many bytes that the test programs.
     pub disks: [Option<u64>; 2],
+    /// B has one of the same size.
+    pub both_small: bool,
+    /// A and B are in network namespaces of their own; what `listen` and `dial` say is not used.
+    pub apart: bool,
 }
 
 impl Default for Options {
@@ -57,6 +62,8 @@ impl Default for Options {
             alone: false,
             small_disk: None,
             disks: [None; 2],
+            both_small: false,
+            apart: false,
         }
     }
 }
@@ -70,6 +77,7 @@ pub struct Pair {
     pub b: Node,
     disks: [Option<ProgrammableDisk>; 2],
     directory: PathBuf,
+    network: Option<Network>,
     _turn: Turn,
 }
 
@@ -127,12 +135,6 @@ impl Pair {
 
     fn prepare(options: &Options, turn: Turn) -> Result<Pair> {
         let directory = process::new_directory()?;
-        if let Some(size) = options.small_disk
-            && let Err(e) = disk::mount(&directory, "a", size)
-        {
-            process::remove_directory(&directory);
-            return Err(e);
-        }
         let disks = match programmable(&directory, options.disks) {
             Ok(disks) => disks,
             Err(e) => {
@@ -140,11 +142,27 @@ impl Pair {
                 return Err(e);
             }
         };
+        let small: &[&str] = match (options.small_disk, options.both_small) {
+            (None, _) => &[],
+            (_, false) => &["a"],
+            (_, true) => &["a", "b"],
+        };
+        for name in small {
+            if let Err(e) = disk::mount(&directory, name, options.small_disk.unwrap_or_default()) {
+                process::remove_directory(&directory);
+                return Err(e);
+            }
+        }
+        let network = match options.apart {
+            true => Some(Network::new()?),
+            false => None,
+        };
         let mut pair = Pair {
             disks,
             a: Node::new("a", directory.join("a"))?,
             b: Node::new("b", directory.join("b"))?,
             directory,
+            network,
             _turn: turn,
         };
         (options.populate)(&pair.a.mount());
@@ -153,8 +171,18 @@ impl Pair {
             [] => else_.to_vec(),
             given => given.to_vec(),
         };
-        let listen = [0, 1].map(|n| or(&options.listen[n], &free[n..=n]));
-        let dial = [0, 1].map(|n| or(&options.dial[n], &listen[1 - n]));
+        let listen = [0, 1].map(|n| match &pair.network {
+            Some(network) => vec![network.address(n)],
+            None => or(&options.listen[n], &free[n..=n]),
+        });
+        if let Some(network) = &pair.network {
+            pair.a.namespace = Some(network.namespace(0)?);
+            pair.b.namespace = Some(network.namespace(1)?);
+        }
+        let dial = [0, 1].map(|n| match options.apart {
+            true => listen[1 - n].clone(),
+            false => or(&options.dial[n], &listen[1 - n]),
+        });
         for (node, listen) in [&mut pair.a, &mut pair.b].into_iter().zip(&listen) {
             node.addresses.clone_from(listen);
         }
@@ -216,6 +244,11 @@ impl Pair {
     /// A path on the mount of B.
     pub fn on_b(&self, path: impl AsRef<Path>) -> PathBuf {
         self.b.mount().join(path)
+    }
+
+    /// The network between nodes that are [`apart`](Options::apart).
+    pub fn network(&self) -> &Network {
+        self.network.as_ref().expect("the nodes are apart")
     }
 
     fn primary(&self) -> Option<&Node> {

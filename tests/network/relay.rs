@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use harness::Dice;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Socket buffers, in bytes: what the relay loses it loses on purpose.
@@ -108,7 +109,7 @@ fn forward(front: &UdpSocket, to: SocketAddr, weather: &Mutex<Weather>, stop: &A
     let mut clients: HashMap<SocketAddr, UdpSocket> = HashMap::new();
     let mut flying: BTreeMap<(Instant, u64), Flying> = BTreeMap::new();
     let mut buffer = vec![0; DATAGRAM];
-    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    let mut dice = Dice::new(0);
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
         let now = Instant::now();
@@ -180,16 +181,4 @@ fn wait_for<'a>(
         tv_nsec: i64::from(limit.subsec_nanos()),
     };
     let _ = poll(&mut all, Some(&limit));
-}
-
-/// Random numbers, the same in every run (xorshift64).
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end
-    }
 }
