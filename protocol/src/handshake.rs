@@ -38,7 +38,7 @@ pub enum Role {
 }
 
 /// The history of one copy, as it is kept on disk and sent in the hello.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Hash)]
 pub struct CopyState {
     /// Which module it is a copy of; none before the first synchronisation.
     pub module: ModuleId,
@@ -322,6 +322,19 @@ fn relation(me: &CopyState, peer: &CopyState) -> Relation {
         // Each claims to come after the other: no run of this program writes that.
         _ => Relation::Split,
     }
+}
+
+/// Which of two copies has the newer data, if their generations tell.
+pub fn newer(me: &CopyState, peer: &CopyState) -> Option<Which> {
+    match relation(me, peer) {
+        Relation::Newer(which, _) => Some(which),
+        _ => None,
+    }
+}
+
+/// Whether two copies went on apart from a common generation, or have none in common.
+pub fn have_split(me: &CopyState, peer: &CopyState) -> bool {
+    matches!(relation(me, peer), Relation::Split | Relation::Unrelated)
 }
 
 /// Decides what two copies in these roles do. Pure; [`Decision::mirrored`] of one

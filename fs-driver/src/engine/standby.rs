@@ -169,6 +169,16 @@ impl Engine {
         Ok(standby.as_ref().map(|s| (s.session(), s.applied())))
     }
 
+    /// The primary has a session open that this process does not know: this copy is not up
+    /// to date from now on, durably, so that nobody promotes it when the primary goes on.
+    pub(crate) fn standby_forgot(&self) -> io::Result<()> {
+        tracing::warn!(
+            "the primary waits for a session that this node does not know any more; this copy \
+             is to be resynced"
+        );
+        self.copy.update(Record::fall_behind)
+    }
+
     /// What this copy may differ in, by its own notes: sent to the source of a resync.
     pub(crate) fn standby_marks(&self) -> io::Result<Recovered> {
         let noted = self.intents.all()?;

@@ -170,7 +170,23 @@ async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended>
             theirs.name, mine.name
         )));
     }
+    let own = decide((&mine.copy, Role::Secondary), (&theirs.copy, theirs.role));
+    let target = matches!(
+        own,
+        Decision::Resync {
+            source: Which::Peer,
+            ..
+        }
+    );
     match next(&mut control).await? {
+        // The table would have this copy resynced, but the primary still has a session
+        // open that this process does not know. It may go on once this copy cannot.
+        Control::Refuse { .. } if target && mine.resume.is_none() && mine.copy.up_to_date => {
+            engine
+                .standby_forgot()
+                .context("cannot note that this copy is not up to date")?;
+            return Ok(Ended::Lost);
+        }
         Control::Refuse { reason } => return Ok(Ended::Refused(reason)),
         Control::Resume { session } => {
             if mine.resume.map(|(mine, _)| mine) != Some(session) {
@@ -180,17 +196,10 @@ async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended>
         }
         Control::Decide { decision, session } => {
             // Both decide from the same facts; if they differ, one of them is wrong, and nothing moves.
-            let own = decide((&mine.copy, Role::Secondary), (&theirs.copy, theirs.role));
             if own != decision.mirrored() {
                 bail!("the primary decided {decision:?}, this node {own:?}: nothing is moved");
             }
-            if !matches!(
-                own,
-                Decision::Resync {
-                    source: Which::Peer,
-                    ..
-                }
-            ) {
+            if !target {
                 bail!("this copy would be the source, but this node is secondary");
             }
             engine

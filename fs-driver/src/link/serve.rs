@@ -161,8 +161,12 @@ async fn peer(
     }
     if engine.is_undecided() {
         // Its old session is not settled: only the caller's decision or a resume ends it,
-        // or that the peer is a process that knows of none: nobody can promote that.
-        let forgot = theirs.role == Role::Secondary && theirs.resume.is_none();
+        // or that the peer knows of none and has noted that its copy is not up to date:
+        // nobody can promote that.
+        let forgot = theirs.role == Role::Secondary
+            && theirs.resume.is_none()
+            && theirs.copy.current == mine.copy.current
+            && !theirs.copy.up_to_date;
         let reason = if forgot && engine.peer_restarted() {
             "this primary goes on alone first; the peer is resynced when it comes again"
         } else {
