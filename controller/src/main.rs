@@ -1,6 +1,8 @@
 //! `twinfold`: the controller's command line. For now it has the demonstration and
 //! the driver's own commands.
 
+mod confcheck;
+mod config;
 mod demo;
 
 use std::ffi::OsString;
@@ -20,6 +22,8 @@ struct Cli {
 enum Command {
     /// Show a failover on this machine: two nodes, a kill, a promotion, a resync, a comparison.
     Demo(demo::Args),
+    /// Check configuration files: every mistake with its place and what would be right.
+    Confcheck(confcheck::Args),
     /// What the guest of `demo --vm` runs.
     #[command(hide = true)]
     DemoGuest {
@@ -40,16 +44,18 @@ fn main() -> ExitCode {
         Command::Fs { args } => {
             fs_driver::cli::main(std::iter::once(OsString::from("twinfold-fs")).chain(args))
         }
-        Command::Demo(args) => ended(demo::run(&args)),
-        Command::DemoGuest { seed } => {
-            ended(demo::vm::guest::run(seed).map(|()| ExitCode::SUCCESS))
-        }
+        Command::Demo(args) => ended("demo", demo::run(&args)),
+        Command::Confcheck(args) => ended("confcheck", confcheck::run(&args)),
+        Command::DemoGuest { seed } => ended(
+            "demo-guest",
+            demo::vm::guest::run(seed).map(|()| ExitCode::SUCCESS),
+        ),
     }
 }
 
-fn ended(result: anyhow::Result<ExitCode>) -> ExitCode {
+fn ended(command: &str, result: anyhow::Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|e| {
-        eprintln!("twinfold demo: {e:#}");
+        eprintln!("twinfold {command}: {e:#}");
         ExitCode::FAILURE
     })
 }

@@ -1,0 +1,484 @@
+//! The configuration: `cluster.xml` for both nodes, `userconfig.xml` for each module.
+//!
+//! Every mistake in a file is reported, all at once, with its line and column and what
+//! would be right. A configuration with a mistake is not used, not even in part.
+
+mod check;
+mod macros;
+mod rules;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod units;
+mod xml;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde::Serialize;
+
+pub(crate) use check::Findings;
+use rules::Rule;
+use xml::Element;
+
+/// `cluster.xml`: the nodes, and the networks between them.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub(crate) struct Cluster {
+    pub(crate) port: u16,
+    pub(crate) lans: Vec<Lan>,
+}
+
+/// One network between the nodes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub(crate) struct Lan {
+    pub(crate) name: String,
+    /// Commands to the other node go over it.
+    pub(crate) command: bool,
+    pub(crate) nodes: Vec<NodeAddress>,
+}
+
+/// Where a node is on a network.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub(crate) struct NodeAddress {
+    pub(crate) name: String,
+    /// As the other node reaches it.
+    pub(crate) address: String,
+    /// Its own address behind a translation of addresses.
+    pub(crate) local: Option<IpAddr>,
+}
+
+/// `userconfig.xml`: one module.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub(crate) struct Module {
+    pub(crate) service: Service,
+    pub(crate) heart: Heart,
+    pub(crate) folders: Vec<String>,
+    pub(crate) addresses: Vec<VirtualAddress>,
+    pub(crate) variables: Vec<(String, String)>,
+    pub(crate) checkers: Vec<Checker>,
+    pub(crate) rules: Vec<Rule>,
+}
+
+/// How a module behaves.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub(crate) struct Service {
+    pub(crate) boot: bool,
+    #[serde(serialize_with = "time")]
+    pub(crate) boot_delay: Duration,
+    pub(crate) failover: bool,
+    /// The node that shall be primary when both are up to date; none: whoever is.
+    pub(crate) defaultprim: Option<String>,
+    pub(crate) maxloop: u64,
+    #[serde(serialize_with = "time")]
+    pub(crate) loop_interval: Duration,
+    pub(crate) isolation_alone: bool,
+}
+
+/// How the nodes hear of each other.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub(crate) struct Heart {
+    #[serde(serialize_with = "time")]
+    pub(crate) pulse: Duration,
+    #[serde(serialize_with = "time")]
+    pub(crate) timeout: Duration,
+    /// The networks it uses; all if none is named.
+    pub(crate) lans: Vec<String>,
+}
+
+/// An address that goes with the primary.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub(crate) struct VirtualAddress {
+    pub(crate) address: IpAddr,
+    pub(crate) prefix: Option<u8>,
+    pub(crate) interface: Option<String>,
+    pub(crate) check: bool,
+}
+
+/// Something that is looked at and sets a resource.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub(crate) struct Checker {
+    pub(crate) class: String,
+    pub(crate) ident: String,
+    pub(crate) when: String,
+    pub(crate) action: String,
+    pub(crate) to: Option<String>,
+    #[serde(serialize_with = "time")]
+    pub(crate) interval: Duration,
+    #[serde(serialize_with = "time")]
+    pub(crate) timeout: Duration,
+}
+
+fn time<S: serde::Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&units::show(*time))
+}
+
+/// The pulse and timeout of heartbeats unless configured: a dead node is known to be dead
+/// after three seconds, and fifteen lost pulses are no accident.
+const PULSE: Duration = Duration::from_millis(200);
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Heartbeats in one timeout, at least: fewer would let single lost packets count.
+const MIN_PULSES: u32 = 3;
+
+/// The nodes of a cluster.
+const NODES: usize = 2;
+
+/// The controller's port unless configured.
+const PORT: u16 = 4800;
+
+fn switch(element: Option<&Element>, name: &str, default: bool) -> bool {
+    element
+        .and_then(|e| e.get(name))
+        .and_then(units::switch)
+        .unwrap_or(default)
+}
+
+fn number(element: Option<&Element>, name: &str, default: u64) -> u64 {
+    element
+        .and_then(|e| e.get(name))
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(default)
+}
+
+fn duration(element: Option<&Element>, name: &str, unit: Duration, default: Duration) -> Duration {
+    element
+        .and_then(|e| e.get(name))
+        .and_then(|v| units::time(v, unit))
+        .unwrap_or(default)
+}
+
+/// Reads `cluster.xml`. Nothing comes back when there are mistakes.
+pub(crate) fn cluster(file: &str, text: &str) -> (Option<Cluster>, Findings) {
+    let mut found = Findings::default();
+    let root = match xml::parse(file, text) {
+        Ok(root) => root,
+        Err(mistakes) => {
+            found.mistakes = mistakes;
+            return (None, found);
+        }
+    };
+    check::check(file, schema::CLUSTER, &root, &mut found);
+    let lans = root.child("lans");
+    let mut all: Vec<Lan> = Vec::new();
+    if root.name != "cluster" {
+        return (None, found);
+    }
+    let Some(element) = lans else {
+        let text = "<cluster> needs <lans> with at least one <lan>".into();
+        found.wrong(file, root.at, text);
+        return (None, found);
+    };
+    for lan in element.all("lan") {
+        let name = lan.get("name").unwrap_or_default().to_owned();
+        if all.iter().any(|l| l.name == name) {
+            found.wrong(
+                file,
+                lan.at,
+                format!("there is another lan with the name {name}"),
+            );
+        }
+        let nodes: Vec<_> = lan
+            .all("node")
+            .map(|node| NodeAddress {
+                name: node.get("name").unwrap_or_default().to_owned(),
+                address: node.get("addr").unwrap_or_default().to_owned(),
+                local: node.get("laddr").and_then(|a| a.parse().ok()),
+            })
+            .collect();
+        if nodes.len() != NODES || nodes.windows(2).any(|w| w[0].name == w[1].name) {
+            let text = format!(
+                "<lan> has two nodes of different names; here are {}",
+                nodes.len()
+            );
+            found.wrong(file, lan.at, text);
+        }
+        if nodes
+            .windows(2)
+            .any(|w| w[0].address == w[1].address && w[0].local == w[1].local)
+        {
+            found.wrong(file, lan.at, "both nodes have the same address".into());
+        }
+        all.push(Lan {
+            name,
+            command: switch(Some(lan), "command", all.is_empty()),
+            nodes,
+        });
+    }
+    if all.is_empty() {
+        found.wrong(file, element.at, "<lans> needs at least one <lan>".into());
+    }
+    let names = |lan: &Lan| {
+        let mut names: Vec<_> = lan.nodes.iter().map(|n| n.name.clone()).collect();
+        names.sort();
+        names
+    };
+    for (lan, at) in all.iter().zip(element.all("lan")).skip(1) {
+        if names(lan) != names(&all[0]) {
+            let text = format!(
+                "the nodes of lan {} are not those of {}",
+                lan.name, all[0].name
+            );
+            found.wrong(file, at.at, text);
+        }
+    }
+    found.sort();
+    let cluster = found.mistakes.is_empty().then(|| Cluster {
+        port: number(lans, "port", PORT.into()) as u16,
+        lans: all,
+    });
+    (cluster, found)
+}
+
+/// Reads `userconfig.xml`; `variable` is the environment, for macros that are not defined
+/// in the file. Nothing comes back when there are mistakes.
+pub(crate) fn module(
+    file: &str,
+    text: &str,
+    variable: impl Fn(&str) -> Option<String>,
+) -> (Option<Module>, Findings) {
+    let mut found = Findings::default();
+    let mut root = match xml::parse(file, text) {
+        Ok(root) => root,
+        Err(mistakes) => {
+            found.mistakes = mistakes;
+            return (None, found);
+        }
+    };
+    macros::expand(file, &mut root, variable, &mut found);
+    check::check(file, schema::MODULE, &root, &mut found);
+    let module = match root.name.as_str() {
+        "safe" => read_module(file, &root, &mut found),
+        _ => None,
+    };
+    found.sort();
+    (found.mistakes.is_empty().then_some(module).flatten(), found)
+}
+
+fn read_module(file: &str, root: &Element, found: &mut Findings) -> Option<Module> {
+    let Some(service) = root.child("service") else {
+        found.wrong(file, root.at, "<safe> needs <service>".into());
+        return None;
+    };
+    if let Some(mode @ ("farm" | "light")) = service.get("mode") {
+        let text = format!("mode=\"{mode}\" is not supported: twinfold replicates (mirror)");
+        found.wrong(file, service.at, text);
+    }
+    let heart = read_heart(file, service, found);
+    let rfs = service.child("rfs");
+    let folders: Vec<String> = rfs
+        .into_iter()
+        .flat_map(|r| r.all("replicated"))
+        .filter_map(|r| r.get("dir").map(str::to_owned))
+        .collect();
+    for (n, folder) in folders.iter().enumerate() {
+        let inside =
+            |a: &str, b: &str| a == b || a.strip_prefix(b).is_some_and(|r| r.starts_with('/'));
+        if let Some(other) = folders[..n]
+            .iter()
+            .find(|o| inside(folder, o) || inside(o, folder))
+        {
+            let at = rfs.map_or(root.at, |r| r.at);
+            found.wrong(
+                file,
+                at,
+                format!("the folders {folder} and {other} lie in one another"),
+            );
+        }
+    }
+    if let (Some(rfs), true) = (rfs, folders.is_empty()) {
+        found.wrong(
+            file,
+            rfs.at,
+            "<rfs> needs at least one <replicated dir=...>".into(),
+        );
+    }
+    let rules = read_rules(file, service, found);
+    let user = service.child("user");
+    Some(Module {
+        service: Service {
+            boot: matches!(service.get("boot"), Some("on" | "auto")),
+            boot_delay: duration(
+                Some(service),
+                "boot_delay",
+                Duration::from_secs(1),
+                Duration::ZERO,
+            ),
+            failover: switch(Some(service), "failover", true),
+            defaultprim: service
+                .get("defaultprim")
+                .filter(|n| !matches!(*n, "alone" | "lastprim"))
+                .map(str::to_owned),
+            maxloop: number(Some(service), "maxloop", 3),
+            loop_interval: duration(
+                Some(service),
+                "loop_interval",
+                Duration::from_secs(3600),
+                Duration::from_secs(86_400),
+            ),
+            isolation_alone: service.get("isolation") != Some("wait"),
+        },
+        heart,
+        folders,
+        addresses: read_addresses(file, service, found),
+        variables: user
+            .into_iter()
+            .flat_map(|u| u.all("var"))
+            .filter_map(|v| Some((v.get("name")?.to_owned(), v.get("value")?.to_owned())))
+            .collect(),
+        checkers: read_checkers(file, service, found),
+        rules,
+    })
+}
+
+fn read_heart(file: &str, service: &Element, found: &mut Findings) -> Heart {
+    let heart = service.child("heart");
+    let millis = Duration::from_millis(1);
+    let pulse = duration(heart, "pulse", millis, PULSE);
+    let timeout = duration(heart, "timeout", millis, TIMEOUT);
+    if let Some(heart) = heart
+        && timeout < pulse * MIN_PULSES
+    {
+        let text = format!(
+            "the timeout ({}) holds less than {MIN_PULSES} pulses ({})",
+            units::show(timeout),
+            units::show(pulse)
+        );
+        found.wrong(file, heart.at, text);
+    }
+    Heart {
+        pulse,
+        timeout,
+        lans: heart
+            .into_iter()
+            .flat_map(|h| h.all("heartbeat"))
+            .filter_map(|h| h.get("name").map(str::to_owned))
+            .collect(),
+    }
+}
+
+fn read_addresses(file: &str, service: &Element, found: &mut Findings) -> Vec<VirtualAddress> {
+    let mut all: Vec<VirtualAddress> = Vec::new();
+    let mut open: Vec<(&Element, Option<&str>)> = service
+        .child("vip")
+        .into_iter()
+        .map(|v| (v, None))
+        .collect();
+    while let Some((element, interface)) = open.pop() {
+        let interface = match element.name.as_str() {
+            "interface" => element.get("name"),
+            _ => interface,
+        };
+        if element.name == "virtual_addr" {
+            let Some(address) = element.get("addr").and_then(|a| a.parse::<IpAddr>().ok()) else {
+                continue;
+            };
+            let prefix = element.get("netmask").map(|mask| prefix_of(mask, address));
+            if prefix == Some(None) {
+                let text =
+                    "netmask is neither a number of bits nor a mask like 255.255.255.0".into();
+                found.wrong(file, element.at, text);
+            }
+            if all.iter().any(|a| a.address == address) {
+                found.wrong(file, element.at, format!("{address} is there twice"));
+            }
+            all.push(VirtualAddress {
+                address,
+                prefix: prefix.flatten(),
+                interface: interface.map(str::to_owned),
+                check: switch(Some(element), "check", true),
+            });
+        }
+        open.extend(element.children.iter().map(|c| (c, interface)));
+    }
+    all.sort_by_key(|a| a.address);
+    all
+}
+
+/// The bits of a network mask, as a number or in four parts.
+fn prefix_of(mask: &str, address: IpAddr) -> Option<u8> {
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    if let Ok(bits) = mask.parse::<u8>() {
+        return (bits <= most).then_some(bits);
+    }
+    let bits = u32::from(mask.parse::<std::net::Ipv4Addr>().ok()?);
+    let ones = bits.leading_ones();
+    (bits.count_ones() == ones && address.is_ipv4()).then_some(ones as u8)
+}
+
+fn read_checkers(file: &str, service: &Element, found: &mut Findings) -> Vec<Checker> {
+    let mut all: Vec<Checker> = Vec::new();
+    let second = Duration::from_secs(1);
+    let checks = service.child("check").into_iter().flat_map(|c| &c.children);
+    let processes = service
+        .child("errd")
+        .into_iter()
+        .flat_map(|e| e.all("proc"));
+    for element in checks.chain(processes) {
+        let ident = element
+            .get("ident")
+            .or(element.get("name"))
+            .unwrap_or_default();
+        if all
+            .iter()
+            .any(|c| c.class == element.name && c.ident == ident)
+        {
+            let text = format!("there is another <{}> with the name {ident}", element.name);
+            found.wrong(file, element.at, text);
+        }
+        let to = element.child("to");
+        if to.is_none() && matches!(element.name.as_str(), "tcp" | "ping" | "ip") {
+            found.wrong(
+                file,
+                element.at,
+                format!("<{}> needs <to addr=...>", element.name),
+            );
+        }
+        if element.name == "tcp"
+            && let Some(to) = to
+            && to.get("port").is_none()
+        {
+            found.wrong(file, to.at, "<to> of <tcp> needs the attribute port".into());
+        }
+        let (when, action) = match element.name.as_str() {
+            "ping" | "intf" | "module" => ("pre", "wait"),
+            "splitbrain" => ("pre", "wait"),
+            "ip" => ("prim", "stopstart"),
+            "tcp" => ("prim", "restart"),
+            "proc" => ("prim", "stopstart"),
+            _ => ("pre", "noaction"),
+        };
+        let when = element.get("when").or(element.get("class")).unwrap_or(when);
+        all.push(Checker {
+            class: element.name.clone(),
+            ident: ident.to_owned(),
+            when: when.to_owned(),
+            action: element.get("action").unwrap_or(action).to_owned(),
+            to: to.and_then(|t| {
+                let host = t.get("addr")?;
+                Some(match t.get("port") {
+                    Some(port) => format!("{host} port {port}"),
+                    None => host.to_owned(),
+                })
+            }),
+            interval: duration(to, "interval", second, Duration::from_secs(10)),
+            timeout: duration(to, "timeout", second, Duration::from_secs(5)),
+        });
+    }
+    all
+}
+
+fn read_rules(file: &str, service: &Element, found: &mut Findings) -> Vec<Rule> {
+    let failover = service.child("failover");
+    let mut rules = Vec::new();
+    if switch(failover, "extends", true) {
+        let place = xml::Place { line: 1, column: 1 };
+        rules = rules::parse("built-in", place, rules::BUILT_IN, found);
+    }
+    if let Some(failover) = failover {
+        let own = rules::parse(file, failover.text_at, &failover.text, found);
+        // A rule of one's own replaces a built-in one of the same label.
+        rules.retain(|r| own.iter().all(|o| o.label != r.label));
+        rules.extend(own);
+    }
+    rules
+}

@@ -1,0 +1,305 @@
+use std::time::Duration;
+
+use super::{Findings, cluster, module};
+
+fn said(found: &Findings) -> Vec<String> {
+    found.mistakes.iter().map(ToString::to_string).collect()
+}
+
+fn none(_: &str) -> Option<String> {
+    None
+}
+
+const GOOD: &str = r#"<!DOCTYPE safe>
+<safe>
+  <macro name="VM" value="vm1"/>
+  <service mode="mirror" boot="on" defaultprim="alone" maxloop="3" loop_interval="24" failover="on">
+    <heart pulse="700" timeout="30000">
+      <heartbeat name="default" ident="flow"/>
+    </heart>
+    <rfs async="second" acl="on" nbrei="3" namespacepolicy="4">
+      <replicated dir="/data/%VM%" mode="read_only"/>
+    </rfs>
+    <vip>
+      <interface_list>
+        <interface check="on" arpreroute="on">
+          <real_interface>
+            <virtual_addr addr="192.0.2.10" where="one_side_alias" netmask="255.255.255.0"/>
+          </real_interface>
+        </interface>
+      </interface_list>
+    </vip>
+    <user nicestoptimeout="300" forcestoptimeout="300" logging="userlog">
+      <var name="VM_NAME" value="%VM%"/>
+    </user>
+    <errd polltimer="10s"><proc name="qemu" argregex=".*%VM%.*" class="prim" action="restart"/></errd>
+    <check>
+      <tcp ident="web" when="prim"><to addr="192.0.2.10" port="80" interval="10s" timeout="5s"/></tcp>
+      <ping ident="router"><to addr="192.0.2.1"/></ping>
+    </check>
+    <failover extends="yes"><![CDATA[
+      web_down: if (tcp.web == down) then restart;
+      ip_failure: if (ip.* == down) then stop;
+    ]]></failover>
+  </service>
+</safe>
+"#;
+
+#[test]
+fn a_configuration_as_this_field_writes_it_is_read() {
+    let (read, found) = module("userconfig.xml", GOOD, none);
+    assert_eq!(said(&found), [""; 0]);
+    let read = read.unwrap();
+    assert_eq!(read.folders, ["/data/vm1"]);
+    assert_eq!(read.heart.pulse, Duration::from_millis(700));
+    assert_eq!(read.heart.timeout, Duration::from_secs(30));
+    assert_eq!(read.service.loop_interval, Duration::from_secs(86_400));
+    assert_eq!(read.service.defaultprim, None);
+    assert_eq!(read.addresses[0].prefix, Some(24));
+    assert_eq!(read.variables, [("VM_NAME".to_owned(), "vm1".to_owned())]);
+    let checkers: Vec<_> = read
+        .checkers
+        .iter()
+        .map(|c| (c.class.as_str(), c.action.as_str()))
+        .collect();
+    assert_eq!(
+        checkers,
+        [("tcp", "restart"), ("ping", "wait"), ("proc", "restart")]
+    );
+    let labels: Vec<_> = read.rules.iter().map(|r| r.label.as_str()).collect();
+    assert_eq!(
+        labels,
+        [
+            "interface_failure",
+            "module_failure",
+            "splitbrain_failure",
+            "web_down",
+            "ip_failure"
+        ]
+    );
+    // What has no meaning here is named, not ignored.
+    let notes: Vec<_> = found
+        .notes
+        .iter()
+        .map(|n| n.text.split(' ').next().unwrap())
+        .collect();
+    assert_eq!(notes, ["acl", "nbrei", "namespacepolicy"]);
+}
+
+#[test]
+fn the_defaults_find_a_dead_node_in_three_seconds() {
+    let text = "<safe><service><rfs><replicated dir='/d'/></rfs></service></safe>";
+    let read = module("f", text, none).0.unwrap();
+    assert_eq!(read.heart.pulse, Duration::from_millis(200));
+    assert_eq!(read.heart.timeout, Duration::from_secs(3));
+    assert_eq!((read.service.boot, read.service.failover), (false, true));
+    assert_eq!(read.rules.len(), 4);
+}
+
+/// Each mistake alone: what the file says, and where.
+#[test]
+fn each_mistake_is_told_with_its_place_and_what_would_be_right() {
+    let mut differ = Vec::new();
+    let service = |inside: &str| format!("<safe>\n<service>{inside}</service>\n</safe>");
+    for (text, expected) in [
+        (
+            "<save/>".to_owned(),
+            "f:1:1: the file begins with <save> instead of <safe>",
+        ),
+        ("<safe/>".into(), "f:1:1: <safe> needs <service>"),
+        (
+            service("<hart/>"),
+            "f:2:10: <hart> is not known in <service>; did you mean heart?",
+        ),
+        (
+            service("<to addr='a'/>"),
+            "f:2:10: <to> stands in <service>; it belongs in <tcp> or <ping> or <ip> or <module>",
+        ),
+        (
+            service("<heart/><heart/>"),
+            "f:2:18: <heart> stands twice in <service>; once is right",
+        ),
+        (
+            service("<heart puls='1'/>"),
+            "f:2:17: <heart> has no attribute puls; did you mean pulse?",
+        ),
+        (
+            service("<heart pulse='fast'/>"),
+            "f:2:17: pulse=\"fast\" is not a time: a number with d, h, m, s, ms or us (without one it counts in milliseconds)",
+        ),
+        (
+            service("<heart pulse='2s' timeout='3s'/>"),
+            "f:2:10: the timeout (3s) holds less than 3 pulses (2s)",
+        ),
+        (
+            service("<heart port='0'/>"),
+            "f:2:17: port=\"0\" is not a whole number from 1 to 65535",
+        ),
+        (
+            service("<vip><virtual_addr addr='1.2.3'/></vip>"),
+            "f:2:29: addr=\"1.2.3\" is not an IPv4 or IPv6 address",
+        ),
+        (
+            service("<vip><virtual_addr addr='1.2.3.4' netmask='255.0.255.0'/></vip>"),
+            "f:2:15: netmask is neither a number of bits nor a mask like 255.255.255.0",
+        ),
+        (
+            service("<vip><virtual_addr/></vip>"),
+            "f:2:15: <virtual_addr> needs the attribute addr",
+        ),
+        (
+            service("<rfs/>"),
+            "f:2:10: <rfs> needs at least one <replicated dir=...>",
+        ),
+        (
+            service("<rfs><replicated dir='d'/></rfs>"),
+            "f:2:27: dir=\"d\" is not an absolute path without ..",
+        ),
+        (
+            service("<rfs><replicated dir='/a/../b'/></rfs>"),
+            "f:2:27: dir=\"/a/../b\" is not an absolute path without ..",
+        ),
+        (
+            service("<rfs><replicated dir='/a'/><replicated dir='/a/b'/></rfs>"),
+            "f:2:10: the folders /a/b and /a lie in one another",
+        ),
+        (
+            service("<rfs syncat='0 4 * * *'><replicated dir='/a'/></rfs>"),
+            "f:2:15: syncat is not supported: replication is always synchronous; a resync at a time of day is not",
+        ),
+        (
+            service("<vhost/>"),
+            "f:2:10: <vhost> is not supported: host names are not faked for the application; use a virtual address",
+        ),
+        (
+            service("<rfs><replicated dir='/a'><notreplicated path='x'/></replicated></rfs>"),
+            "f:2:36: <notreplicated> is not supported: everything in a folder is replicated; keep what shall not be outside of it",
+        ),
+        (
+            service("<check><tcp ident='a'><to addr='b'/></tcp></check>"),
+            "f:2:32: <to> of <tcp> needs the attribute port",
+        ),
+        (
+            service("<check><ping ident='a'/></check>"),
+            "f:2:17: <ping> needs <to addr=...>",
+        ),
+        (
+            service("<check><custom ident='a'/></check>"),
+            "f:2:17: <custom> needs the attribute exec",
+        ),
+        (
+            service("<heart>text</heart>"),
+            "f:2:17: <heart> holds no text",
+        ),
+        (
+            service("<user><var name='a' value='%NO%'/></user>"),
+            "f:2:30: the macro %NO% is not defined: add <macro name=\"NO\" value=.../> or a variable of the environment",
+        ),
+        (
+            service("<failover>\n x: if (a.b == up) then go;</failover>"),
+            "f:3:25: \"go\" is no action; there are stop, stopstart, wait, restart, swap",
+        ),
+        (
+            "<safe><service mode='farm'/></safe>".into(),
+            "f:1:7: mode=\"farm\" is not supported: twinfold replicates (mirror)",
+        ),
+        (
+            "<safe><service failover='maybe'/></safe>".into(),
+            "f:1:16: failover=\"maybe\" is not on or off",
+        ),
+        (
+            "<safe><service boot='now'/></safe>".into(),
+            "f:1:16: boot=\"now\" is not one of on, off, auto, ignore",
+        ),
+        (
+            "<safe><service automatic_reboot='on'/></safe>".into(),
+            "f:1:16: automatic_reboot is not supported: twinfold does not reboot a node; use a watchdog of the operating system",
+        ),
+    ] {
+        let (read, found) = module("f", &text, none);
+        assert_eq!(read, None, "{text}");
+        if said(&found) != [expected] {
+            differ.push((text, said(&found), expected));
+        }
+    }
+    assert!(differ.is_empty(), "{differ:#?}");
+}
+
+#[test]
+fn all_mistakes_come_at_once_in_the_order_of_the_file() {
+    let text = "<safe>\n<servise/>\n<service mod='x'>\n<heart timeout='x'/>\n</service></safe>";
+    let lines: Vec<_> = module("f", text, none)
+        .1
+        .mistakes
+        .iter()
+        .map(|m| m.at.line)
+        .collect();
+    assert_eq!(lines, [2, 3, 4]);
+}
+
+#[test]
+fn macros_come_from_the_file_first_and_then_from_the_environment() {
+    let text = "<safe><macro name='A' value='/a'/><service><rfs>\
+                <replicated dir='%A%%B%'/></rfs></service></safe>";
+    let variable = |name: &str| Some(format!("/env-{name}"));
+    let read = module("f", text, variable).0.unwrap();
+    assert_eq!(read.folders, ["/a/env-B"]);
+}
+
+const CLUSTER: &str = r#"<cluster>
+  <lans port="4800">
+    <lan name="default">
+      <node name="one" addr="192.0.2.1"/>
+      <node name="two" addr="192.0.2.2"/>
+    </lan>
+    <lan name="private" command="off">
+      <node name="two" addr="10.0.0.2"/>
+      <node name="one" addr="10.0.0.1" laddr="172.16.0.1"/>
+    </lan>
+  </lans>
+</cluster>"#;
+
+#[test]
+fn a_cluster_has_two_nodes_on_each_of_its_networks() {
+    let (read, found) = cluster("cluster.xml", CLUSTER);
+    assert_eq!(said(&found), [""; 0]);
+    let read = read.unwrap();
+    assert_eq!((read.port, read.lans.len()), (4800, 2));
+    assert_eq!((read.lans[0].command, read.lans[1].command), (true, false));
+    for (from, to, expected) in [
+        (
+            "<lan name=\"private\"",
+            "<lan name=\"default\"",
+            "7:5: there is another lan with the name default",
+        ),
+        (
+            "<node name=\"two\" addr=\"10.0.0.2\"/>",
+            "",
+            "7:5: <lan> has two nodes of different names; here are 1",
+        ),
+        (
+            "name=\"two\" addr=\"10",
+            "name=\"three\" addr=\"10",
+            "7:5: the nodes of lan private are not those of default",
+        ),
+        (
+            "192.0.2.2",
+            "192.0.2.1",
+            "3:5: both nodes have the same address",
+        ),
+        (
+            "192.0.2.2",
+            "192.0.2.2/24",
+            "5:24: addr=\"192.0.2.2/24\" is not an address or a host name",
+        ),
+    ] {
+        let text = CLUSTER.replacen(from, to, 1);
+        let (read, found) = cluster("f", &text);
+        assert!(
+            said(&found).contains(&format!("f:{expected}")),
+            "{:?}",
+            said(&found)
+        );
+        assert_eq!(read, None);
+    }
+}
