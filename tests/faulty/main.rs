@@ -203,6 +203,26 @@ fn a_held_disk_hangs_until_it_is_released_and_a_test_can_end_meanwhile() {
 }
 
 #[test]
+fn a_disk_holds_behind_so_many_changes_and_none_is_lost_when_it_goes_on() {
+    let stage = stage();
+    let path = stage.mount.join("file");
+    synced(&path, 7);
+    let before = stage.disk.look().recorded;
+    stage.disk.hold_after(2);
+    let file = File::options().write(true).open(&path).unwrap();
+    let waiting = std::thread::spawn(move || {
+        file.write_all_at(&[9; 4096], 0).unwrap();
+        file.set_len(4096).unwrap();
+        file.sync_all()
+    });
+    assert!(wait_until(PATIENCE, || stage.disk.look().held > 0));
+    assert_eq!(stage.disk.look().recorded, before + 2);
+    stage.disk.release();
+    waiting.join().unwrap().unwrap();
+    assert!(read(&path).unwrap() == [9; 4096]);
+}
+
+#[test]
 fn a_full_disk_says_so() {
     let stage = stage();
     let filler = stage.disk.fill().unwrap();

@@ -11,9 +11,11 @@
 //! behind is removed by the next one.
 
 pub mod app;
+mod boot;
 mod compare;
 mod dice;
 mod disk;
+mod effects;
 mod failover;
 pub mod faulty;
 mod network;
@@ -28,6 +30,7 @@ mod turn;
 
 pub use compare::{Scope, Tree, read_quietly};
 pub use dice::Dice;
+pub use effects::Effects;
 pub use network::Network;
 pub use node::{Node, Role};
 pub use pair::{Options, Pair, free_addresses};

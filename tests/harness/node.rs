@@ -11,6 +11,7 @@ use fs_driver::control::{self, Request};
 use fs_driver::store::Layout;
 use serde_json::Value;
 
+use crate::effects::{self, Effects};
 use crate::network;
 use crate::process::{self, wait_until};
 
@@ -37,7 +38,12 @@ pub struct Node {
     pub(crate) addresses: Vec<SocketAddr>,
     /// The network it runs in, if not that of the tests.
     pub(crate) namespace: Option<File>,
+    /// Its driver's effects are counted.
+    pub(crate) watched: bool,
+    /// The next one is killed behind so many.
+    kill_after: Option<u64>,
     process: Option<Child>,
+    effects: Option<Effects>,
 }
 
 /// The driver, built along with the tests as a program beside them.
@@ -56,7 +62,10 @@ impl Node {
             directory,
             addresses: Vec::new(),
             namespace: None,
+            watched: false,
+            kill_after: None,
             process: None,
+            effects: None,
         })
     }
 
@@ -156,7 +165,6 @@ impl Node {
 
     /// Starts the driver and waits until the mount answers.
     pub fn start(&mut self, role: Role) -> Result<()> {
-        ensure!(self.process.is_none(), "{} runs already", self.name);
         let mount = self.mount().display().to_string();
         let key = self.key();
         let mut arguments = vec![
@@ -171,13 +179,7 @@ impl Node {
         if role == Role::ForcedPrimary {
             arguments.push("--force");
         }
-        let log = File::options().append(true).create(true).open(self.log())?;
-        let mut command = self.command(&arguments)?;
-        command.stdout(log.try_clone()?).stderr(log);
-        if let Some(namespace) = &self.namespace {
-            network::enter(&mut command, namespace)?;
-        }
-        self.process = Some(process::start(command)?);
+        self.begin(&arguments)?;
         let up = wait_until(PATIENCE, || self.has_ended() || self.is_mounted());
         if !up || self.has_ended() {
             self.kill();
@@ -186,7 +188,33 @@ impl Node {
         Ok(())
     }
 
-    fn has_ended(&mut self) -> bool {
+    /// What is started next is killed behind so many effects, by [`crate::Options::watched`].
+    pub fn kill_after(&mut self, effects: u64) {
+        self.kill_after = Some(effects);
+    }
+
+    /// Starts a command of the driver; what it says goes to the node's log.
+    pub fn begin(&mut self, arguments: &[&str]) -> Result<()> {
+        ensure!(self.process.is_none(), "{} runs already", self.name);
+        let log = File::options().append(true).create(true).open(self.log())?;
+        let mut command = self.command(arguments)?;
+        command.stdout(log.try_clone()?).stderr(log);
+        if let Some(namespace) = &self.namespace {
+            network::enter(&mut command, namespace)?;
+        }
+        if self.watched {
+            effects::watch(&mut command);
+        }
+        let process = self.process.insert(process::start(command)?);
+        self.effects = match self.watched {
+            true => Some(Effects::of(process.id(), self.kill_after.take())?),
+            false => None,
+        };
+        Ok(())
+    }
+
+    /// Whether what was started has ended, or nothing was.
+    pub fn has_ended(&mut self) -> bool {
         match &mut self.process {
             Some(process) => !matches!(process.try_wait(), Ok(None)),
             None => true,
@@ -211,6 +239,16 @@ impl Node {
     /// The driver's process id.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Child::id)
+    }
+
+    /// What its driver does, by [`crate::Options::watched`].
+    pub fn effects(&self) -> &Effects {
+        self.effects.as_ref().expect("its effects are watched")
+    }
+
+    /// Kills the driver without waiting for its end: it may wait for its disk.
+    pub fn begin_to_kill(&self) {
+        self.signal(libc::SIGKILL);
     }
 
     fn signal(&self, signal: i32) {

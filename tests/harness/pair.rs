@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use fs_driver::control::Request;
 
+use crate::boot;
 use crate::compare::{Scope, Tree, differences};
 use crate::disk;
 use crate::faulty::{self, Fate, ProgrammableDisk};
@@ -47,6 +48,8 @@ pub struct Options {
     pub both_small: bool,
     /// A and B are in network namespaces of their own; what `listen` and `dial` say is not used.
     pub apart: bool,
+    /// The effects of both drivers are counted.
+    pub watched: bool,
 }
 
 impl Default for Options {
@@ -64,6 +67,7 @@ impl Default for Options {
             disks: [None; 2],
             both_small: false,
             apart: false,
+            watched: false,
         }
     }
 }
@@ -76,6 +80,7 @@ pub struct Pair {
     /// The node that begins as secondary.
     pub b: Node,
     disks: [Option<ProgrammableDisk>; 2],
+    init: [Vec<String>; 2],
     directory: PathBuf,
     network: Option<Network>,
     _turn: Turn,
@@ -159,12 +164,15 @@ impl Pair {
         };
         let mut pair = Pair {
             disks,
+            init: Default::default(),
             a: Node::new("a", directory.join("a"))?,
             b: Node::new("b", directory.join("b"))?,
             directory,
             network,
             _turn: turn,
         };
+        pair.a.watched = options.watched;
+        pair.b.watched = options.watched;
         (options.populate)(&pair.a.mount());
         let free = free_addresses(["127.0.0.1"; 2])?;
         let or = |given: &[SocketAddr], else_: &[SocketAddr]| match given {
@@ -188,7 +196,7 @@ impl Pair {
         }
         let id_a = pair.a.run(&["identity", "--identity", &pair.a.key()])?;
         let id_b = pair.b.run(&["identity", "--identity", &pair.b.key()])?;
-        let init = |number: usize, node: &Node, id: &str, from: &str| -> Result<()> {
+        let init = |number: usize, node: &Node, id: &str, from: &str| -> Vec<String> {
             let (mount, key) = (node.mount().display().to_string(), node.key());
             let deadlines = options.deadlines.map(|ms| ms.to_string());
             let text = |all: &[SocketAddr]| all.iter().map(ToString::to_string).collect();
@@ -203,11 +211,20 @@ impl Pair {
                 arguments.extend([name, value.as_str()]);
             }
             arguments.extend(options.more.iter().map(String::as_str));
-            node.run(&arguments).map(drop)
+            arguments.into_iter().map(str::to_owned).collect()
         };
-        init(0, &pair.a, &id_b, "--good-copy")?;
-        init(1, &pair.b, &id_a, "--from-peer")?;
+        pair.init = [
+            init(0, &pair.a, &id_b, "--good-copy"),
+            init(1, &pair.b, &id_a, "--from-peer"),
+        ];
+        pair.a.run(&pair.init_arguments(0))?;
+        pair.b.run(&pair.init_arguments(1))?;
         Ok(pair)
+    }
+
+    /// The command by which a node's folder was made.
+    pub fn init_arguments(&self, number: usize) -> Vec<&str> {
+        self.init[number].iter().map(String::as_str).collect()
     }
 
     /// The disk that A lies on, by [`Options::disks`].
@@ -221,19 +238,22 @@ impl Pair {
     }
 
     /// Kills a node (0 is A), and gives its disk a power cut. It is mounted again, and
-    /// the node can start.
+    /// the node can start, as if its machine had booted again.
     pub fn cut_power(&mut self, number: usize, fate: impl Fn(usize, &faulty::Request) -> Fate) {
         let (node, name) = match number {
             0 => (&mut self.a, "a"),
             _ => (&mut self.b, "b"),
         };
         let disk = self.disks[number].as_mut().expect("a disk of its own");
-        // A process that waits for its disk cannot be killed.
+        // Nothing of what the process could do about a disk that fails comes to pass. One
+        // that waits for its disk dies when the disk does.
+        node.begin_to_kill();
         disk.die();
         node.kill();
         disk.cut(fate).expect("the power is cut");
         disk.mount(&self.directory.join(name))
             .expect("the disk is mounted again");
+        boot::another(&node.layout().state()).expect("the boot is another one");
     }
 
     /// A path on the mount of A.

@@ -4,12 +4,21 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::state::{CopyFile, Settings, sync_directory};
+use super::sync_parent;
+use crate::state::{CopyFile, Settings};
 use crate::store::{Layout, strip_ids};
 
 /// Gives the directory back. Without `force` only when the copy is up to date.
-/// Returns how many objects it holds.
+/// Returns how many objects it holds. One that was broken off can be repeated.
 pub fn deinit(layout: &Layout, force: bool) -> Result<u64> {
+    let rest = Layout::new(super::unfinished(&layout.base));
+    if !layout.base.exists() {
+        remove(&rest)?;
+        bail!(
+            "there is nothing to give back: {} does not exist",
+            layout.base.display()
+        );
+    }
     let settings = Settings::load(&layout.state())?;
     let _lock = super::lock(layout).context("stop the driver first (`stop`)")?;
     let mount = &settings.mount;
@@ -30,6 +39,29 @@ pub fn deinit(layout: &Layout, force: bool) -> Result<u64> {
              use --force"
         );
     }
+    if layout.data().exists() {
+        give_back(layout, mount)?;
+    }
+    let stripped = strip(mount)?;
+    // The last step that counts: what is removed then is not a replicated folder any more.
+    remove(&rest)?;
+    std::fs::rename(&layout.base, &rest.base)
+        .with_context(|| format!("cannot remove {}", layout.base.display()))?;
+    sync_parent(&layout.base)?;
+    remove(&rest)?;
+    Ok(stripped)
+}
+
+/// Removes private parts that are none any more; never data.
+fn remove(rest: &Layout) -> Result<()> {
+    if !rest.base.exists() || rest.data().exists() {
+        return Ok(());
+    }
+    std::fs::remove_dir_all(&rest.base)
+        .with_context(|| format!("cannot remove {}", rest.base.display()))
+}
+
+fn give_back(layout: &Layout, mount: &Path) -> Result<()> {
     std::fs::remove_dir(mount)
         .or_else(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Ok(()),
@@ -43,13 +75,7 @@ pub fn deinit(layout: &Layout, force: bool) -> Result<u64> {
         })?;
     std::fs::rename(layout.data(), mount)
         .with_context(|| format!("cannot move the data back to {}", mount.display()))?;
-    if let Some(parent) = mount.parent() {
-        sync_directory(parent)?;
-    }
-    let stripped = strip(mount)?;
-    std::fs::remove_dir_all(&layout.base)
-        .with_context(|| format!("cannot remove {}", layout.base.display()))?;
-    Ok(stripped)
+    Ok(sync_parent(mount)?)
 }
 
 fn strip(mount: &Path) -> Result<u64> {

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use twinfold_protocol::handshake::CopyState;
 use twinfold_protocol::ids::{Epoch, Generation, ModuleId, Side};
 
+use super::sync_parent;
 use crate::engine::random_id;
 use crate::state::{CopyFile, Record, Settings, sync_directory};
 use crate::store::{Adoption, Layout};
@@ -30,16 +31,14 @@ pub struct Init {
 const PROGRESS: Duration = Duration::from_secs(1);
 
 /// Makes a replicated folder. Returns how many objects were taken over. Until the
-/// last step the directory stays what it was; a broken-off `init` can be repeated.
+/// last step nothing is final: a broken-off `init` can be repeated, also one that a power
+/// cut broke off.
 pub fn init(init: &Init, mut progress: impl FnMut(u64)) -> Result<u64> {
     let mount = &init.settings.mount;
-    check(init, mount)?;
-    let building = init.base.with_extension("twinfold-new");
-    if building.exists() {
-        std::fs::remove_dir_all(&building)
-            .with_context(|| format!("cannot remove {}", building.display()))?;
-    }
+    let building = super::unfinished(&init.base);
     let layout = Layout::new(&building);
+    undo(&layout, mount)?;
+    check(init, mount)?;
     for directory in [&building, &layout.aside(), &layout.state()] {
         std::fs::DirBuilder::new()
             .mode(0o700)
@@ -73,26 +72,51 @@ pub fn init(init: &Init, mut progress: impl FnMut(u64)) -> Result<u64> {
         )
     })?;
     let taken = take_over(mount, &mut adoption, &mut progress)?;
-    adoption.finish().context("cannot write the index")?;
+    adoption
+        .finish()
+        .with_context(|| format!("cannot flush {}", mount.display()))?;
 
     let old = std::fs::metadata(mount)?;
     std::fs::rename(mount, layout.data())
         .with_context(|| format!("cannot move {} into its store", mount.display()))?;
+    make_mount_point(mount, &old)?;
+    sync_directory(&building)?;
+    sync_parent(mount)?;
+    // The last step: a folder that is there is whole.
     std::fs::rename(&building, &init.base)
         .with_context(|| format!("cannot make {}", init.base.display()))?;
-    make_mount_point(mount, &old)?;
-    if let Some(parent) = mount.parent() {
-        sync_directory(parent)?;
-    }
+    sync_parent(&init.base)?;
     Ok(taken)
 }
 
-fn check(init: &Init, mount: &Path) -> Result<()> {
-    let meta = std::fs::symlink_metadata(mount)
-        .with_context(|| format!("cannot look at {}", mount.display()))?;
-    if !meta.is_dir() {
-        bail!("{} is not a directory", mount.display());
+/// Takes back what an `init` that was broken off has done: the data is where it was.
+fn undo(building: &Layout, mount: &Path) -> Result<()> {
+    if building.data().exists() {
+        match std::fs::remove_dir(mount) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).with_context(|| {
+                    format!(
+                        "the data lies in {} since an `init` was broken off, and cannot be moved \
+                         back to {}, which was used meanwhile: empty it",
+                        building.data().display(),
+                        mount.display()
+                    )
+                });
+            }
+            _ => {}
+        }
+        std::fs::rename(building.data(), mount)
+            .with_context(|| format!("cannot move the data back to {}", mount.display()))?;
+        sync_parent(mount)?;
     }
+    if building.base.exists() {
+        std::fs::remove_dir_all(&building.base)
+            .with_context(|| format!("cannot remove {}", building.base.display()))?;
+    }
+    Ok(())
+}
+
+fn check(init: &Init, mount: &Path) -> Result<()> {
     if init.base.exists() {
         bail!(
             "{} exists: {} is a replicated folder already (`status` shows it, `deinit` gives the \
@@ -100,6 +124,11 @@ fn check(init: &Init, mount: &Path) -> Result<()> {
             init.base.display(),
             mount.display()
         );
+    }
+    let meta = std::fs::symlink_metadata(mount)
+        .with_context(|| format!("cannot look at {}", mount.display()))?;
+    if !meta.is_dir() {
+        bail!("{} is not a directory", mount.display());
     }
     let parent = mount
         .parent()

@@ -25,6 +25,16 @@ pub fn default_base(mount: &Path) -> Result<PathBuf> {
     Ok(parent.join(base))
 }
 
+/// Where the private parts lie that are not a replicated folder yet, or not any more.
+fn unfinished(base: &Path) -> PathBuf {
+    base.with_extension("twinfold-new")
+}
+
+/// Brings the name of `path` to stable storage.
+fn sync_parent(path: &Path) -> std::io::Result<()> {
+    path.parent().map_or(Ok(()), crate::state::sync_directory)
+}
+
 /// An absolute path without touching what it leads to (a dead mount would not answer).
 pub fn absolute(path: &Path) -> Result<PathBuf> {
     let path = std::path::absolute(path)?;

@@ -89,6 +89,7 @@ enum Ask {
     Look,
     Faults(Faults),
     Hold(bool),
+    HoldAfter(u64),
     Record,
     Die,
 }
@@ -232,6 +233,13 @@ impl ProgrammableDisk {
     /// Every request waits from now on.
     pub fn hold(&self) {
         self.ask(&Ask::Hold(true)).expect("the disk answers");
+    }
+
+    /// So many writes, discards and flushes more are done; from the next one on, every
+    /// request waits.
+    pub fn hold_after(&self, requests: u64) {
+        self.ask(&Ask::HoldAfter(requests))
+            .expect("the disk answers");
     }
 
     /// What waited is done, in the order in which it came.

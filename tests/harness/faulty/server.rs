@@ -39,6 +39,8 @@ struct State {
     standing: Standing,
     faults: Faults,
     holding: bool,
+    /// Requests that are done before it holds.
+    hold_after: Option<u64>,
     held: Vec<Work>,
     dead: bool,
 }
@@ -118,6 +120,13 @@ impl State {
         Ok(())
     }
 
+    fn turn(&mut self, work: Work) {
+        match self.holding {
+            true => self.held.push(work),
+            false => work(self),
+        }
+    }
+
     fn release(&mut self) {
         for work in std::mem::take(&mut self.held) {
             work(self);
@@ -128,11 +137,16 @@ impl State {
         match question {
             Ask::Look => {}
             Ask::Faults(faults) => self.faults = faults,
-            Ask::Hold(hold) => self.holding = hold,
+            Ask::Hold(hold) => {
+                self.holding = hold;
+                self.hold_after = None;
+            }
+            Ask::HoldAfter(requests) => self.hold_after = Some(requests),
             Ask::Record => self.record()?,
             Ask::Die => {
                 self.dead = true;
                 self.holding = false;
+                self.hold_after = None;
             }
         }
         if !self.holding {
@@ -153,12 +167,18 @@ impl Disk {
 
     /// Does the work now, or when the disk is released.
     fn turn(&self, work: impl FnOnce(&mut State) + Send + 'static) {
+        self.state().turn(Box::new(work));
+    }
+
+    /// The same for work that changes the disk.
+    fn change(&self, work: impl FnOnce(&mut State) + Send + 'static) {
         let mut state = self.state();
-        if state.holding {
-            state.held.push(Box::new(work));
-        } else {
-            work(&mut state);
+        match state.hold_after {
+            Some(0) => state.holding = true,
+            Some(left) => state.hold_after = Some(left - 1),
+            None => {}
         }
+        state.turn(Box::new(work));
     }
 
     fn attributes(&self, inode: u64) -> FileAttr {
@@ -249,7 +269,7 @@ impl Filesystem for Disk {
         reply: ReplyWrite,
     ) {
         let data = data.to_vec();
-        self.turn(move |state| match state.write(offset, &data) {
+        self.change(move |state| match state.write(offset, &data) {
             Ok(()) => reply.written(data.len() as u32),
             Err(e) => reply.error(errno(&e)),
         });
@@ -269,11 +289,11 @@ impl Filesystem for Disk {
         if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) == 0 {
             return reply.error(Errno::EOPNOTSUPP);
         }
-        self.turn(move |state| tell(reply, state.discard(offset, length)));
+        self.change(move |state| tell(reply, state.discard(offset, length)));
     }
 
     fn fsync(&self, _: &fuser::Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.turn(move |state| tell(reply, state.flush()));
+        self.change(move |state| tell(reply, state.flush()));
     }
 
     fn flush(&self, _: &fuser::Request, _: INodeNo, _: FileHandle, _: LockOwner, r: ReplyEmpty) {
@@ -295,6 +315,7 @@ pub fn serve(directory: &Path) -> Result<()> {
         standing: Standing::default(),
         faults: Faults::default(),
         holding: false,
+        hold_after: None,
         held: Vec::new(),
         dead: false,
     })));

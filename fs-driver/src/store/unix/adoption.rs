@@ -15,6 +15,7 @@ use super::{Layout, sys, xattrs};
 #[derive(Debug)]
 pub struct Adoption {
     index: Index,
+    file_system: std::os::fd::OwnedFd,
     epoch: Epoch,
     next: u64,
 }
@@ -34,10 +35,12 @@ impl Adoption {
     pub fn begin(layout: &Layout, root: &Path, epoch: Epoch) -> io::Result<Adoption> {
         let index = Index::open(&layout.state().join("index"))?;
         let root = open(root)?;
-        Handle::of(root.as_fd())?.open(root_for_handles(&root)?.as_fd())?;
+        let file_system = sys::reopen(root.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?;
+        Handle::of(root.as_fd())?.open(file_system.as_fd())?;
         xattrs::replace_id(root.as_fd(), FileId::ROOT)?;
         Ok(Adoption {
             index,
+            file_system,
             epoch,
             next: 0,
         })
@@ -53,21 +56,20 @@ impl Adoption {
         Ok(file)
     }
 
-    /// Brings the index to stable storage.
+    /// Brings the index, the ids and the data to stable storage: a copy that is called
+    /// good holds after a power cut what it held when it was.
     pub fn finish(self) -> io::Result<()> {
-        self.index.sync()
+        self.index.sync()?;
+        Ok(rustix::fs::syncfs(&self.file_system)?)
     }
 }
 
-fn root_for_handles(root: &std::os::fd::OwnedFd) -> io::Result<std::os::fd::OwnedFd> {
-    sys::reopen(root.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)
-}
-
-/// Removes the ids of a whole tree; returns how many objects it has.
+/// Removes the ids of a whole tree, durably; returns how many objects it has.
 pub fn strip_ids(root: &Path) -> io::Result<u64> {
     let mut count = 0;
     let mut directories = vec![root.to_owned()];
-    xattrs::remove_id(open(root)?.as_fd())?;
+    let top = open(root)?;
+    xattrs::remove_id(top.as_fd())?;
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(&directory)? {
             let entry = entry?;
@@ -78,5 +80,9 @@ pub fn strip_ids(root: &Path) -> io::Result<u64> {
             }
         }
     }
+    rustix::fs::syncfs(sys::reopen(
+        top.as_fd(),
+        OFlags::RDONLY | OFlags::DIRECTORY,
+    )?)?;
     Ok(count)
 }

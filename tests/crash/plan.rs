@@ -1,0 +1,67 @@
+//! Which points are tried: all of them, or as many as time allows, from a seed.
+//!
+//! `TWINFOLD_CRASH=all` tries every point; any other value tries the points whose
+//! description contains it. `TWINFOLD_CRASH_SECONDS` is the time each test may take
+//! beyond one point of each workload, `TWINFOLD_CRASH_SEED` another sample.
+
+use std::time::{Duration, Instant};
+
+use harness::Dice;
+
+/// Seconds for each test, in which it goes on with random points.
+const SECONDS: u64 = 8;
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
+}
+
+/// Tries points of `scenes`. `most` is about how many points a scene has; `point` tries
+/// the one behind so many steps, in a way that the seed decides, and returns whether
+/// there are later ones.
+pub(crate) fn run<S: std::fmt::Debug>(
+    test: &str,
+    scenes: &[S],
+    most: u64,
+    mut point: impl FnMut(&S, u64, u64) -> bool,
+) {
+    let wanted = std::env::var("TWINFOLD_CRASH").unwrap_or_default();
+    let seed = number("TWINFOLD_CRASH_SEED").unwrap_or(20_261_128);
+    let begun = Instant::now();
+    let mut tried = 0;
+    let mut one = |scene: &S, steps: u64, seed: u64| {
+        let what = format!("{test}: {scene:?} behind {steps} with {seed}");
+        if !wanted.is_empty() && wanted != "all" && !what.contains(&wanted) {
+            return true;
+        }
+        println!("{what}");
+        tried += 1;
+        point(scene, steps, seed)
+    };
+    if wanted.is_empty() {
+        let time = Duration::from_secs(number("TWINFOLD_CRASH_SECONDS").unwrap_or(SECONDS));
+        let mut dice = Dice::new(seed ^ test.len() as u64);
+        let mut round = 0;
+        while round == 0 || begun.elapsed() < time {
+            for scene in scenes {
+                if round > 0 && begun.elapsed() >= time {
+                    break;
+                }
+                one(scene, dice.below(most), dice.draw());
+            }
+            round += 1;
+        }
+    } else {
+        for (n, scene) in scenes.iter().enumerate() {
+            // The end comes long before; a scene that never ends is a failure.
+            for steps in 0.. {
+                assert!(steps < 1000, "{scene:?} does not end");
+                if !one(scene, steps, seed ^ (n as u64) << 32 ^ steps) {
+                    break;
+                }
+            }
+        }
+    }
+    println!("{test}: {tried} points in {} s", begun.elapsed().as_secs());
+    assert!(tried > 0, "no point is called {wanted:?}");
+}
