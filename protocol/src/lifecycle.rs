@@ -26,7 +26,29 @@ pub struct Record {
     /// When it last went on without its peer, in seconds since 1970; 0 if it did not. For
     /// the operator: nothing is ever decided from it.
     pub alone_since: u64,
+    /// The number of the saved marks that are in force: notes that they stand for may be
+    /// gone, so without them nothing is known.
+    pub marks: u64,
 }
+
+/// What saved marks belong to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct MarksId {
+    /// The module of the copy; none before the first synchronisation.
+    pub module: ModuleId,
+    /// The copy's generation when they were saved.
+    pub generation: Generation,
+    /// Their number: each time they are saved one higher.
+    pub number: u64,
+}
+
+/// Saved marks are of another history than the copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "it belongs to module {:?}, generation {}, number {}, which is not this copy's history",
+    .0.module, .0.generation, .0.number
+)]
+pub struct ForeignMarks(pub MarksId);
 
 /// Why a copy may not simply become primary when the driver starts (promise 4).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -148,6 +170,36 @@ impl Record {
         self.copy = self.copy.give_up();
     }
 
+    /// What marks that are saved now belong to. Durable first, then
+    /// [`Record::marks_saved`], then the notes they stand for may go.
+    pub fn next_marks(&self) -> MarksId {
+        MarksId {
+            module: self.copy.module,
+            generation: self.copy.current,
+            number: self.marks + 1,
+        }
+    }
+
+    /// Marks with this number are in force.
+    pub fn marks_saved(&mut self, number: u64) {
+        self.marks = number;
+    }
+
+    /// Whether marks that were found are those in force, or the ones saved next: a crash
+    /// may have come between the two steps, and either is complete. What belongs to another
+    /// history is never believed.
+    pub fn trusts(&self, found: MarksId) -> Result<(), ForeignMarks> {
+        let module = !found.module.is_some() || found.module == self.copy.module;
+        let generation = !found.generation.is_some()
+            || found.generation == self.copy.current
+            || self.copy.history.contains(&found.generation);
+        let number = found.number == self.marks || found.number == self.marks + 1;
+        match module && generation && number {
+            true => Ok(()),
+            false => Err(ForeignMarks(found)),
+        }
+    }
+
     /// The driver stops in order.
     pub fn stop(&mut self) {
         self.clean = true;
@@ -197,6 +249,37 @@ mod tests {
             Record::default().objection(5),
             Some(Objection::NeverSynchronised)
         );
+    }
+
+    #[test]
+    fn marks_of_another_history_are_not_believed() {
+        let mut copy = record();
+        copy.copy.module = ModuleId(7);
+        copy.marks = 4;
+        let saved = copy.next_marks();
+        assert_eq!(saved.number, 5);
+        assert_eq!(
+            copy.trusts(saved),
+            Ok(()),
+            "the crash came before they were in force"
+        );
+        copy.marks_saved(5);
+        assert_eq!(copy.trusts(saved), Ok(()));
+        copy.go_alone(Generation(2));
+        assert_eq!(
+            copy.trusts(saved),
+            Ok(()),
+            "an earlier generation of this copy"
+        );
+        let other = |change: fn(&mut MarksId)| {
+            let mut other = saved;
+            change(&mut other);
+            copy.trusts(other).is_ok()
+        };
+        assert!(!other(|m| m.number = 4), "older ones: notes are gone since");
+        assert!(!other(|m| m.number = 7));
+        assert!(!other(|m| m.generation = Generation(9)));
+        assert!(!other(|m| m.module = ModuleId(8)));
     }
 
     #[test]

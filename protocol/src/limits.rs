@@ -48,6 +48,19 @@ pub const ID_BLOCK: u64 = 4096;
 /// Names of one directory kept apart in the dirty map before it collapses to "the whole directory".
 pub const MAX_MARKED_NAMES: usize = 4096;
 
+/// Names kept apart in one dirty map; beyond it a directory of which another name is
+/// marked collapses to "the whole directory". About 80 bytes each.
+pub const MAX_MARKED_NAMES_IN_ALL: usize = 256 << 10;
+
+/// Files in one dirty map with more than one run of marked blocks; beyond it a further one
+/// collapses to "the whole file". About 200 bytes each, and a bit for each block in their
+/// denser parts.
+pub const MAX_SCATTERED_FILES: usize = 128 << 10;
+
+/// Objects that the marks of ops tell apart in one dirty map; beyond it everything is
+/// compared. A million new files stay below it; about 70 bytes each.
+pub const MAX_MARKED_OBJECTS: usize = 3 << 19;
+
 /// Bytes of ops shipped but not yet acknowledged, per module. Beyond it writers wait.
 pub const MAX_IN_FLIGHT_BYTES: usize = 64 << 20;
 
@@ -82,6 +95,16 @@ pub const MAX_HISTORY: usize = 16;
 
 /// Marks in one control message.
 pub const MAX_MARKS_PER_FRAME: usize = 4096;
+
+/// Bytes of a dirty map in one OwnMarks frame.
+pub const MAX_MAP_BYTES: usize = 512 << 10;
+
+/// Chunks of a resync target's dirty map that take 8 KiB of memory each, at most: beyond
+/// it comparing everything is cheaper than to trust the peer with more.
+pub const MAX_TARGET_CHUNKS: usize = 8 << 10;
+
+/// Bytes of a resync target's dirty map, at most: beyond it everything is compared.
+pub const MAX_TARGET_MAP: usize = 64 << 20;
 
 /// Marks of a resync target, at most: beyond it comparing everything is cheaper.
 pub const MAX_TARGET_MARKS: usize = 4 << 20;

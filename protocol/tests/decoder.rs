@@ -334,8 +334,8 @@ fn no_number_anywhere_in_a_frame_is_trusted() {
             }
         }
     }
-    // 21 ops, 7 control frames, 3 receipts, the start of the ops, 5 of the comparison.
-    assert_eq!(kinds.len(), 21 + 7 + 3 + 1 + 5, "{kinds:?}");
+    // 21 ops, 8 control frames, 3 receipts, the start of the ops, 5 of the comparison.
+    assert_eq!(kinds.len(), 21 + 8 + 3 + 1 + 5, "{kinds:?}");
 }
 
 #[test]

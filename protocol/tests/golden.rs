@@ -311,6 +311,7 @@ fn control_name(control: &Control) -> &'static str {
         Control::Marks { .. } => "Marks",
         Control::Leave { .. } => "Leave",
         Control::Alive => "Alive",
+        Control::OwnMarks { .. } => "OwnMarks",
     }
 }
 
@@ -391,6 +392,7 @@ fn constants() -> BTreeMap<&'static str, u64> {
         ("MAX_PUT_ENTRIES", of(limits::MAX_PUT_ENTRIES)),
         ("MAX_HISTORY", of(limits::MAX_HISTORY)),
         ("MAX_MARKS_PER_FRAME", of(limits::MAX_MARKS_PER_FRAME)),
+        ("MAX_MAP_BYTES", of(limits::MAX_MAP_BYTES)),
         ("MAX_COMPARE_BLOCKS", of(limits::MAX_COMPARE_BLOCKS)),
         ("MAX_COMPARE_OBJECTS", of(limits::MAX_COMPARE_OBJECTS)),
         ("MAX_PUT_XATTRS", of(limits::MAX_PUT_XATTRS)),

@@ -95,7 +95,7 @@ impl Caller {
             let frame = self.control.frame().await.expect("marks of the target");
             match Control::decode(frame).unwrap() {
                 Control::Marks { more: false, .. } => return self,
-                Control::Marks { .. } => {}
+                Control::Marks { .. } | Control::OwnMarks { .. } => {}
                 other => panic!("expected marks, got {other:?}"),
             }
         }

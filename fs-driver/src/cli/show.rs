@@ -64,6 +64,7 @@ pub(super) fn status(status: &Value) -> String {
             "waits for a decision (`go-alone`, or the peer's return)",
         ),
         ("trouble", "trouble"),
+        ("damage", "damaged, so everything will be compared"),
         ("fenced", "FENCED"),
     ] {
         if let Some(text) = status[key].as_str() {

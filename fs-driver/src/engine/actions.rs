@@ -72,11 +72,7 @@ impl Engine {
             Action::CheckpointDone => {
                 let segment = self.checkpoint_segment.lock().take();
                 let engine = self.clone();
-                self.jobs.run(move || {
-                    if let Some(Err(e)) = segment.map(|s| engine.intents.retire(s)) {
-                        tracing::warn!(error = %e, "old intents cannot be deleted");
-                    }
-                });
+                self.jobs.run(move || engine.notes_may_go(segment));
             }
         }
     }
@@ -202,9 +198,10 @@ impl Engine {
         next
     }
 
-    /// Flushes both nodes and drops what they then need not remember. Blocks for
-    /// as long as the local disk takes; writes go on.
+    /// Flushes both nodes and drops what they then need not remember; alone, saves what
+    /// it has to. Blocks for as long as the local disk takes; writes go on.
     pub fn checkpoint(self: &Arc<Self>) {
+        self.checkpoint_alone();
         if self.core.lock().unflushed_counts() != (0, 0) {
             self.begin_checkpoint();
         }

@@ -10,7 +10,7 @@ use twinfold_protocol::op::{AllocateMode, Op, Payload, Stability};
 
 use super::{Engine, Reply, clock};
 use crate::error::{FsError, FsResult};
-use crate::store::Node;
+use crate::store::{Node, may_have_changed};
 
 /// Bytes one call copies at most: a longer copy comes as more calls, so that no
 /// single op keeps the peer busy for long.
@@ -246,6 +246,9 @@ impl Engine {
                 // peer learns what is here now.
                 self.touch(&op);
                 let size = node.size().unwrap_or(old_size);
+                if may_have_changed(&e) {
+                    self.core.lock().failed_here(&op, old_size);
+                }
                 if size == old_size {
                     return reply(Err(e.into()));
                 }
@@ -325,6 +328,9 @@ impl Engine {
             Err(e) => {
                 // Nothing was copied, but the times may have been set.
                 self.touch(&op(length));
+                if may_have_changed(&e) {
+                    self.core.lock().failed_here(&op(length), 0);
+                }
                 reply(Err(e.into()));
             }
         }

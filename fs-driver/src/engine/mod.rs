@@ -13,6 +13,7 @@ mod data;
 mod gate;
 mod jobs;
 mod names;
+mod own;
 mod parking;
 mod resync;
 mod roles;
@@ -32,14 +33,16 @@ use twinfold_protocol::handshake::Role;
 use twinfold_protocol::ids::{Epoch, FileId, Side};
 use twinfold_protocol::marks::{DirtyMap, Intent, id_block, intents_of};
 use twinfold_protocol::op::Op;
-use twinfold_protocol::primary::Primary;
+use twinfold_protocol::primary::{OwnMarks, Primary};
+use twinfold_protocol::time::Instant;
 
 use crate::error::{FsError, FsResult};
-use crate::state::{CopyFile, IntentLog, Recovered, Settings};
+use crate::state::{CopyFile, IntentLog, MarksFile, Recovered, Settings};
 use crate::store::{Layout, Store};
 
 pub(crate) use actions::random_id;
 pub use names::NewEntry;
+pub use own::OwnChanges;
 pub use standby::{Standby, StandbyError};
 pub use status::{LinkState, ResyncStatus, Status};
 
@@ -79,7 +82,20 @@ pub struct Engine {
     connection: Mutex<Option<quinn::Connection>>,
     question: Mutex<Option<String>>,
     trouble: Mutex<Option<String>>,
+    /// What earlier runs noted and no saved marks stand for.
     recovered: Mutex<Recovered>,
+    /// What this secondary, or this node before it has a role, has changed in its own copy.
+    own: Mutex<OwnMarks>,
+    marks: MarksFile,
+    /// Marks are saved one at a time; whether this is a term as primary, in which the
+    /// core's marks are what is saved.
+    saving: Mutex<bool>,
+    /// Held as long as a resync of the peer may have marks in its hands.
+    resyncing: Mutex<()>,
+    /// When a primary that is alone saves its marks again at the earliest.
+    alone_again: Mutex<Instant>,
+    /// What of this node's state could not be read, until everything has been compared.
+    damage: Mutex<Option<String>>,
     standby: Mutex<Option<Standby>>,
     /// Held while a resync of this copy begins or ends.
     ending: Mutex<()>,
@@ -170,17 +186,15 @@ impl Engine {
     /// the two nodes this one is.
     pub fn open(layout: Layout, settings: Settings, side: Side) -> Result<Engine> {
         let state = layout.state();
-        let copy = CopyFile::open(&state)?;
+        let found = crate::state::open(&state)?;
         let store = Store::open(layout).context("cannot open the store")?;
-        let (intents, recovered) =
-            IntentLog::open(&state.join("intents")).context("cannot open the intent log")?;
-        repair(&store, &recovered).context("cannot repair the store after a crash")?;
+        repair(&store, &found.recovered).context("cannot repair the store after a crash")?;
         let config = settings.config();
         Ok(Engine {
             store,
             side,
-            copy,
-            intents,
+            copy: found.copy,
+            intents: found.intents,
             core: Mutex::new(Primary::new(config, DirtyMap::default())),
             room: Condvar::new(),
             parking: parking::Parking::default(),
@@ -200,7 +214,13 @@ impl Engine {
             connection: Mutex::default(),
             question: Mutex::default(),
             trouble: Mutex::default(),
-            recovered: Mutex::new(recovered),
+            recovered: Mutex::new(found.recovered),
+            own: Mutex::new(found.own),
+            marks: found.marks,
+            saving: Mutex::default(),
+            resyncing: Mutex::default(),
+            alone_again: Mutex::default(),
+            damage: Mutex::new(found.damage),
             standby: Mutex::default(),
             ending: Mutex::default(),
             checkpoints: Mutex::default(),

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use twinfold_protocol::attr::{Attributes, Kind};
+use twinfold_protocol::ids::FileId;
+use twinfold_protocol::marks::DirtyMap;
 use twinfold_protocol::op::{Change, Name, NewObject, Op, RenameMode, XattrMode};
 
 use super::Engine;
@@ -69,11 +71,25 @@ impl Engine {
             Err(e) => {
                 // What failed half-way was undone, but that, too, has set times.
                 if !is_refusal(&e) {
+                    self.suspect(&touched);
                     self.touched.lock().extend(touched);
                 }
                 reply(Err(e));
             }
         }
+    }
+
+    /// A change of these failed, and perhaps not all of it was undone: they are compared.
+    fn suspect(&self, files: &[FileId]) {
+        let mut marks = DirtyMap::default();
+        for file in files {
+            marks.mark_attributes(*file);
+            let found = self.store.object(*file);
+            if found.is_ok_and(|node| node.is_some_and(|n| n.kind() == Kind::Directory)) {
+                marks.mark_directory(*file);
+            }
+        }
+        self.core.lock().add_suspects(marks);
     }
 
     /// Makes a new object. The reply brings it and its attributes.

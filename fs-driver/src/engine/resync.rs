@@ -15,7 +15,7 @@ use twinfold_protocol::op::{Listing, Name, Object, Op, PutEntry};
 use twinfold_protocol::primary::Link;
 
 use super::compare::Ask;
-use super::{Engine, clock};
+use super::{Engine, OwnChanges, clock};
 use crate::state::{Record, Recovered};
 use crate::store::{Listed, Node};
 
@@ -68,22 +68,36 @@ impl Engine {
         self: &Arc<Self>,
         session: SessionId,
         method: Method,
-        target: Recovered,
+        target: OwnChanges,
         mut ask: Ask,
         opened: impl FnOnce(Seq),
     ) -> Result<(), ResyncError> {
+        let _marks = self.resyncing.lock();
         let mine = self.recovered.lock().clone();
+        let (own, everything) = {
+            let mut core = self.core.lock();
+            let (own, mut everything) = (core.take_suspects(), false);
+            core.mark(|dirty| everything = dirty.take_everything());
+            everything |= own.is_everything();
+            (own, everything)
+        };
         let method = match method {
-            Method::Marks if mine.damaged || target.damaged => Method::Compare,
+            Method::Marks if mine.damaged || target.damaged || everything => Method::Compare,
             other => other,
         };
         self.counters.comparing(true);
-        let noted = mine.intents.union(&target.intents).copied();
-        let suspects = self.core.lock().take_suspects();
+        let noted = mine.intents.union(&target.notes).copied();
+        let mut suspects = own.clone();
+        suspects.unite(target.marks);
         let compared = self.compare(method, noted, &suspects, &mut ask);
+        drop(suspects);
         self.counters.comparing(false);
         if let Err(e) = compared {
-            self.core.lock().add_suspects(suspects);
+            let mut core = self.core.lock();
+            core.add_suspects(own);
+            if everything {
+                core.mark(DirtyMap::mark_everything);
+            }
             return Err(e.into());
         }
         // No more questions: the connection goes on to the op stream.
@@ -93,12 +107,17 @@ impl Engine {
             if core.link() != Link::Alone {
                 return Err(ResyncError::Interrupted);
             }
+            // So much was written meanwhile that it is not told apart any more.
+            if core.dirty().is_everything() {
+                return Err(io::Error::other("too much was changed during the comparison").into());
+            }
             core.peer_ready(clock::now(), session);
             self.counters.resync_begins(core.dirty());
             core.next_seq()
         };
         // What an earlier run left is in the map now, and stays there until it is moved.
         *self.recovered.lock() = Recovered::default();
+        *self.damage.lock() = None;
         opened(first);
         let moved = self.move_all(session);
         if moved.is_ok() {

@@ -57,11 +57,15 @@ impl Engine {
             .context("cannot write the copy's history")?;
         self.epoch.store(epoch.0, Ordering::Relaxed);
         self.next_id.store(0, Ordering::Relaxed);
+        let own = std::mem::take(&mut *self.own.lock());
         {
             let mut core = self.core.lock();
             *core = core.next_term();
+            core.mark(|dirty| dirty.unite(own.dirty));
+            core.add_suspects(own.suspect);
             core.add_suspects(suspects);
         }
+        *self.saving.lock() = true;
         self.closing.store(false, Ordering::Release);
         self.set_role(Some(Role::Primary));
         Ok(())
@@ -119,10 +123,17 @@ impl Engine {
             Some(standby) => standby.into_marks(&self.store),
             None => DirtyMap::default(),
         };
-        // What was noted by the secondary is in its marks, exactly.
-        if current {
-            *self.recovered.lock() = Recovered::default();
-        }
+        // What was noted by the secondary is in its marks, exactly, if it was up to date.
+        *self.recovered.lock() = match current {
+            true => Recovered::default(),
+            false => {
+                let changes = self.own_changes().context("cannot read the intents")?;
+                Recovered {
+                    intents: changes.notes,
+                    damaged: changes.damaged,
+                }
+            }
+        };
         self.take_over(true, suspects)
     }
 
@@ -139,15 +150,16 @@ impl Engine {
         }
         self.set_role(None);
         self.drop_connection("demoted");
+        self.keep_own_marks()
+            .inspect_err(|e| self.fence("the intent log cannot be written", e))
+            .context("cannot keep what this node has changed")?;
         {
             // What is still held is answered: it is here, and this copy goes to the peer for
             // comparison when it returns.
             let mut core = self.core.lock();
             *core = core.next_term();
         }
-        self.start_secondary()?;
-        *self.recovered.lock() = self.intents.all().context("cannot read the intents")?;
-        Ok(())
+        self.start_secondary()
     }
 
     /// No change is taken from now on, and the peer gets everything: applied and, while
@@ -206,6 +218,9 @@ impl Engine {
         self.gate.wait_for_all_before();
         self.store.sync_all().context("cannot flush the store")?;
         self.drop_connection("stopped");
+        if was == Some(Role::Primary) {
+            self.save_at_the_end();
+        }
         self.copy
             .update(Record::stop)
             .context("cannot write the copy's history")?;

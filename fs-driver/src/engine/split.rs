@@ -14,7 +14,7 @@ impl Engine {
     /// What this node says of itself to the peer, in this role.
     pub(crate) fn hello(&self, role: Role) -> Result<Hello, StandbyError> {
         let record = self.copy.get();
-        let (objects, bytes) = self.own_changes();
+        let (objects, bytes) = self.changed();
         Ok(Hello {
             versions: Hello::VERSIONS,
             name: self.settings.name.clone(),
@@ -36,10 +36,11 @@ impl Engine {
 
     /// How many objects, and bytes of file data in them, this node has changed or may have
     /// changed since it was together with its peer.
-    fn own_changes(&self) -> (u64, u64) {
+    fn changed(&self) -> (u64, u64) {
         let (mut objects, mut bytes) = noted(&self.recovered.lock());
+        let own = self.own.lock();
         let core = self.core.lock();
-        for map in [core.dirty(), core.suspect()] {
+        for map in [core.dirty(), core.suspect(), &own.dirty, &own.suspect] {
             objects.extend(map.objects().map(|(file, _)| file));
             objects.extend(map.directories().map(|(file, _)| file));
             bytes += map.block_bytes();

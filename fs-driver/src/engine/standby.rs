@@ -14,7 +14,7 @@ use twinfold_protocol::wire::{Hello, OpStreamStart, Receipt, Violation, decode_o
 
 use super::Engine;
 use super::settle::touched_by;
-use crate::state::{Record, Recovered};
+use crate::state::Record;
 use crate::store::{ApplyError, Store};
 
 /// Objects whose times are only known from their ops, at most; then they are set at once.
@@ -179,15 +179,6 @@ impl Engine {
         self.copy.update(Record::fall_behind)
     }
 
-    /// What this copy may differ in, by its own notes: sent to the source of a resync.
-    pub(crate) fn standby_marks(&self) -> io::Result<Recovered> {
-        let noted = self.intents.all()?;
-        if noted.damaged {
-            tracing::warn!("the intent log is damaged: everything is compared");
-        }
-        Ok(noted)
-    }
-
     /// The op stream begins.
     pub(crate) fn standby_start(&self, start: OpStreamStart) -> Result<(), StandbyError> {
         let mut standby = self.standby.lock();
@@ -349,8 +340,7 @@ impl Engine {
                     })?;
                 standby.machine.resync_ended();
                 drop(guard);
-                self.recovered.lock().intents.clear();
-                self.recovered.lock().damaged = false;
+                self.forget_own_marks();
                 tracing::info!(%generation, removed, "this copy is up to date");
                 self.retire(retire);
             }

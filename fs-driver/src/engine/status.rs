@@ -130,6 +130,9 @@ pub struct Status {
     pub question: Option<String>,
     /// What went wrong last.
     pub trouble: Option<String>,
+    /// What of this node's own state could not be read: everything is compared when the
+    /// peer returns.
+    pub damage: Option<String>,
     /// Why the node is fenced.
     pub fenced: Option<String>,
 }
@@ -211,6 +214,7 @@ impl Engine {
             resync,
             question: self.question.lock().clone(),
             trouble: self.trouble.lock().clone(),
+            damage: self.damage.lock().clone(),
             fenced: self.fenced().map(str::to_owned),
         }
     }

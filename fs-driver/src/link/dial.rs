@@ -8,6 +8,7 @@ use quinn::{Connection, ConnectionError, SendStream};
 use tokio::sync::mpsc;
 use twinfold_protocol::handshake::{Decision, Role, Which, decide};
 use twinfold_protocol::limits;
+use twinfold_protocol::marks::Cursor;
 use twinfold_protocol::op::Payload;
 use twinfold_protocol::wire::{CompareRequest, Control, OpStreamStart, Receipt, common_version};
 
@@ -215,15 +216,23 @@ async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended>
 }
 
 async fn send_marks(engine: &Arc<Engine>, tx: &mut SendStream) -> Result<()> {
-    let noted = engine.standby_marks().context("cannot read the intents")?;
+    let own = engine.own_changes().context("cannot read the intents")?;
     // Everything is compared then; what is known adds nothing.
-    let damaged = noted.damaged || noted.intents.len() > limits::MAX_TARGET_MARKS;
-    let marks = if damaged {
-        Default::default()
-    } else {
-        noted.intents
+    let damaged = own.damaged || own.notes.len() > limits::MAX_TARGET_MARKS;
+    let (map, notes) = match damaged {
+        true => Default::default(),
+        false => (own.marks, own.notes),
     };
-    let mut marks = marks.into_iter().peekable();
+    let (mut cursor, mut more) = (Cursor::default(), true);
+    while more {
+        let mut part = Vec::new();
+        more = map.write(&mut cursor, limits::MAX_MAP_BYTES, &mut part);
+        if !part.is_empty() {
+            let frame = Control::OwnMarks { map: part.into() };
+            send(tx, &[frame.encode()]).await?;
+        }
+    }
+    let mut marks = notes.into_iter().peekable();
     loop {
         let intents = marks.by_ref().take(limits::MAX_MARKS_PER_FRAME).collect();
         let more = marks.peek().is_some();

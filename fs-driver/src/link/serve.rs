@@ -17,8 +17,7 @@ use twinfold_protocol::wire::{
 use super::framing::{Incoming, send};
 use super::transport::Transport;
 use super::{STEP, code};
-use crate::engine::Engine;
-use crate::state::Recovered;
+use crate::engine::{Engine, OwnChanges};
 
 /// Frames encoded and handed to QUIC at once.
 const BATCH: usize = 64;
@@ -192,7 +191,7 @@ async fn peer(
     let target = tokio::time::timeout(STEP * 10, marks(&mut control))
         .await
         .context("the peer's marks did not arrive in time")??;
-    tracing::info!(%session, ?method, marks = target.intents.len(), "the peer is being brought up to date");
+    tracing::info!(%session, ?method, notes = target.notes.len(), objects = target.marks.counts().0, "the peer is being brought up to date");
     engine.set_connection(connection.clone());
     // One that an older connection began holds marks that this one needs; with that
     // connection it ends, and gives them back.
@@ -209,24 +208,34 @@ async fn peer(
     .await
 }
 
-async fn marks(control: &mut Incoming) -> Result<Recovered> {
-    let mut all = Recovered::default();
+async fn marks(control: &mut Incoming) -> Result<OwnChanges> {
+    let mut all = OwnChanges::default();
+    let (mut bytes, mut dense) = (0, 0);
     loop {
         match Control::decode(control.next().await?)? {
+            Control::OwnMarks { map } => {
+                bytes += map.len();
+                dense += all.marks.read(&map).context("the peer's marks are none")?;
+                if bytes > limits::MAX_TARGET_MAP || dense > limits::MAX_TARGET_CHUNKS {
+                    all.marks.mark_everything();
+                }
+                all.marks.bound();
+            }
             Control::Marks {
                 intents,
                 damaged,
                 more,
             } => {
-                all.intents.extend(intents);
+                all.notes.extend(intents);
                 all.damaged |= damaged;
-                if all.intents.len() > limits::MAX_TARGET_MARKS {
+                if all.notes.len() > limits::MAX_TARGET_MARKS {
                     bail!(
                         "the peer sends more than {} marks",
                         limits::MAX_TARGET_MARKS
                     );
                 }
                 if !more {
+                    all.damaged |= all.marks.is_everything();
                     return Ok(all);
                 }
             }
@@ -243,7 +252,7 @@ async fn resync(
     control: Incoming,
     session: SessionId,
     method: twinfold_protocol::handshake::Method,
-    target: Recovered,
+    target: OwnChanges,
     turn: OwnedMutexGuard<()>,
 ) -> Result<()> {
     let (questions, mut asked) =

@@ -11,7 +11,7 @@ use twinfold_protocol::ids::{Epoch, Generation, ModuleId, Side};
 
 use super::sync_parent;
 use crate::engine::random_id;
-use crate::state::{CopyFile, Record, Settings, sync_directory};
+use crate::state::{CopyFile, IntentLog, MarksFile, Record, Settings, sync_directory};
 use crate::store::{Adoption, Layout};
 
 /// What `init` shall do.
@@ -63,6 +63,8 @@ pub fn init(init: &Init, mut progress: impl FnMut(u64)) -> Result<u64> {
         ..Record::default()
     };
     CopyFile::create(&layout.state(), record).context("cannot write the copy's history")?;
+    MarksFile::create(&layout.state()).context("cannot write the first marks")?;
+    IntentLog::create(&layout.state().join("intents")).context("cannot begin the intent log")?;
 
     let mut adoption = Adoption::begin(&layout, mount, epoch).with_context(|| {
         format!(

@@ -5,7 +5,7 @@
 //! ```text
 //! slot i at byte 4096 * i; the sound one with the higher number holds
 //!   0  8   "twinfold"
-//!   8  2   version, 3
+//!   8  2   version, 4
 //!  10  8   number of the change
 //!  18  4   bytes of the body
 //!  22  n   body
@@ -20,6 +20,7 @@
 //!        16  boot id of the operating system during the last run
 //!         1  given up by its operator
 //!         8  when it last went on without its peer, in seconds since 1970, or 0
+//!         8  number of the saved marks in force (`state/marks`)
 //! ```
 //!
 //! All numbers little endian. A file that is damaged or of another version is
@@ -38,7 +39,7 @@ use twinfold_protocol::lifecycle::Record;
 use twinfold_protocol::limits;
 
 const MAGIC: &[u8; 8] = b"twinfold";
-const VERSION: u16 = 3;
+const VERSION: u16 = 4;
 
 /// Bytes of a slot: one sector of any disk holds no more than one.
 const SLOT: usize = 4096;
@@ -162,6 +163,7 @@ fn slot(record: &Record, number: u64) -> Vec<u8> {
     body.extend_from_slice(&record.boot.to_le_bytes());
     body.push(record.copy.given_up.into());
     body.extend_from_slice(&record.alone_since.to_le_bytes());
+    body.extend_from_slice(&record.marks.to_le_bytes());
 
     let mut slot = Vec::with_capacity(SLOT);
     slot.extend_from_slice(MAGIC);
@@ -259,9 +261,11 @@ fn decode_body(bytes: &mut Bytes<'_>) -> Result<Record> {
         clean: bytes.bool()?,
         boot: bytes.u128()?,
         alone_since: 0,
+        marks: 0,
     };
     record.copy.given_up = bytes.bool()?;
     record.alone_since = u64::from_le_bytes(bytes.take()?);
+    record.marks = u64::from_le_bytes(bytes.take()?);
     Ok(record)
 }
 
@@ -285,6 +289,7 @@ mod tests {
             clean: false,
             boot: 99,
             alone_since: 1234,
+            marks: 5,
         }
     }
 

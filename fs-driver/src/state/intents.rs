@@ -6,47 +6,33 @@
 //! old ones are deleted when both nodes have flushed what they cover
 //! (invariant 2).
 //!
-//! ```text
-//! state/intents/SEGMENT     SEGMENT: sixteen hexadecimal digits, ascending
-//!   record i at byte 32 * i, zeros behind the last:
-//!     0  u8   kind: 1 extent, 2 attributes, 3 directory, 4 new ids, 5 whole file
-//!     4  u32  extent number (kind 1), else 0
-//!     8  u64  file id
-//!    16  u64  number of the segment
-//!    24  u32  CRC-32C of the 24 bytes before
-//!    28  u32  0
-//! ```
+//! A segment's bytes: [`super::segment`].
 //!
-//! All numbers little endian. Segments are filled with zeros before use. A full
-//! file system is no failure of the log: an intent for which there is no room is
-//! refused, and a new segment for which there is none is done without.
+//! Segments are filled with zeros and synced before use. A full file system is no failure
+//! of the log: an intent for which there is no room is refused, and a new segment for
+//! which there is none is done without.
+//!
+//! There is always a segment, and none is missing between two others: the oldest are
+//! deleted first. A segment that is missing, damaged or newer is named, and everything is
+//! compared then.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex, RwLock};
-use twinfold_protocol::ids::FileId;
 use twinfold_protocol::marks::Intent;
 
-const RECORD: usize = 32;
+use super::segment::{RECORD, Recovered, encode, head, read_segment};
 
 /// Bytes by which a segment grows, written with zeros and synced before use.
 const CHUNK: u64 = 256 << 10;
 
 /// Extents noted ahead of a sequential writer, at most.
 const MAX_AHEAD: u32 = 16;
-
-/// What was noted before this run.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Recovered {
-    /// The notes.
-    pub intents: BTreeSet<Intent>,
-    /// A segment was damaged in its middle: anything may differ.
-    pub damaged: bool,
-}
 
 /// The log.
 #[derive(Debug)]
@@ -55,6 +41,10 @@ pub struct IntentLog {
     hot: RwLock<HashSet<Intent>>,
     writer: Mutex<Writer>,
     synced: Condvar,
+    /// Held while a new segment is made: one at a time.
+    rotating: Mutex<()>,
+    /// Segments before it are retired, even if they cannot be deleted.
+    oldest: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -74,16 +64,19 @@ struct Writer {
 }
 
 impl IntentLog {
-    /// Opens the log: reads what was noted before and starts a new segment.
-    pub fn open(directory: &Path) -> io::Result<(IntentLog, Recovered)> {
+    /// Makes an empty log.
+    pub fn create(directory: &Path) -> io::Result<()> {
         super::private_directory(directory)?;
-        let mut recovered = Recovered::default();
-        let mut last = 0;
-        for segment in segments(directory)? {
-            last = last.max(segment);
-            read_segment(&path_of(directory, segment), segment, &mut recovered)?;
-        }
-        let segment = last + 1;
+        new_segment(directory, 1).map(drop)
+    }
+
+    /// Opens the log: reads what was noted from the segment `oldest` on and starts a new
+    /// one. What was noted before is retired.
+    pub fn open(directory: &Path, oldest: u64) -> io::Result<(IntentLog, Recovered)> {
+        super::private_directory(directory)?;
+        let recovered = read_from(directory, oldest)?;
+        let last = segments(directory)?.last().copied().unwrap_or(0);
+        let segment = (last + 1).max(oldest);
         let (file, capacity) = new_segment(directory, segment)?;
         let log = IntentLog {
             directory: directory.to_owned(),
@@ -91,7 +84,7 @@ impl IntentLog {
             writer: Mutex::new(Writer {
                 segment,
                 file,
-                end: 0,
+                end: RECORD as u64,
                 capacity,
                 pending: Vec::new(),
                 next_sync: 1,
@@ -101,7 +94,12 @@ impl IntentLog {
                 failed: false,
             }),
             synced: Condvar::new(),
+            rotating: Mutex::default(),
+            oldest: AtomicU64::new(oldest),
         };
+        if let Err(e) = log.delete_before(oldest) {
+            tracing::warn!(error = %e, "old intents cannot be deleted");
+        }
         Ok((log, recovered))
     }
 
@@ -168,7 +166,7 @@ impl IntentLog {
                 }
                 Err(e) => {
                     // No room: nothing was noted and nothing will be changed; that is all.
-                    writer.failed = e.kind() != io::ErrorKind::StorageFull;
+                    writer.failed = !super::no_room(&e);
                     // Whoever waits for this batch must ask again.
                     writer.refused = number;
                     Err(e)
@@ -188,6 +186,10 @@ impl IntentLog {
     /// [`IntentLog::retire`] once a checkpoint that begins now has ended; `None`
     /// when there is no room for one, and all goes on as it was.
     pub fn rotate(&self) -> io::Result<Option<u64>> {
+        let _one = self.rotating.lock();
+        let segment = self.writer.lock().segment + 1;
+        // Nobody who notes something waits for this.
+        let made = new_segment(&self.directory, segment);
         let mut writer = self.writer.lock();
         while writer.syncing {
             self.synced.wait(&mut writer);
@@ -195,10 +197,9 @@ impl IntentLog {
         if writer.failed {
             return Err(io::Error::other("the intent log failed before"));
         }
-        let segment = writer.segment + 1;
-        let (file, capacity) = match new_segment(&self.directory, segment) {
+        let (file, capacity) = match made {
             Ok(made) => made,
-            Err(e) if e.kind() == io::ErrorKind::StorageFull => {
+            Err(e) if super::no_room(&e) => {
                 let _ = std::fs::remove_file(path_of(&self.directory, segment));
                 return Ok(None);
             }
@@ -209,14 +210,20 @@ impl IntentLog {
         };
         writer.file = file;
         writer.segment = segment;
-        writer.end = 0;
+        writer.end = RECORD as u64;
         writer.capacity = capacity;
         self.hot.write().clear();
         Ok(Some(segment))
     }
 
-    /// Deletes the segments before `segment`: both nodes have flushed what they cover.
+    /// Deletes the segments before `segment`: both nodes have flushed what they cover, or
+    /// saved marks stand for it.
     pub fn retire(&self, segment: u64) -> io::Result<()> {
+        self.oldest.fetch_max(segment, Ordering::SeqCst);
+        self.delete_before(segment)
+    }
+
+    fn delete_before(&self, segment: u64) -> io::Result<()> {
         for old in segments(&self.directory)? {
             if old < segment {
                 std::fs::remove_file(path_of(&self.directory, old))?;
@@ -225,14 +232,29 @@ impl IntentLog {
         Ok(())
     }
 
+    /// Whether there is anything that a checkpoint could let go.
+    pub fn has_notes(&self) -> bool {
+        let writer = self.writer.lock();
+        writer.end > RECORD as u64 || self.oldest.load(Ordering::SeqCst) < writer.segment
+    }
+
+    /// The segment that the next run begins at the earliest: saved marks that stand for
+    /// all of this run name it.
+    pub fn next_segment(&self) -> u64 {
+        self.writer.lock().segment + 1
+    }
+
     /// Everything noted and not retired, this run and before.
     pub fn all(&self) -> io::Result<Recovered> {
+        let _one = self.rotating.lock();
         let _writer = self.writer.lock();
-        let mut recovered = Recovered::default();
-        for segment in segments(&self.directory)? {
-            read_segment(&path_of(&self.directory, segment), segment, &mut recovered)?;
-        }
-        Ok(recovered)
+        read_from(&self.directory, self.oldest.load(Ordering::SeqCst))
+    }
+
+    /// How many times notes were brought to stable storage.
+    #[cfg(test)]
+    pub(crate) fn syncs(&self) -> u64 {
+        self.writer.lock().done_sync
     }
 }
 
@@ -288,9 +310,11 @@ fn new_segment(directory: &Path, segment: u64) -> io::Result<(File, u64)> {
         .write(true)
         .create_new(true)
         .open(path_of(directory, segment))?;
-    let capacity = grow(&file, 0)?;
+    file.write_all_at(&vec![0; CHUNK as usize], 0)?;
+    file.write_all_at(&head(segment), 0)?;
+    file.sync_all()?;
     super::sync_directory(directory)?;
-    Ok((file, capacity))
+    Ok((file, CHUNK))
 }
 
 fn path_of(directory: &Path, segment: u64) -> PathBuf {
@@ -309,64 +333,33 @@ fn segments(directory: &Path) -> io::Result<Vec<u64>> {
     Ok(found)
 }
 
-fn read_segment(path: &Path, segment: u64, recovered: &mut Recovered) -> io::Result<()> {
-    let bytes = std::fs::read(path)?;
-    let mut broken = false;
-    for record in bytes.chunks_exact(RECORD) {
-        match decode(record, segment) {
-            Some(intent) => {
-                // A sound record behind a broken one: not the torn end of the log.
-                recovered.damaged |= broken;
-                recovered.intents.insert(intent);
-            }
-            None => broken |= record.iter().any(|b| *b != 0),
+/// All notes from a segment on.
+fn read_from(directory: &Path, oldest: u64) -> io::Result<Recovered> {
+    let mut recovered = Recovered::default();
+    let all = segments(directory)?;
+    if all.is_empty() {
+        recovered.damaged(directory, "all segments are missing");
+    }
+    let mut before = None;
+    for segment in all.into_iter().filter(|s| *s >= oldest) {
+        let path = path_of(directory, segment);
+        if before.is_some_and(|b| b + 1 != segment) {
+            recovered.damaged(&path, "the segment before this one is missing");
+        }
+        before = Some(segment);
+        match std::fs::read(&path) {
+            Ok(bytes) => read_segment(&path, &bytes, segment, &mut recovered),
+            Err(e) => recovered.damaged(&path, &e.to_string()),
         }
     }
-    Ok(())
-}
-
-fn encode(intent: Intent, segment: u64) -> [u8; RECORD] {
-    let (kind, extent, file) = match intent {
-        Intent::Extent { file, extent } => (1, extent, file),
-        Intent::Attributes { file } => (2, 0, file),
-        Intent::Directory { directory } => (3, 0, directory),
-        Intent::NewIds { first } => (4, 0, first),
-        Intent::File { file } => (5, 0, file),
-    };
-    let mut record = [0; RECORD];
-    record[0] = kind;
-    record[4..8].copy_from_slice(&extent.to_le_bytes());
-    record[8..16].copy_from_slice(&file.0.to_le_bytes());
-    record[16..24].copy_from_slice(&segment.to_le_bytes());
-    let crc = crc32c::crc32c(&record[..24]);
-    record[24..28].copy_from_slice(&crc.to_le_bytes());
-    record
-}
-
-fn decode(record: &[u8], segment: u64) -> Option<Intent> {
-    let word = |at: usize| -> Option<u32> {
-        Some(u32::from_le_bytes(record.get(at..at + 4)?.try_into().ok()?))
-    };
-    let long = |at: usize| -> Option<u64> {
-        Some(u64::from_le_bytes(record.get(at..at + 8)?.try_into().ok()?))
-    };
-    if word(24)? != crc32c::crc32c(record.get(..24)?) || long(16)? != segment {
-        return None;
-    }
-    let (extent, file) = (word(4)?, FileId(long(8)?));
-    Some(match record.first()? {
-        1 => Intent::Extent { file, extent },
-        2 => Intent::Attributes { file },
-        3 => Intent::Directory { directory: file },
-        4 => Intent::NewIds { first: file },
-        5 => Intent::File { file },
-        _ => return None,
-    })
+    Ok(recovered)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::segment::strange_head;
     use super::*;
+    use twinfold_protocol::ids::FileId;
 
     fn extent(n: u32) -> Intent {
         Intent::Extent {
@@ -375,10 +368,92 @@ mod tests {
         }
     }
 
+    fn new_log(directory: &Path) -> IntentLog {
+        IntentLog::create(directory).unwrap();
+        IntentLog::open(directory, 0).unwrap().0
+    }
+
+    fn found(path: &Path, segment: u64) -> (usize, bool) {
+        let mut found = Recovered::default();
+        read_segment(path, &std::fs::read(path).unwrap(), segment, &mut found);
+        (found.intents.len(), found.damaged)
+    }
+
+    #[test]
+    fn a_segment_that_is_missing_newer_damaged_or_under_another_name_is_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let damaged = || read_from(dir.path(), 0).unwrap().damaged;
+        assert!(damaged(), "no segment at all");
+        let log = new_log(dir.path());
+        for n in 0..3 {
+            log.ensure(&[extent(n * 100)]).unwrap();
+            log.rotate().unwrap();
+        }
+        assert!(!damaged());
+        let path = path_of(dir.path(), 3);
+        let good = std::fs::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(damaged(), "one between two others");
+        assert!(
+            !read_from(dir.path(), 4).unwrap().damaged,
+            "nobody needs it"
+        );
+        std::fs::rename(path_of(dir.path(), 5), &path).unwrap();
+        assert!(damaged(), "another one under its name");
+        for at in 0..RECORD {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            std::fs::write(&path, &bad).unwrap();
+            assert!(damaged(), "byte {at} of the head");
+        }
+        let mut newer = good.clone();
+        newer[8] = 2;
+        let crc = crc32c::crc32c(&newer[..28]).to_le_bytes();
+        newer[28..32].copy_from_slice(&crc);
+        assert!(strange_head(&newer[..32], 3).contains("version 2"));
+        std::fs::write(&path, [0; 4096]).unwrap();
+        assert!(!damaged(), "a crash while it was made");
+        std::fs::write(&path, &good).unwrap();
+        assert!(!damaged());
+    }
+
+    #[test]
+    fn a_cold_range_costs_one_sync_and_a_hot_one_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = new_log(dir.path());
+        let names = Intent::Directory {
+            directory: FileId::ROOT,
+        };
+        log.ensure(&[extent(7), names]).unwrap();
+        assert_eq!(log.syncs(), 1, "an op's notes together");
+        for _ in 0..1000 {
+            log.ensure(&[extent(7), names]).unwrap();
+        }
+        assert_eq!(log.syncs(), 1);
+        log.rotate().unwrap();
+        log.ensure(&[extent(7)]).unwrap();
+        assert_eq!(log.syncs(), 2, "cold again after a checkpoint");
+    }
+
+    #[test]
+    fn notes_for_which_saved_marks_stand_are_not_read_and_their_numbers_not_used_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = new_log(dir.path());
+        log.ensure(&[extent(1)]).unwrap();
+        let next = log.next_segment();
+        drop(log);
+        let (log, found) = IntentLog::open(dir.path(), next).unwrap();
+        assert_eq!(found, Recovered::default());
+        assert_eq!(segments(dir.path()).unwrap(), [next]);
+        log.ensure(&[extent(2)]).unwrap();
+        assert_eq!(log.all().unwrap().intents.len(), 1);
+    }
+
     #[test]
     fn what_was_ensured_is_there_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let (log, before) = IntentLog::open(dir.path()).unwrap();
+        IntentLog::create(dir.path()).unwrap();
+        let (log, before) = IntentLog::open(dir.path(), 0).unwrap();
         assert_eq!(before, Recovered::default());
         log.ensure(&[extent(5)]).unwrap();
         log.ensure(&[Intent::Directory {
@@ -386,7 +461,7 @@ mod tests {
         }])
         .unwrap();
         drop(log);
-        let (log, after) = IntentLog::open(dir.path()).unwrap();
+        let (log, after) = IntentLog::open(dir.path(), 0).unwrap();
         assert_eq!(after.intents.len(), 2);
         assert!(!after.damaged);
         log.ensure(&[extent(5)]).unwrap();
@@ -396,7 +471,7 @@ mod tests {
     #[test]
     fn a_checkpoint_retires_what_came_before_it_only() {
         let dir = tempfile::tempdir().unwrap();
-        let (log, _) = IntentLog::open(dir.path()).unwrap();
+        let log = new_log(dir.path());
         log.ensure(&[extent(1)]).unwrap();
         let segment = log.rotate().unwrap().unwrap();
         log.ensure(&[extent(100)]).unwrap();
@@ -410,44 +485,40 @@ mod tests {
     #[test]
     fn a_sequential_writer_is_noted_ahead() {
         let dir = tempfile::tempdir().unwrap();
-        let (log, _) = IntentLog::open(dir.path()).unwrap();
+        let log = new_log(dir.path());
         for n in 0..40 {
             log.ensure(&[extent(n)]).unwrap();
         }
-        let syncs = log.writer.lock().done_sync;
+        let syncs = log.syncs();
         assert!(syncs < 12, "{syncs} syncs for 40 extents in a row");
     }
 
     #[test]
     fn a_torn_end_is_ignored_and_a_hole_in_the_middle_is_damage() {
         let dir = tempfile::tempdir().unwrap();
-        let (log, _) = IntentLog::open(dir.path()).unwrap();
+        let log = new_log(dir.path());
         for n in [10, 20, 30] {
             log.ensure(&[extent(n)]).unwrap();
         }
         drop(log);
-        let path = path_of(dir.path(), 1);
+        let path = path_of(dir.path(), 2);
         let good = std::fs::read(&path).unwrap();
 
         let mut torn = good.clone();
-        torn[2 * RECORD + 9] ^= 1;
+        torn[3 * RECORD + 9] ^= 1;
         std::fs::write(&path, &torn).unwrap();
-        let mut found = Recovered::default();
-        read_segment(&path, 1, &mut found).unwrap();
-        assert_eq!((found.intents.len(), found.damaged), (2, false));
+        assert_eq!(found(&path, 2), (2, false));
 
         let mut hole = good;
-        hole[RECORD + 9] ^= 1;
+        hole[2 * RECORD + 9] ^= 1;
         std::fs::write(&path, &hole).unwrap();
-        let mut found = Recovered::default();
-        read_segment(&path, 1, &mut found).unwrap();
-        assert_eq!((found.intents.len(), found.damaged), (2, true));
+        assert_eq!(found(&path, 2), (2, true));
     }
 
     #[test]
     fn many_threads_share_syncs_and_all_of_theirs_is_durable() {
         let dir = tempfile::tempdir().unwrap();
-        let (log, _) = IntentLog::open(dir.path()).unwrap();
+        let log = new_log(dir.path());
         std::thread::scope(|s| {
             for t in 0..8u32 {
                 let log = &log;

@@ -1,20 +1,27 @@
 //! What a node knows about its copy beyond the data: the module's settings, the
-//! copy's history, and the intents. All of it under `state/` beside the data.
+//! copy's history, the intents, and the saved marks. All of it under `state/` beside the
+//! data; `fs-driver/STATE.md` has every file byte by byte.
 
 mod copy;
 mod intents;
+mod marks;
+mod open;
+mod segment;
 mod settings;
 
 pub use copy::CopyFile;
 pub(crate) use copy::boot_id;
-pub use intents::{IntentLog, Recovered};
+pub use intents::IntentLog;
+pub use marks::{MarksFile, Saved, ToSave};
+pub(crate) use open::open;
+pub use segment::Recovered;
 pub use settings::{Ack, OnPeerLoss, Settings};
 pub use twinfold_protocol::lifecycle::Record;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// How files of our own are opened: root's alone when they are made, whatever the umask
 /// of the thread is.
@@ -36,7 +43,7 @@ pub(crate) fn private_directory(path: &Path) -> io::Result<()> {
 /// Replaces a file in one step: after a crash it holds the old or the new bytes,
 /// never a mixture (write beside it, sync, rename over it, sync the directory).
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let beside = path.with_extension("new");
+    let beside = beside(path);
     let mut file = private()
         .write(true)
         .create(true)
@@ -46,6 +53,18 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     std::fs::rename(&beside, path)?;
     sync_directory(path.parent().unwrap_or(Path::new(".")))
+}
+
+fn beside(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
+/// Whether a write failed only for want of room: nothing is wrong with what was there.
+pub(crate) fn no_room(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 /// Brings a directory's names to stable storage.

@@ -23,6 +23,7 @@
 
 mod checkpoint;
 mod deadlines;
+mod own;
 mod resync;
 mod window;
 
@@ -36,6 +37,7 @@ use crate::time::{Instant, Timestamp};
 use crate::wire::{Receipt, Violation};
 
 use checkpoint::Checkpoint;
+pub use own::OwnMarks;
 pub use resync::Progress;
 use window::{Entry, Local, Vote, Window};
 
@@ -265,6 +267,7 @@ impl<R> Primary<R> {
         match self.link {
             Link::Alone => {
                 self.dirty.mark_op(&op, old_size);
+                self.dirty.bound();
                 return local_only;
             }
             Link::Syncing => {
@@ -420,6 +423,7 @@ impl<R> Primary<R> {
                 };
                 map.mark_op(op, old_size);
                 resync::mark_moved(map, op);
+                map.bound();
                 stats.acknowledged(op);
             },
             &mut self.replies,

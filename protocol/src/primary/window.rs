@@ -226,6 +226,16 @@ impl<R> Window<R> {
         }
     }
 
+    /// The ops that the peer has not applied, with the sizes of their files before.
+    pub(super) fn unapplied_ops(&self) -> impl Iterator<Item = (&Op, u64)> {
+        let applied = (self.applied.0 + 1).saturating_sub(self.first.0);
+        let skip = usize::try_from(applied).unwrap_or(usize::MAX);
+        self.entries
+            .iter()
+            .skip(skip)
+            .filter_map(|e| Some((e.op.as_ref()?, e.old_size)))
+    }
+
     /// When the oldest op the peer has not applied was submitted.
     pub(super) fn oldest_unapplied(&mut self) -> Option<Instant> {
         let seq = self.applied.next();

@@ -71,7 +71,13 @@ pub enum Control {
         /// The new session.
         session: SessionId,
     },
-    /// Marks of the resync target; the last frame of them says so.
+    /// A part of the resync target's dirty map: what it has changed itself, exactly. Any
+    /// number of these come before its Marks.
+    OwnMarks {
+        /// Pieces of it ([`DirtyMap::read`](crate::marks::DirtyMap::read)).
+        map: Bytes,
+    },
+    /// Notes of the resync target; the last frame of them says so.
     Marks {
         /// The marks.
         intents: Vec<Intent>,
@@ -234,6 +240,10 @@ impl Control {
                 put_text(&mut w, reason);
             }
             Control::Alive => w = Writer::new(7),
+            Control::OwnMarks { map } => {
+                w = Writer::new(8);
+                w.bytes(map);
+            }
         }
         w.finish(Payload::default())
     }
@@ -272,6 +282,9 @@ impl Control {
                 reason: r.text("reason", limits::MAX_REASON)?,
             },
             7 => Control::Alive,
+            8 => Control::OwnMarks {
+                map: r.bytes("dirty map", limits::MAX_MAP_BYTES)?,
+            },
             v => return Err(unknown("control frame", v)),
         };
         r.end()?;

@@ -120,6 +120,11 @@ fn at_and_beyond() -> Vec<[Sent; 2]> {
             hashes: bytes(hashes),
         })
     };
+    let own = |n| {
+        Sent::Control(Control::OwnMarks {
+            map: vec![0; n].into(),
+        })
+    };
     let objects = |n| Sent::Request(CompareRequest::Objects { files: vec![F; n] });
     const END: u64 = limits::MAX_OFFSET;
     const DATA: usize = limits::MAX_PAYLOAD;
@@ -159,6 +164,7 @@ fn at_and_beyond() -> Vec<[Sent; 2]> {
             Sent::Control(marks(limits::MAX_MARKS_PER_FRAME)),
             Sent::Control(marks(limits::MAX_MARKS_PER_FRAME + 1)),
         ],
+        [own(limits::MAX_MAP_BYTES), own(limits::MAX_MAP_BYTES + 1)],
         [
             hello(limits::MAX_MODULE_NAME, 0),
             hello(limits::MAX_MODULE_NAME + 1, 0),

@@ -498,6 +498,7 @@ pub(super) fn any_control() -> impl Strategy<Value = Control> {
         1 => (reason(), any::<bool>())
             .prop_map(|(reason, flushed)| Control::Leave { reason, flushed }),
         1 => Just(Control::Alive),
+        1 => vec(any::<u8>(), 0..50).prop_map(|map| Control::OwnMarks { map: map.into() }),
     ]
 }
 

@@ -442,6 +442,16 @@ pub(super) fn controls() -> Vec<(Control, &'static str)> {
              05 2a00000000030000",
         ),
         (
+            Control::OwnMarks {
+                map: {
+                    let mut map = twinfold_protocol::marks::DirtyMap::default();
+                    map.mark_attributes(FILE);
+                    map.to_bytes().into()
+                },
+            },
+            "0f000000 08 0a000000 012a0000000003000001",
+        ),
+        (
             Control::Leave {
                 reason: "bye".into(),
                 flushed: true,
