@@ -21,6 +21,9 @@ use crate::vfs::Vfs;
 /// How often times are shipped.
 const SETTLE_EVERY: Duration = Duration::from_millis(100);
 
+/// How often it is looked whether archives are beyond their limits.
+const LIMIT_EVERY: Duration = Duration::from_secs(3600);
+
 /// How a driver is started.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Start {
@@ -95,9 +98,9 @@ impl Driver {
     }
 
     /// See [`Engine::give_up`].
-    pub fn give_up(&self) -> Result<()> {
+    pub fn give_up(&self, without_archive: bool) -> Result<()> {
         let _one = self.changing.lock();
-        self.engine.give_up()
+        self.engine.give_up(without_archive)
     }
 
     /// Asks the driver to end.
@@ -127,6 +130,9 @@ pub fn run(layout: Layout, identity: &Path, start: Start) -> Result<()> {
     };
     raise_descriptor_limit();
     let _lock = crate::setup::lock(&layout)?;
+    if let Err(error) = crate::archive::remove_incomplete(&layout) {
+        tracing::warn!(%error, "an archive that was not completed cannot be removed");
+    }
     let transport = Transport::new(&settings, &identity)?;
     let mount_at = settings.mount.clone();
     let name = settings.name.clone();
@@ -220,7 +226,12 @@ fn checkpoint_thread(
         .name("checkpoint".into())
         .spawn(move || {
             let mut last = Instant::now();
+            let mut limited: Option<Instant> = None;
             while !driver.is_stopping() {
+                if limited.is_none_or(|at| at.elapsed() >= LIMIT_EVERY) {
+                    engine.limit_archives();
+                    limited = Some(Instant::now());
+                }
                 std::thread::sleep(SETTLE_EVERY);
                 if last.elapsed() >= every {
                     engine.checkpoint();

@@ -12,6 +12,7 @@
 //! knows which operating system this is.
 
 pub mod adapter;
+pub mod archive;
 pub mod cli;
 pub mod control;
 pub mod daemon;

@@ -265,7 +265,7 @@ enum Relation {
 }
 
 /// How the differences to a copy that was given up are found, whichever of them is newer.
-fn after_giving_up(a: &CopyState, b: &CopyState) -> Method {
+pub fn after_giving_up(a: &CopyState, b: &CopyState) -> Method {
     // All that either one has changed since it was what the other one is or was.
     let marked = a.current == b.current
         || a.bases.contains(&b.current)

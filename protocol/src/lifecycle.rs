@@ -6,6 +6,20 @@
 use crate::handshake::{CopyState, Role};
 use crate::ids::{Epoch, Generation, ModuleId, Side};
 
+/// Whether what this copy has was kept, should it be overwritten.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Archived {
+    /// It was not.
+    #[default]
+    No,
+    /// What it has changed by itself was kept.
+    Changes,
+    /// All of it was kept.
+    Everything,
+    /// The operator does without.
+    Waived,
+}
+
 /// Everything that is remembered beside intents and marks.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Record {
@@ -29,6 +43,8 @@ pub struct Record {
     /// The number of the saved marks that are in force: notes that they stand for may be
     /// gone, so without them nothing is known.
     pub marks: u64,
+    /// Whether what this copy has was kept. A copy that goes on has more than that.
+    pub archived: Archived,
 }
 
 /// What saved marks belong to.
@@ -114,6 +130,7 @@ impl Record {
         }
         self.copy.up_to_date = true;
         self.copy.given_up = false;
+        self.archived = Archived::No;
         self.runs_as(Role::Primary, boot);
         Ok(())
     }
@@ -157,6 +174,7 @@ impl Record {
     pub fn end_resync(&mut self, module: ModuleId, generation: Generation, epoch: Epoch) {
         self.copy = self.copy.adopt(module, generation);
         self.alone_since = 0;
+        self.archived = Archived::No;
         self.epoch = self.epoch.max(epoch);
     }
 

@@ -489,7 +489,7 @@ fn a_copy_that_is_up_to_date_takes_no_resync_ops() {
         let late = put(FileId::ROOT, "late", object(Ids::NEW, Kind::Regular));
         ops.send(&op(2, late)).await;
         let told = ending(&caller.connection).await;
-        assert!(told.contains("for a copy that is up to date"), "{told}");
+        assert!(told.contains("came after the end of the resync"), "{told}");
     });
     assert_unharmed(b, &before, "a late resync op");
 }

@@ -110,7 +110,11 @@ fn two_primaries_are_told_apart_and_nothing_is_merged() {
     assert!(!pair.on_a("of-b").exists() && pair.on_b("of-b").exists());
     assert!(pair.on_a("of-a").exists() && !pair.on_b("of-a").exists());
     // Only in so many words is one of the two given up.
-    pair.b.ask(Request::Discard).unwrap();
+    pair.b
+        .ask(Request::Discard {
+            without_archive: false,
+        })
+        .unwrap();
     pair.wait_paired();
     assert!(!pair.on_b("of-b").exists() && pair.on_b("of-a").exists());
     assert_eq!(said(&pair.b, "this copy is up to date"), 2);

@@ -1,5 +1,6 @@
 //! The command line of the driver.
 
+mod archive;
 mod show;
 
 use std::ffi::OsString;
@@ -82,7 +83,7 @@ enum Command {
     /// Make this node's key, if it has none, and print what the peer must be told.
     Identity(Key),
     /// Make a replicated folder out of a directory.
-    Init(InitArgs),
+    Init(Box<InitArgs>),
     /// Run the folder as primary: writable, shipping every change. Stays in the foreground.
     Primary {
         #[command(flatten)]
@@ -126,13 +127,22 @@ enum Command {
     },
     /// Let a primary that lost its peer go on alone. Be sure that the peer does not.
     GoAlone(Folder),
-    /// Give up this secondary's copy and get everything from the primary.
+    /// Give up this secondary's copy: it becomes equal to the primary's. What it has changed
+    /// by itself is kept in an archive first.
     Resync {
         #[command(flatten)]
         folder: Folder,
         /// Say that the data of this copy may be overwritten.
         #[arg(long, required = true)]
         discard_this_copy: bool,
+        /// Keep nothing of it. What only this copy has is then lost.
+        #[arg(long)]
+        without_archive: bool,
+    },
+    /// What was kept of copies before they were overwritten.
+    Archive {
+        #[command(subcommand)]
+        what: archive::Command,
     },
     /// Flush both nodes now, so that a later resync has less to look at.
     Checkpoint(Folder),
@@ -197,6 +207,12 @@ struct InitArgs {
     /// Seconds between durability checkpoints.
     #[arg(long)]
     checkpoint_s: Option<u64>,
+    /// Keep archives of given-up copies for so many days; 0 for ever.
+    #[arg(long)]
+    archive_days: Option<u64>,
+    /// Drop the oldest archives beyond so many bytes, but never the newest; 0 without limit.
+    #[arg(long)]
+    archive_bytes: Option<u64>,
 }
 
 /// Parses, runs, reports: 0 done, 1 failed, 2 not understood.
@@ -249,7 +265,12 @@ fn run(command: Command) -> Result<()> {
         Command::Promote { folder, force } => tell(&folder, Request::Promote { force }),
         Command::Demote { folder, force } => tell(&folder, Request::Demote { force }),
         Command::GoAlone(folder) => tell(&folder, Request::GoAlone),
-        Command::Resync { folder, .. } => tell(&folder, Request::Discard),
+        Command::Resync {
+            folder,
+            without_archive,
+            ..
+        } => tell(&folder, Request::Discard { without_archive }),
+        Command::Archive { what } => archive::run(what),
         Command::Checkpoint(folder) => tell(&folder, Request::Checkpoint),
         Command::Stop(folder) => {
             let layout = folder.layout()?;
@@ -257,11 +278,17 @@ fn run(command: Command) -> Result<()> {
             control::wait_until_gone(&layout)
         }
         Command::Deinit { folder, force } => {
-            let count = setup::deinit(&folder.layout()?, force)?;
+            let (count, archives) = setup::deinit(&folder.layout()?, force)?;
             println!(
                 "{} is an ordinary directory again, with {count} objects in it",
                 folder.mount()?.display()
             );
+            if let Some(path) = archives {
+                println!(
+                    "what was kept of copies that were given up is in {}",
+                    path.display()
+                );
+            }
             Ok(())
         }
     }
@@ -301,6 +328,8 @@ fn init(args: &InitArgs) -> Result<()> {
         (args.sync_ms, &mut settings.sync_ms),
         (args.bridge_ms, &mut settings.bridge_ms),
         (args.checkpoint_s, &mut settings.checkpoint_s),
+        (args.archive_days, &mut settings.archive_days),
+        (args.archive_bytes, &mut settings.archive_bytes),
     ];
     for (given, field) in fields {
         if let Some(given) = given {

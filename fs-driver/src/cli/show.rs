@@ -10,6 +10,7 @@ pub(super) fn status(status: &Value) -> String {
     let number = |key: &str| status[key].as_u64().unwrap_or(0);
     let mut out = String::new();
     let fresh = match status["up_to_date"].as_bool() {
+        _ if status["given_up"] == true => "given up",
         Some(true) => "up to date",
         _ => "not up to date",
     };
@@ -63,6 +64,7 @@ pub(super) fn status(status: &Value) -> String {
             "question",
             "waits for a decision (`go-alone`, or the peer's return)",
         ),
+        ("conflict", "NOT REPLICATING"),
         ("trouble", "trouble"),
         ("damage", "damaged, so everything will be compared"),
         ("fenced", "FENCED"),

@@ -4,7 +4,8 @@
 //! {"command":"status"}              {"ok":true,"status":{...}}
 //! {"command":"promote","force":false}   {"ok":true}
 //! {"command":"demote","force":false}    {"ok":false,"error":"..."}
-//! {"command":"go-alone"} {"command":"discard"} {"command":"checkpoint"} {"command":"stop"}
+//! {"command":"go-alone"} {"command":"discard","without_archive":false}
+//! {"command":"checkpoint"} {"command":"stop"}
 //! ```
 //!
 //! The socket is root's alone. A caller that says nothing is let go after a moment.
@@ -59,7 +60,11 @@ pub enum Request {
     /// Go on without the peer.
     GoAlone,
     /// Give up this copy: the peer's may overwrite it.
-    Discard,
+    Discard {
+        /// Also without keeping what it has changed.
+        #[serde(default)]
+        without_archive: bool,
+    },
     /// Flush both nodes now.
     Checkpoint,
     /// End the driver.
@@ -164,7 +169,7 @@ fn carry_out(driver: &Driver, request: Request) -> Result<Option<serde_json::Val
         Request::Promote { force } => driver.promote(force)?,
         Request::Demote { force } => driver.demote(force)?,
         Request::GoAlone => driver.go_alone()?,
-        Request::Discard => driver.give_up()?,
+        Request::Discard { without_archive } => driver.give_up(without_archive)?,
         Request::Checkpoint => driver.engine().checkpoint(),
         Request::Stop => driver.stop(),
     }
@@ -180,7 +185,12 @@ pub fn ask(layout: &Layout, request: Request) -> Result<Option<serde_json::Value
             layout.base.display()
         )
     })?;
-    stream.set_read_timeout(Some(COMMAND))?;
+    // Keeping what a copy has may mean copying all of it.
+    let patience = match request {
+        Request::Discard { .. } => None,
+        _ => Some(COMMAND),
+    };
+    stream.set_read_timeout(patience)?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = serde_json::to_vec(&request)?;
     line.push(b'\n');

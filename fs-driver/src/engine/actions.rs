@@ -61,6 +61,7 @@ impl Engine {
             }
             Action::PeerIsCurrent => {
                 tracing::info!("the peer is up to date");
+                self.no_conflict();
                 *self.trouble.lock() = None;
                 let engine = self.clone();
                 self.jobs.run(move || {

@@ -7,6 +7,7 @@
 //! wake-ups. Who performs an effect is whoever caused it.
 
 mod actions;
+mod archive;
 pub(crate) mod clock;
 mod compare;
 mod data;
@@ -82,6 +83,7 @@ pub struct Engine {
     connection: Mutex<Option<quinn::Connection>>,
     question: Mutex<Option<String>>,
     trouble: Mutex<Option<String>>,
+    conflict: Mutex<Option<split::Conflict>>,
     /// What earlier runs noted and no saved marks stand for.
     recovered: Mutex<Recovered>,
     /// What this secondary, or this node before it has a role, has changed in its own copy.
@@ -107,6 +109,8 @@ pub struct Engine {
     closing: AtomicBool,
     /// This secondary is about to become primary; set and read under the lock of `standby`.
     promoting: AtomicBool,
+    /// What this copy has is being kept: no resync of it may begin.
+    keeping: AtomicBool,
     counters: status::Counters,
 }
 
@@ -221,12 +225,14 @@ impl Engine {
             resyncing: Mutex::default(),
             alone_again: Mutex::default(),
             damage: Mutex::new(found.damage),
+            conflict: Mutex::default(),
             standby: Mutex::default(),
             ending: Mutex::default(),
             checkpoints: Mutex::default(),
             checkpoint_segment: Mutex::default(),
             closing: AtomicBool::new(false),
             promoting: AtomicBool::new(false),
+            keeping: AtomicBool::new(false),
             counters: status::Counters::default(),
             settings,
         })

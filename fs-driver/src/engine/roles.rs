@@ -7,11 +7,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use twinfold_protocol::handshake::Role;
 use twinfold_protocol::ids::Generation;
+use twinfold_protocol::lifecycle::Archived;
 use twinfold_protocol::marks::DirtyMap;
 use twinfold_protocol::primary::{Link, Primary};
 
 use super::actions::random_id;
 use super::{Engine, Reply, Standby, clock};
+use crate::archive::Reason;
 use crate::state::{Record, Recovered};
 
 /// How long a primary that hands over or stops waits for the peer to confirm and to
@@ -185,7 +187,10 @@ impl Engine {
 
     /// Gives up this copy: whatever it has, the peer's may overwrite it. Its history and
     /// its marks stay, so that only what differs is moved.
-    pub fn give_up(self: &Arc<Self>) -> Result<()> {
+    ///
+    /// First what it has changed is kept in an archive, unless `without_archive`; where that
+    /// cannot be, nothing is given up.
+    pub fn give_up(self: &Arc<Self>, without_archive: bool) -> Result<()> {
         if self.role() == Some(Role::Primary) {
             bail!("this node is primary: its copy is in use. Run `demote` first");
         }
@@ -196,13 +201,40 @@ impl Engine {
         if record.copy.given_up {
             bail!("this copy is given up already; it waits for its peer");
         }
-        self.copy
-            .update(Record::give_up)
-            .context("cannot write the copy's history")?;
+        self.stand_still("this copy is given up");
+        let kept = match without_archive {
+            true => Ok(()),
+            // A copy that never went on by itself has nothing that its peer did not have.
+            false if record.copy.bases.is_empty() => Ok(()),
+            false => self.keep_copy(Reason::GivenUp, self.is_unmarked()),
+        };
+        let given_up = kept
+            .context(
+                "what this copy has cannot be kept, so it is not given up: make room and repeat \
+                 this, or give it up with --without-archive",
+            )
+            .and_then(|()| {
+                let noted = self.copy.update(|r| {
+                    r.give_up();
+                    if without_archive {
+                        r.archived = Archived::Waived;
+                    }
+                });
+                noted.context("cannot write the copy's history")
+            });
+        self.keeping.store(false, Ordering::Release);
+        given_up?;
         tracing::warn!(generation = %record.copy.current, "this copy is given up");
-        *self.standby.lock() = None;
-        self.drop_connection("this copy was given up");
         Ok(())
+    }
+
+    /// No resync changes this copy until `keeping` is taken back.
+    fn stand_still(&self, reason: &str) {
+        let ending = self.ending.lock();
+        self.keeping.store(true, Ordering::Release);
+        *self.standby.lock() = None;
+        drop(ending);
+        self.drop_connection(reason);
     }
 
     /// Ends in order: no more changes, all flushed, and noted as clean.

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use twinfold_protocol::handshake::{Decision, Method, Which};
 use twinfold_protocol::ids::{Epoch, FileId, Generation, ModuleId, Seq, SessionId};
@@ -14,6 +15,7 @@ use twinfold_protocol::wire::{Hello, OpStreamStart, Receipt, Violation, decode_o
 
 use super::Engine;
 use super::settle::touched_by;
+use crate::archive::Reason;
 use crate::state::Record;
 use crate::store::{ApplyError, Store};
 
@@ -144,6 +146,9 @@ impl Engine {
         ));
         // What a broken session still does at its end must not touch this one's work.
         let _ending = self.ending.lock();
+        if self.keeping.load(Ordering::Acquire) {
+            return Err(io::Error::other("what this copy has is being kept"));
+        }
         self.copy.update(|r| r.begin_resync(primary.epoch))?;
         *self.standby.lock() = Some(Standby {
             machine: Secondary::new(session),
@@ -159,11 +164,31 @@ impl Engine {
         Ok(())
     }
 
+    /// Before a resync that overwrites what this copy may have and its source may not: keeps
+    /// it, if that was not done when the copy was given up. Blocks for as long as that takes.
+    pub(crate) fn keep_before_resync(&self, decision: Decision) -> io::Result<()> {
+        let Decision::Resync { method, .. } = decision else {
+            return Ok(());
+        };
+        let record = self.copy.get();
+        if !record.copy.given_up || method == Method::Marks {
+            return Ok(());
+        }
+        {
+            let _ending = self.ending.lock();
+            self.keeping.store(true, Ordering::Release);
+            *self.standby.lock() = None;
+        }
+        let kept = self.keep_copy(Reason::GivenUp, true);
+        self.keeping.store(false, Ordering::Release);
+        kept
+    }
+
     /// The session this node could resume; `Err` when it is about to become primary. To
     /// say then that there is none would tell the primary that nobody can be promoted.
     pub(crate) fn standby_resume(&self) -> Result<Option<(SessionId, Seq)>, StandbyError> {
         let standby = self.standby.lock();
-        if self.promoting.load(std::sync::atomic::Ordering::Acquire) {
+        if self.promoting.load(Ordering::Acquire) {
             return Err(StandbyError::NoSession);
         }
         Ok(standby.as_ref().map(|s| (s.session(), s.applied())))

@@ -102,6 +102,8 @@ pub struct Status {
     pub link: LinkState,
     /// The copy holds every acknowledged write.
     pub up_to_date: bool,
+    /// The operator gave the copy up; it waits to be overwritten.
+    pub given_up: bool,
     /// The copy's generation, its first eight digits.
     pub generation: String,
     /// Ops and bytes on their way to the peer.
@@ -128,6 +130,8 @@ pub struct Status {
     pub resync: Option<ResyncStatus>,
     /// What the caller is asked to decide: go on alone?
     pub question: Option<String>,
+    /// What keeps the two copies apart, and how to end that.
+    pub conflict: Option<String>,
     /// What went wrong last.
     pub trouble: Option<String>,
     /// What of this node's own state could not be read: everything is compared when the
@@ -200,6 +204,7 @@ impl Engine {
             }),
             link,
             up_to_date: copy.copy.up_to_date,
+            given_up: copy.copy.given_up,
             generation: copy.copy.current.to_string(),
             in_flight_ops,
             in_flight_bytes: in_flight_bytes as u64,
@@ -213,6 +218,7 @@ impl Engine {
             received_bytes: self.counters.moved_bytes.load(Ordering::Relaxed),
             resync,
             question: self.question.lock().clone(),
+            conflict: self.conflict_text(),
             trouble: self.trouble.lock().clone(),
             damage: self.damage.lock().clone(),
             fenced: self.fenced().map(str::to_owned),

@@ -106,7 +106,10 @@ impl Drop for CloseOnDrop {
 
 /// Tries the peer's addresses, beginning with number `first`, each a moment after
 /// the one before, and takes the first that answers.
-async fn connect(transport: &Arc<Transport>, first: usize) -> Result<(Connection, usize)> {
+pub(super) async fn connect(
+    transport: &Arc<Transport>,
+    first: usize,
+) -> Result<(Connection, usize)> {
     let mut attempts = tokio::task::JoinSet::new();
     let count = transport.peers.len();
     for step in 0..count {
@@ -188,7 +191,10 @@ async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended>
                 .context("cannot note that this copy is not up to date")?;
             return Ok(Ended::Lost);
         }
-        Control::Refuse { reason } => return Ok(Ended::Refused(reason)),
+        Control::Refuse { reason } => {
+            engine.met(&mine, &theirs, &connection.remote_address().to_string());
+            return Ok(Ended::Refused(reason));
+        }
         Control::Resume { session } => {
             if mine.resume.map(|(mine, _)| mine) != Some(session) {
                 bail!("the primary resumes a session that is not this node's");
@@ -203,6 +209,13 @@ async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended>
             if !target {
                 bail!("this copy would be the source, but this node is secondary");
             }
+            let keeper = engine.clone();
+            tokio::task::spawn_blocking(move || keeper.keep_before_resync(own))
+                .await?
+                .context(
+                    "what this copy has cannot be kept, so it is not overwritten: make room, or \
+                     run `resync --discard-this-copy --without-archive`",
+                )?;
             engine
                 .standby_begin(session, own, &theirs)
                 .context("cannot note that this copy is not up to date")?;
@@ -211,6 +224,7 @@ async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended>
         other => bail!("expected a decision, got {other:?}"),
     }
     engine.set_trouble(None);
+    engine.no_conflict();
     engine.set_connection(connection.clone());
     follow(engine, connection, tx).await
 }

@@ -1,7 +1,8 @@
 //! The connection between the two nodes: QUIC, both ends authenticated by keys
 //! that were exchanged beforehand.
 //!
-//! The secondary dials, the primary accepts. On each connection:
+//! The secondary dials, the primary accepts. A primary without a peer looks now and then
+//! whether its peer is primary, too (`probe`). On each connection:
 //!
 //! | stream | opened by | carries |
 //! |---|---|---|
@@ -12,6 +13,7 @@
 mod dial;
 mod framing;
 mod identity;
+mod probe;
 mod serve;
 mod tls;
 mod transport;
@@ -48,12 +50,17 @@ pub async fn run(engine: Arc<Engine>, transport: Transport) -> Result<()> {
     let ticker = tokio::spawn(tick(engine.clone()));
     loop {
         let now = *role.borrow_and_update();
+        // What was said of the role before is no matter any more.
+        engine.no_conflict();
         let work = async {
             match now {
                 Some(Role::Primary) => {
                     // What this node had to say about its primary is no trouble any more.
                     engine.set_trouble(None);
-                    serve::run(&engine, &transport, &resyncs).await
+                    tokio::select! {
+                        ended = serve::run(&engine, &transport, &resyncs) => ended,
+                        never = probe::run(&engine, &transport) => match never {},
+                    }
                 }
                 Some(Role::Secondary) => dial::run(&engine, &transport).await,
                 None => std::future::pending().await,

@@ -130,7 +130,6 @@ async fn peer(
     let mine = engine.hello(Role::Primary)?;
     send(&mut tx, &[Control::Hello(mine.clone()).encode()]).await?;
     let refuse = async |tx: &mut SendStream, reason: String| -> Result<()> {
-        tracing::warn!(reason, "the peer was refused");
         let frame = Control::Refuse {
             reason: reason.clone(),
         };
@@ -141,6 +140,7 @@ async fn peer(
         Ok(())
     };
     if let Err(reason) = common_version(mine.versions, theirs.versions) {
+        tracing::warn!(reason, "the peer was refused");
         return refuse(&mut tx, reason).await;
     }
     if theirs.name != mine.name {
@@ -148,7 +148,19 @@ async fn peer(
             "the peer replicates module {:?}, this node {:?}: check the addresses",
             theirs.name, mine.name
         );
+        tracing::warn!(reason, "the peer was refused");
         return refuse(&mut tx, reason).await;
+    }
+    let decision = decide((&mine.copy, Role::Primary), (&theirs.copy, theirs.role));
+    let from = connection.remote_address().to_string();
+    let reason = |decision: Decision| {
+        let advice = decision.advice();
+        advice.unwrap_or_else(|| "the peer has the newer copy".into())
+    };
+    if theirs.role == Role::Primary {
+        // It looks whether this node is primary, too, and never comes for anything else.
+        engine.met(&mine, &theirs, &from);
+        return refuse(&mut tx, reason(decision.mirrored())).await;
     }
     if let Some((session, applied)) = theirs.resume
         && engine.resume(session, applied)
@@ -171,19 +183,18 @@ async fn peer(
         } else {
             "this primary has not decided yet whether to go on alone"
         };
+        tracing::warn!(reason, "the peer was refused");
         return refuse(&mut tx, reason.to_owned()).await;
     }
-    let decision = decide((&mine.copy, Role::Primary), (&theirs.copy, theirs.role));
     let method = match decision {
         Decision::Resync {
             source: Which::Me,
             method,
         } => method,
         other => {
-            let reason = other
-                .advice()
-                .unwrap_or_else(|| "the peer has the newer copy".into());
-            return refuse(&mut tx, reason).await;
+            engine.met(&mine, &theirs, &from);
+            tracing::warn!(reason = reason(other), "the peer was refused");
+            return refuse(&mut tx, reason(other.mirrored())).await;
         }
     };
     let session = SessionId(crate::engine::random_id());

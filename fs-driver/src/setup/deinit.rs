@@ -1,6 +1,6 @@
 //! `deinit`: the directory is what it was, with the data as it is now.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -9,8 +9,10 @@ use crate::state::{CopyFile, Settings};
 use crate::store::{Layout, strip_ids};
 
 /// Gives the directory back. Without `force` only when the copy is up to date.
-/// Returns how many objects it holds. One that was broken off can be repeated.
-pub fn deinit(layout: &Layout, force: bool) -> Result<u64> {
+/// Returns how many objects it holds, and where the archives of given-up copies are now:
+/// beside the folder, for they are not twinfold's to delete. One that was broken off can be
+/// repeated.
+pub fn deinit(layout: &Layout, force: bool) -> Result<(u64, Option<PathBuf>)> {
     let rest = Layout::new(super::unfinished(&layout.base));
     if !layout.base.exists() {
         remove(&rest)?;
@@ -43,13 +45,14 @@ pub fn deinit(layout: &Layout, force: bool) -> Result<u64> {
         give_back(layout, mount)?;
     }
     let stripped = strip(mount)?;
+    let archives = crate::archive::move_out(layout).context("cannot move the archives away")?;
     // The last step that counts: what is removed then is not a replicated folder any more.
     remove(&rest)?;
     std::fs::rename(&layout.base, &rest.base)
         .with_context(|| format!("cannot remove {}", layout.base.display()))?;
     sync_parent(&layout.base)?;
     remove(&rest)?;
-    Ok(stripped)
+    Ok((stripped, archives))
 }
 
 /// Removes private parts that are none any more; never data.

@@ -19,6 +19,7 @@
 //!         1  clean: the driver stopped in order
 //!        16  boot id of the operating system during the last run
 //!         1  given up by its operator
+//!         1  kept in an archive: 0 no, 1 its changes, 2 all of it, 3 the operator does without
 //!         8  when it last went on without its peer, in seconds since 1970, or 0
 //!         8  number of the saved marks in force (`state/marks`)
 //! ```
@@ -35,7 +36,7 @@ use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
 use twinfold_protocol::handshake::{CopyState, Role};
 use twinfold_protocol::ids::{Epoch, Generation, ModuleId};
-use twinfold_protocol::lifecycle::Record;
+use twinfold_protocol::lifecycle::{Archived, Record};
 use twinfold_protocol::limits;
 
 const MAGIC: &[u8; 8] = b"twinfold";
@@ -162,6 +163,12 @@ fn slot(record: &Record, number: u64) -> Vec<u8> {
     body.push(record.clean.into());
     body.extend_from_slice(&record.boot.to_le_bytes());
     body.push(record.copy.given_up.into());
+    body.push(match record.archived {
+        Archived::No => 0,
+        Archived::Changes => 1,
+        Archived::Everything => 2,
+        Archived::Waived => 3,
+    });
     body.extend_from_slice(&record.alone_since.to_le_bytes());
     body.extend_from_slice(&record.marks.to_le_bytes());
 
@@ -262,8 +269,16 @@ fn decode_body(bytes: &mut Bytes<'_>) -> Result<Record> {
         boot: bytes.u128()?,
         alone_since: 0,
         marks: 0,
+        archived: Archived::No,
     };
     record.copy.given_up = bytes.bool()?;
+    record.archived = match bytes.take::<1>()? {
+        [0] => Archived::No,
+        [1] => Archived::Changes,
+        [2] => Archived::Everything,
+        [3] => Archived::Waived,
+        [v] => bail!("unknown state of the archive {v}"),
+    };
     record.alone_since = u64::from_le_bytes(bytes.take()?);
     record.marks = u64::from_le_bytes(bytes.take()?);
     Ok(record)
@@ -290,6 +305,7 @@ mod tests {
             boot: 99,
             alone_since: 1234,
             marks: 5,
+            archived: Archived::Changes,
         }
     }
 

@@ -70,6 +70,10 @@ pub struct Settings {
     pub bridge_ms: u64,
     /// Seconds between durability checkpoints while there is something to flush.
     pub checkpoint_s: u64,
+    /// Days for which archives of given-up copies are kept; 0 for ever.
+    pub archive_days: u64,
+    /// Bytes of all archives, beyond which the oldest go, but never the newest; 0 without limit.
+    pub archive_bytes: u64,
 }
 
 impl Settings {
@@ -88,6 +92,8 @@ impl Settings {
             sync_ms: 20_000,
             bridge_ms: 500,
             checkpoint_s: 10,
+            archive_days: 30,
+            archive_bytes: 0,
         }
     }
 

@@ -5,6 +5,7 @@
 //! base/            private to root
 //!   data/          the replicated directory itself
 //!   aside/         objects without a name yet or any more, during a resync
+//!   archive/       what was kept of losing copies (see `crate::archive`)
 //!   state/         generation, intents, index (see `crate::state`)
 //! ```
 //!
@@ -72,6 +73,11 @@ impl Layout {
     /// Objects without a name during a resync.
     pub fn aside(&self) -> PathBuf {
         self.base.join("aside")
+    }
+
+    /// What was kept of losing copies.
+    pub fn archive(&self) -> PathBuf {
+        self.base.join("archive")
     }
 
     /// twinfold's own state.
@@ -262,6 +268,14 @@ impl Store {
             Ok(node) => Ok(Some(node)),
             Err(e) if e.raw_os_error() == Some(libc::ESTALE) => Ok(None),
             Err(e) => Err(e),
+        }
+    }
+
+    /// The number of an object's inode, if it has a name.
+    pub(crate) fn inode(&self, file: FileId) -> io::Result<Option<u64>> {
+        match self.object(file)? {
+            Some(node) => Ok(Some(rustix::fs::fstat(node.path())?.st_ino)),
+            None => Ok(None),
         }
     }
 

@@ -1,0 +1,159 @@
+//! Keeping what this copy has before it is overwritten: which of it, and when.
+
+use std::collections::HashMap;
+use std::io;
+
+use twinfold_protocol::ids::FileId;
+use twinfold_protocol::lifecycle::Archived;
+use twinfold_protocol::limits;
+use twinfold_protocol::marks::{Intent, Names};
+
+use super::own::OwnChanges;
+use super::{Engine, clock};
+use crate::archive::{self, Object, Reason, Wanted};
+
+/// Nothing is left out.
+const ALL: (u64, u64) = (0, limits::MAX_OFFSET);
+
+impl Engine {
+    /// Keeps what this copy has changed by itself, or all of it where that is not known, in
+    /// an archive that is complete and on the disk when this returns, and notes durably
+    /// that it is. Nothing may change the copy meanwhile.
+    pub(super) fn keep_copy(&self, reason: Reason, everything: bool) -> io::Result<()> {
+        let record = self.copy.get();
+        let own = self.own_changes()?;
+        let everything = everything || own.damaged;
+        let enough = match record.archived {
+            Archived::No => false,
+            Archived::Changes => !everything,
+            Archived::Everything | Archived::Waived => true,
+        };
+        if enough {
+            return Ok(());
+        }
+        let wanted = match everything {
+            true => Wanted {
+                everything: true,
+                ..Wanted::default()
+            },
+            false => self.wanted(&own)?,
+        };
+        let layout = self.store.layout();
+        let now = clock::unix_seconds();
+        if !wanted.is_empty() {
+            let (name, about) = archive::keep(layout, &record.copy, reason, &wanted, now)?;
+            tracing::warn!(
+                name,
+                files = about.files,
+                bytes = about.bytes,
+                "what this copy has is kept in an archive: `archive list` shows it"
+            );
+        }
+        self.copy.update(|r| {
+            r.archived = match everything {
+                true => Archived::Everything,
+                false => Archived::Changes,
+            };
+        })?;
+        self.limit_archives();
+        Ok(())
+    }
+
+    fn wanted(&self, own: &OwnChanges) -> io::Result<Wanted> {
+        let mut objects: HashMap<FileId, Object> = HashMap::new();
+        let mut directories: HashMap<FileId, Names> = HashMap::new();
+        for (file, marks) in own.marks.objects() {
+            let object = objects.entry(file).or_default();
+            object.new |= marks.unknown;
+            object.attributes |= marks.attributes;
+            object.ranges.extend(marks.blocks.spans(0));
+        }
+        for (directory, names) in own.marks.directories() {
+            directories.insert(directory, names.clone());
+        }
+        for intent in &own.notes {
+            match *intent {
+                Intent::Extent { file, extent } => {
+                    let range = (u64::from(extent) * limits::EXTENT, limits::EXTENT);
+                    objects.entry(file).or_default().ranges.push(range);
+                }
+                Intent::Attributes { file } => objects.entry(file).or_default().attributes = true,
+                Intent::File { file } => {
+                    let object = objects.entry(file).or_default();
+                    object.attributes = true;
+                    object.ranges.push(ALL);
+                }
+                Intent::Directory { directory } => {
+                    directories.insert(directory, Names::All);
+                }
+                Intent::NewIds { first } => {
+                    for file in self.store.ids().present(first, limits::ID_BLOCK)? {
+                        objects.entry(file).or_default().new = true;
+                    }
+                }
+            }
+        }
+        let mut wanted = Wanted::default();
+        for (file, mut object) in objects {
+            object.file = file.0;
+            object.all = object.ranges.contains(&ALL);
+            object.ranges = joined(object.ranges);
+            if let Some(inode) = self.store.inode(file)? {
+                wanted.objects.insert(inode, object);
+            }
+        }
+        for (directory, names) in directories {
+            if let Some(inode) = self.store.inode(directory)? {
+                wanted.directories.insert(inode, names);
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// Drops archives beyond the limits of the settings.
+    pub fn limit_archives(&self) {
+        let limits = archive::Limits {
+            days: self.settings.archive_days,
+            bytes: self.settings.archive_bytes,
+        };
+        match archive::enforce(self.store.layout(), limits, clock::unix_seconds()) {
+            Ok(gone) => {
+                for name in gone {
+                    tracing::warn!(name, "an archive is beyond the limits and was dropped");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "old archives cannot be dropped"
+                );
+            }
+        }
+    }
+}
+
+/// Ranges in order, those that touch as one.
+fn joined(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    ranges.sort_unstable();
+    let mut all: Vec<(u64, u64)> = Vec::new();
+    for (from, length) in ranges {
+        match all.last_mut() {
+            Some((start, last)) if from <= *start + *last => {
+                *last = (*last).max(from.saturating_add(length) - *start);
+            }
+            _ => all.push((from, length)),
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_touch_are_one() {
+        let ranges = vec![(8, 4), (0, 4), (4, 2), (20, 1), (9, 9)];
+        assert_eq!(joined(ranges), [(0, 6), (8, 10), (20, 1)]);
+    }
+}
