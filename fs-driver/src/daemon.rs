@@ -69,6 +69,12 @@ impl Driver {
         if self.engine.role() != Some(Role::Primary) {
             bail!("this node is not primary");
         }
+        if self.engine.peer_differs() && !force {
+            bail!(
+                "a verify found that the peer's copy differs from this one: run `verify --repair` \
+                 first, or use --force"
+            );
+        }
         let read_only = |on| match &*self.mounted.lock() {
             Some(mounted) => mounted.set_read_only(on),
             None => Ok(()),

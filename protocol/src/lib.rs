@@ -3,7 +3,8 @@
 //! Everything two nodes must agree on lives here: the operations ([`op`]), their
 //! bytes on the wire ([`wire`]), the bounds on all of it ([`limits`]), and the
 //! state machines that decide what is shipped, acknowledged, held, marked and
-//! moved ([`primary`], [`secondary`], [`handshake`], [`automaton`], [`lifecycle`], [`marks`], [`compare`]).
+//! moved ([`primary`], [`secondary`], [`handshake`], [`automaton`], [`lifecycle`], [`marks`], [`compare`],
+//! [`verify`]).
 //!
 //! The crate has no runtime, no sockets, no files and no clock. Events go in with
 //! the time at which they happened; effects come out. The driver runs this code
@@ -21,4 +22,5 @@ pub mod op;
 pub mod primary;
 pub mod secondary;
 pub mod time;
+pub mod verify;
 pub mod wire;

@@ -115,6 +115,26 @@ pub const MAX_COMPARE_BLOCKS: usize = 4096;
 /// Objects asked for by one compare request.
 pub const MAX_COMPARE_OBJECTS: usize = 4096;
 
+/// Bytes of a file that one question of a verify covers in the op stream: what may stand
+/// before a write there, hashed from the page cache in a fraction of a millisecond.
+pub const VERIFY_CHUNK: u64 = 256 << 10;
+
+/// Questions in the op stream that the secondary has not answered, at most.
+pub const MAX_VERIFYING: usize = 16;
+
+/// Questions in one frame of the verify stream.
+pub const MAX_VERIFY_QUESTIONS: usize = 256;
+
+/// Bytes that the questions of one such frame cover together, at most: a hole of this
+/// size is one question, and an answer takes a bounded time however slow the disk is.
+pub const MAX_VERIFY_BYTES: u64 = 64 << 20;
+
+/// Names in one page of a listing.
+pub const MAX_VERIFY_NAMES: usize = 1024;
+
+/// Extended attributes of one object: Linux lists 64 KiB of names, of two bytes at least.
+pub const MAX_XATTRS: usize = 32 << 10;
+
 /// Longest reason text in a control message, in bytes.
 pub const MAX_REASON: usize = 1024;
 

@@ -373,6 +373,8 @@ impl DirtyMap {
             | Op::Times { file, .. } => self.mark_attributes(*file),
             Op::Sync { .. }
             | Op::Checkpoint
+            | Op::Verify { .. }
+            | Op::Differs { .. }
             | Op::PutDirectory { .. }
             | Op::PutObject { .. }
             | Op::PutXattr { .. }

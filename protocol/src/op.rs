@@ -391,6 +391,18 @@ pub enum Op {
     },
     /// Both nodes flush all they have; what was done before needs no mark after.
     Checkpoint,
+    /// Verify: the secondary tells what it has of what the question names, at this place in
+    /// the order. Changes nothing.
+    Verify {
+        /// What is asked.
+        question: crate::verify::Question,
+    },
+    /// Verify: what the question names is known to differ. Changes nothing but what the
+    /// secondary may say of its copy.
+    Differs {
+        /// What was asked.
+        question: crate::verify::Question,
+    },
     /// Resync: the directory has these entries.
     PutDirectory {
         /// Which directory; created aside when the target lacks it.
@@ -510,6 +522,8 @@ impl Op {
             Op::Sync { .. } => "sync",
             Op::Times { .. } => "times",
             Op::Checkpoint => "checkpoint",
+            Op::Verify { .. } => "verify",
+            Op::Differs { .. } => "differs",
             Op::PutDirectory { .. } => "put-directory",
             Op::PutObject { .. } => "put-object",
             Op::PutXattr { .. } => "put-xattr",

@@ -21,8 +21,10 @@ use twinfold_protocol::op::{
     BadName, Listing, Name, NewObject, Object, Op, Payload, PutEntry, RenameMode, Sequenced,
 };
 use twinfold_protocol::time::Timestamp;
+use twinfold_protocol::verify::Question;
 use twinfold_protocol::wire::{
-    self, ChunkQueue, CompareAnswer, CompareRequest, Control, OpStreamStart, Receipt, Violation,
+    self, ChunkQueue, CompareAnswer, CompareRequest, Control, OpStreamStart, Receipt, VerifyAnswer,
+    VerifyRequest, Violation,
 };
 
 #[path = "decoder/bounds.rs"]
@@ -183,6 +185,8 @@ fn check_memory(body: &[u8]) {
         peak_of(|| drop(OpStreamStart::decode(payload(body)))).0,
         peak_of(|| drop(CompareRequest::decode(payload(body)))).0,
         peak_of(|| drop(CompareAnswer::decode(payload(body)))).0,
+        peak_of(|| drop(VerifyRequest::decode(payload(body)))).0,
+        peak_of(|| drop(VerifyAnswer::decode(payload(body)))).0,
     ];
     for held in held {
         assert!(held <= most, "{held} bytes for a frame of {}", body.len());
@@ -199,9 +203,9 @@ fn check_all(bytes: &[u8], sizes: &[usize]) {
 }
 
 /// Every kind byte there is, and some that are none.
-const KINDS: [u8; 34] = [
+const KINDS: [u8; 42] = [
     0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 31, 32, 33, 34, 35, 36, 37, 63, 64,
-    65, 66, 67, 68, 96, 97, 98, 255,
+    65, 66, 67, 68, 96, 97, 98, 255, 48, 49, 70, 112, 113, 114, 115, 116,
 ];
 
 /// One change to the bytes of a frame.
@@ -334,8 +338,9 @@ fn no_number_anywhere_in_a_frame_is_trusted() {
             }
         }
     }
-    // 21 ops, 8 control frames, 3 receipts, the start of the ops, 5 of the comparison.
-    assert_eq!(kinds.len(), 21 + 8 + 3 + 1 + 5, "{kinds:?}");
+    // 23 ops, 9 control frames, 4 receipts, the start of the ops, 5 of the comparison, 5 of
+    // a verify.
+    assert_eq!(kinds.len(), 23 + 9 + 4 + 1 + 5 + 5, "{kinds:?}");
 }
 
 #[test]
@@ -519,6 +524,18 @@ fn ops_with_names() -> Vec<Op> {
             listing: Listing::Names,
             entries: vec![entry(good()), entry(place())],
         },
+        Op::Verify {
+            question: Question::Name {
+                directory: F,
+                name: place(),
+            },
+        },
+        Op::Differs {
+            question: Question::Name {
+                directory: F,
+                name: place(),
+            },
+        },
     ]
 }
 
@@ -543,6 +560,10 @@ fn names_of(op: &Op) -> usize {
         | Op::PutData { .. }
         | Op::PutHole { .. }
         | Op::ResyncEnd => 0,
+        Op::Verify { question } | Op::Differs { question } => match question {
+            Question::Name { .. } => 1,
+            Question::Data { .. } | Question::Object { .. } | Question::Listing { .. } => 0,
+        },
     }
 }
 

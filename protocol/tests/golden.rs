@@ -18,11 +18,14 @@ use twinfold_protocol::op::{
     AllocateMode, Listing, NewObject, Op, Payload, RenameMode, Sequenced, Stability, XattrMode,
 };
 use twinfold_protocol::wire::{
-    self, CompareAnswer, CompareRequest, Control, Frame, Hello, OpStreamStart, Receipt, Violation,
+    self, CompareAnswer, CompareRequest, Control, Frame, Hello, OpStreamStart, Receipt,
+    VerifyAnswer, VerifyRequest, Violation,
 };
 
 #[path = "golden/frames.rs"]
 mod frames;
+#[path = "golden/verify.rs"]
+mod verify;
 
 use frames::{
     DIRECTORY, FILE, SESSION, START, answers, at, controls, fresh_hello, name, ops, receipts,
@@ -122,6 +125,27 @@ fn compare_frames_have_their_golden_bytes() {
             CompareAnswer::encode,
             CompareAnswer::decode,
         );
+    }
+}
+
+#[test]
+fn verify_frames_have_their_golden_bytes() {
+    for (op, golden) in verify::ops() {
+        check(&sequenced(op), golden, encode, wire::decode_op);
+    }
+    for (receipt, golden) in verify::receipts() {
+        check(&receipt, golden, Receipt::encode, Receipt::decode);
+    }
+    for (request, golden) in verify::requests() {
+        check(
+            &request,
+            golden,
+            VerifyRequest::encode,
+            VerifyRequest::decode,
+        );
+    }
+    for (answer, golden) in verify::answers() {
+        check(&answer, golden, VerifyAnswer::encode, VerifyAnswer::decode);
     }
 }
 
@@ -299,6 +323,8 @@ fn op_name(op: &Op) -> &'static str {
         Op::PutData { .. } => "PutData",
         Op::PutHole { .. } => "PutHole",
         Op::ResyncEnd => "ResyncEnd",
+        Op::Verify { .. } => "Verify",
+        Op::Differs { .. } => "Differs",
     }
 }
 
@@ -312,6 +338,7 @@ fn control_name(control: &Control) -> &'static str {
         Control::Leave { .. } => "Leave",
         Control::Alive => "Alive",
         Control::OwnMarks { .. } => "OwnMarks",
+        Control::Rejoin { .. } => "Rejoin",
     }
 }
 
@@ -320,6 +347,7 @@ fn receipt_name(receipt: &Receipt) -> &'static str {
         Receipt::Applied { .. } => "Applied",
         Receipt::Synced { .. } => "Synced",
         Receipt::Failed { .. } => "Failed",
+        Receipt::Verified { .. } => "Verified",
     }
 }
 
@@ -346,13 +374,13 @@ fn every_kind_has_golden_bytes_and_a_section() {
         golden.insert(format!("{section}: {name} ({})", unhex(bytes)[4]));
     };
     have("Ops", "OpStreamStart", START.1);
-    for (op, bytes) in ops() {
+    for (op, bytes) in ops().into_iter().chain(verify::ops()) {
         have("Ops", op_name(&op), bytes);
     }
     for (control, bytes) in controls() {
         have("Control", control_name(&control), bytes);
     }
-    for (receipt, bytes) in receipts() {
+    for (receipt, bytes) in receipts().into_iter().chain(verify::receipts()) {
         have("Receipts", receipt_name(&receipt), bytes);
     }
     for (request, bytes) in requests() {
@@ -360,6 +388,13 @@ fn every_kind_has_golden_bytes_and_a_section() {
     }
     for (answer, bytes) in answers() {
         have("Compare", answer_name(&answer), bytes);
+    }
+
+    for (request, bytes) in verify::requests() {
+        have("Verify", verify::request_name(&request), bytes);
+    }
+    for (answer, bytes) in verify::answers() {
+        have("Verify", verify::answer_name(&answer), bytes);
     }
 
     let mut documented = BTreeSet::new();
@@ -396,6 +431,11 @@ fn constants() -> BTreeMap<&'static str, u64> {
         ("MAX_COMPARE_BLOCKS", of(limits::MAX_COMPARE_BLOCKS)),
         ("MAX_COMPARE_OBJECTS", of(limits::MAX_COMPARE_OBJECTS)),
         ("MAX_PUT_XATTRS", of(limits::MAX_PUT_XATTRS)),
+        ("VERIFY_CHUNK", limits::VERIFY_CHUNK),
+        ("MAX_VERIFY_QUESTIONS", of(limits::MAX_VERIFY_QUESTIONS)),
+        ("MAX_VERIFY_BYTES", limits::MAX_VERIFY_BYTES),
+        ("MAX_VERIFY_NAMES", of(limits::MAX_VERIFY_NAMES)),
+        ("MAX_XATTRS", of(limits::MAX_XATTRS)),
         ("MAX_REASON", of(limits::MAX_REASON)),
         ("MAX_MODULE_NAME", of(limits::MAX_MODULE_NAME)),
     ])

@@ -153,6 +153,24 @@ impl Node {
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
 
+    /// Starts a command of the driver; what it prints can be read from its pipes.
+    pub fn spawn(&self, arguments: &[&str]) -> Result<Child> {
+        let mut command = self.command(arguments)?;
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(process::start(command)?)
+    }
+
+    /// Runs `verify` to its end: its exit code, what it found, and what it complained of.
+    pub fn verify(&self, options: &[&str]) -> Result<(i32, Value, String)> {
+        let mount = self.mount().display().to_string();
+        let arguments = [&["verify", &mount, "--json"], options].concat();
+        let output = self.command(&arguments)?.output()?;
+        let found = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let code = output.status.code().context("verify was killed")?;
+        Ok((code, found, said))
+    }
+
     /// The node's key directory.
     pub(crate) fn key(&self) -> String {
         self.key_directory().display().to_string()

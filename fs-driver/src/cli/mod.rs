@@ -2,6 +2,7 @@
 
 mod archive;
 mod show;
+mod verify;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -144,6 +145,25 @@ enum Command {
         #[command(subcommand)]
         what: archive::Command,
     },
+    /// Compare the two copies while the application works; run it on the primary.
+    ///
+    /// Everything is read and hashed on both nodes, data and attributes. What differs is
+    /// named, with its bytes. Exits with 0 when the copies are equal, with 1 when something
+    /// differed, also if it was repaired, and with 2 when not everything could be compared.
+    Verify {
+        #[command(flatten)]
+        folder: Folder,
+        /// Move what differs from this node to the secondary. This node's copy is taken
+        /// as the right one.
+        #[arg(long)]
+        repair: bool,
+        /// Read at most so many bytes a second on each node; k, M and G are understood.
+        #[arg(long, value_name = "BYTES/S", value_parser = verify::rate)]
+        limit: Option<u64>,
+        /// Print one JSON object at the end.
+        #[arg(long)]
+        json: bool,
+    },
     /// Flush both nodes now, so that a later resync has less to look at.
     Checkpoint(Folder),
     /// Stop the driver and unmount.
@@ -215,7 +235,7 @@ struct InitArgs {
     archive_bytes: Option<u64>,
 }
 
-/// Parses, runs, reports: 0 done, 1 failed, 2 not understood.
+/// Parses, runs, reports: 0 done, 1 failed, 2 not understood (`verify` has codes of its own).
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
@@ -232,7 +252,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         .with_target(false)
         .try_init();
     match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(e) => {
             eprintln!("twinfold-fs: {e:#}");
             ExitCode::FAILURE
@@ -240,8 +260,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<()> {
-    match command {
+fn run(command: Command) -> Result<ExitCode> {
+    let done = match command {
         Command::Identity(key) => {
             let identity = Identity::load_or_create(&key.identity)?;
             println!("{}", identity.fingerprint());
@@ -271,6 +291,12 @@ fn run(command: Command) -> Result<()> {
             ..
         } => tell(&folder, Request::Discard { without_archive }),
         Command::Archive { what } => archive::run(what),
+        Command::Verify {
+            folder,
+            repair,
+            limit,
+            json,
+        } => return Ok(verify::run(folder.layout(), repair, limit, json)),
         Command::Checkpoint(folder) => tell(&folder, Request::Checkpoint),
         Command::Stop(folder) => {
             let layout = folder.layout()?;
@@ -291,7 +317,8 @@ fn run(command: Command) -> Result<()> {
             }
             Ok(())
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn tell(folder: &Folder, request: Request) -> Result<()> {

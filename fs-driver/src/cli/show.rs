@@ -59,6 +59,24 @@ pub(super) fn status(status: &Value) -> String {
                 .map_or(String::new(), |s| format!(", {s:.0} s left"))
         );
     }
+    if matches!(
+        status["verify"]["state"].as_str(),
+        Some("measuring" | "comparing" | "repairing")
+    ) {
+        let _ = writeln!(
+            out,
+            "  verify: {}",
+            super::verify::progress(&status["verify"])
+        );
+    }
+    if number("differing_objects") > 0 {
+        let _ = writeln!(
+            out,
+            "  the copies differ in {} objects, by a verify; `verify --repair` on the primary makes \
+             them equal",
+            number("differing_objects")
+        );
+    }
     for (key, label) in [
         (
             "question",

@@ -4,6 +4,9 @@
 //! {"command":"status"}              {"ok":true,"status":{...}}
 //! {"command":"promote","force":false}   {"ok":true}
 //! {"command":"demote","force":false}    {"ok":false,"error":"..."}
+//! {"command":"verify","repair":false,"limit":null}   {"ok":true,"status":{"id":1}}
+//! {"command":"verify-poll","from":0}    {"ok":true,"status":{"id":1,"status":{...},"findings":[...]}}
+//! {"command":"verify-cancel"}
 //! {"command":"go-alone"} {"command":"discard","without_archive":false}
 //! {"command":"checkpoint"} {"command":"stop"}
 //! ```
@@ -22,6 +25,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::Driver;
+use crate::engine::VerifyOptions;
 use crate::store::Layout;
 
 /// Where the sockets lie.
@@ -67,6 +71,23 @@ pub enum Request {
     },
     /// Flush both nodes now.
     Checkpoint,
+    /// Begin to compare the copies.
+    Verify {
+        /// Move what differs to the secondary.
+        #[serde(default)]
+        repair: bool,
+        /// Bytes to be read a second, at most.
+        #[serde(default)]
+        limit: Option<u64>,
+    },
+    /// How the verify stands, and what it found.
+    VerifyPoll {
+        /// Findings the caller has already.
+        #[serde(default)]
+        from: usize,
+    },
+    /// End the verify.
+    VerifyCancel,
     /// End the driver.
     Stop,
 }
@@ -171,6 +192,20 @@ fn carry_out(driver: &Driver, request: Request) -> Result<Option<serde_json::Val
         Request::GoAlone => driver.go_alone()?,
         Request::Discard { without_archive } => driver.give_up(without_archive)?,
         Request::Checkpoint => driver.engine().checkpoint(),
+        Request::Verify { repair, limit } => {
+            let options = VerifyOptions { repair, limit };
+            let id = driver.engine().verify_start(options)?;
+            return Ok(Some(serde_json::json!({ "id": id })));
+        }
+        Request::VerifyPoll { from } => {
+            let page = driver.engine().verify_poll(from)?;
+            return Ok(Some(serde_json::to_value(page)?));
+        }
+        Request::VerifyCancel => {
+            if !driver.engine().verify_cancel() {
+                bail!("no verify runs");
+            }
+        }
         Request::Stop => driver.stop(),
     }
     Ok(None)

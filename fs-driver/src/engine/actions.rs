@@ -70,6 +70,8 @@ impl Engine {
                     }
                 });
             }
+            Action::Verified { seq, found } => self.verify.answered(seq, Some(found)),
+            Action::Unanswered { seq } => self.verify.answered(seq, None),
             Action::CheckpointDone => {
                 let segment = self.checkpoint_segment.lock().take();
                 let engine = self.clone();

@@ -22,6 +22,7 @@ mod settle;
 mod split;
 mod standby;
 mod status;
+mod verify;
 
 use std::collections::HashSet;
 use std::sync::OnceLock;
@@ -44,8 +45,11 @@ use crate::store::{Layout, Store};
 pub(crate) use actions::random_id;
 pub use names::NewEntry;
 pub use own::OwnChanges;
+pub(crate) use standby::Due;
 pub use standby::{Standby, StandbyError};
 pub use status::{LinkState, ResyncStatus, Status};
+pub(crate) use verify::Asked;
+pub use verify::{VerifyOptions, VerifyPage};
 
 /// What answers a call once it may be acknowledged.
 pub type Reply = Box<dyn FnOnce() + Send>;
@@ -79,6 +83,9 @@ pub struct Engine {
     touched: Mutex<HashSet<FileId>>,
     /// Held from when touched objects are taken until their times are in the order.
     settling: Mutex<()>,
+    pub(crate) verify: verify::Verify,
+    /// What the primary found to differ in this secondary's copy.
+    differing: Mutex<DirtyMap>,
     fenced: OnceLock<String>,
     connection: Mutex<Option<quinn::Connection>>,
     question: Mutex<Option<String>>,
@@ -214,6 +221,8 @@ impl Engine {
             next_id: AtomicU64::new(0),
             touched: Mutex::default(),
             settling: Mutex::default(),
+            verify: verify::Verify::default(),
+            differing: Mutex::default(),
             fenced: OnceLock::new(),
             connection: Mutex::default(),
             question: Mutex::default(),

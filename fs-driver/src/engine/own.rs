@@ -62,6 +62,8 @@ impl Engine {
             marks: self.own.lock().clone().united(),
             ..OwnChanges::default()
         };
+        // What its primary found here, and may have forgotten.
+        changes.marks.unite(self.differing.lock().clone());
         for noted in [self.recovered.lock().clone(), self.intents.all()?] {
             changes.notes.extend(noted.intents);
             changes.damaged |= noted.damaged;
@@ -160,10 +162,13 @@ impl Engine {
         if !*saving {
             return;
         }
-        // What failed here, and was not undone, waits to be compared.
+        // What failed here, and was not undone, waits to be compared; what a verify found
+        // there, to be moved.
         let (dirty, suspect) = {
             let core = self.core.lock();
-            (core.dirty().to_bytes(), core.suspect().to_bytes())
+            let mut dirty = core.dirty().clone();
+            dirty.unite(core.differing().clone());
+            (dirty.to_bytes(), core.suspect().to_bytes())
         };
         let noted = self.recovered.lock().clone();
         let nothing = dirty.is_empty() && suspect.is_empty() && noted == Recovered::default();

@@ -101,19 +101,27 @@ impl Engine {
     }
 
     fn promote_copy(self: &Arc<Self>, standby: Option<Standby>, force: bool) -> Result<()> {
+        let differs = !self.differing.lock().is_empty();
         let current = standby.as_ref().is_some_and(|s| !s.is_syncing());
-        if !current && !force {
+        if (!current || differs) && !force {
             let why = match &standby {
                 None => {
                     "this copy has not been synchronised since the driver started, so it is not \
                          known whether the peer went on without it"
+                }
+                Some(_) if differs => {
+                    "a verify found that this copy differs from its primary's, and it was not repaired"
                 }
                 Some(_) => "the resync of this copy is not finished",
             };
             *self.standby.lock() = standby;
             bail!(
                 "{why}; promoting it could lose acknowledged writes. If the peer is lost for good, \
-                 promote it with --force"
+                 promote it with --force{}",
+                match differs {
+                    true => "; if it is not, run `verify --repair` there first",
+                    false => "",
+                }
             );
         }
         if !self.copy.get().copy.current.is_some() {
@@ -121,10 +129,11 @@ impl Engine {
             bail!("this copy was never synchronised: there is nothing to promote");
         }
         self.drop_connection("promoted");
-        let suspects = match standby {
+        let mut suspects = match standby {
             Some(standby) => standby.into_marks(&self.store),
             None => DirtyMap::default(),
         };
+        suspects.unite(std::mem::take(&mut self.differing.lock()));
         // What was noted by the secondary is in its marks, exactly, if it was up to date.
         *self.recovered.lock() = match current {
             true => Recovered::default(),

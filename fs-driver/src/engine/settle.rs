@@ -48,6 +48,8 @@ pub(super) fn touched_by(op: &Op, mut touch: impl FnMut(FileId)) {
         | Op::Sync { .. }
         | Op::Times { .. }
         | Op::Checkpoint
+        | Op::Verify { .. }
+        | Op::Differs { .. }
         | Op::PutObject { .. }
         | Op::PutXattr { .. }
         | Op::ResyncEnd => {}
@@ -120,6 +122,12 @@ impl Engine {
             accessed: attributes.accessed,
             modified: attributes.modified,
         }))
+    }
+
+    /// Whether times of this object are still to be shipped. The caller holds
+    /// `settling` and all of the object.
+    pub(super) fn is_touched(&self, file: FileId) -> bool {
+        self.touched.lock().contains(&file)
     }
 
     /// Whether all times are shipped. What was taken and is being read counts as not.

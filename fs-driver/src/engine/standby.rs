@@ -84,6 +84,23 @@ pub(crate) struct SyncJob {
     what: SyncWhat,
 }
 
+/// What an applied op asks for.
+#[derive(Debug)]
+pub(crate) enum Due {
+    /// Nothing but its place in the next receipt.
+    Nothing,
+    /// A sync.
+    Sync(SyncJob),
+    /// A receipt of its own, at once.
+    Receipt(Receipt),
+}
+
+impl From<Option<SyncJob>> for Due {
+    fn from(job: Option<SyncJob>) -> Due {
+        job.map_or(Due::Nothing, Due::Sync)
+    }
+}
+
 #[derive(Debug)]
 enum SyncWhat {
     Object { file: FileId, data_only: bool },
@@ -216,7 +233,7 @@ impl Engine {
     }
 
     /// Decodes and applies one frame of the op stream.
-    pub(crate) fn standby_apply(&self, frame: Payload) -> Result<Option<SyncJob>, StandbyError> {
+    pub(crate) fn standby_apply(&self, frame: Payload) -> Result<Due, StandbyError> {
         if self.fenced.get().is_some() {
             return Err(StandbyError::Fenced);
         }
@@ -224,7 +241,7 @@ impl Engine {
         let mut standby = self.standby.lock();
         let standby = standby.as_mut().ok_or(StandbyError::NoSession)?;
         if standby.machine.accept(&op)? == Accepted::SyncAgain {
-            return self.sync_job(standby, op.seq, &op.op);
+            return self.sync_job(standby, op.seq, &op.op).map(Due::from);
         }
         let old_size = match &op.op {
             Op::Truncate { file, .. } => self.size_of(*file),
@@ -246,10 +263,18 @@ impl Engine {
         standby.note_times(&self.store, &op.op, op.time);
         standby.machine.applied(op.seq);
         standby.note_stable(&op.op);
-        if needs_sync(&op.op) {
-            return self.sync_job(standby, op.seq, &op.op);
+        match &op.op {
+            Op::Verify { question } => {
+                let (seq, found) = (op.seq, self.found(question));
+                Ok(Due::Receipt(Receipt::Verified { seq, found }))
+            }
+            Op::Differs { question } => {
+                self.note_differing(question);
+                Ok(Due::Nothing)
+            }
+            op_ if needs_sync(op_) => self.sync_job(standby, op.seq, op_).map(Due::from),
+            _ => Ok(Due::Nothing),
         }
-        Ok(None)
     }
 
     /// The size of a file, 0 for one that is not here.
@@ -364,6 +389,8 @@ impl Engine {
                         StandbyError::Fenced
                     })?;
                 standby.machine.resync_ended();
+                // What differed was moved.
+                *self.differing.lock() = DirtyMap::default();
                 drop(guard);
                 self.forget_own_marks();
                 tracing::info!(%generation, removed, "this copy is up to date");
@@ -473,7 +500,12 @@ impl Standby {
             | Op::CopyRange { to: file, .. } => {
                 stable.files.insert(*file);
             }
-            Op::Sync { .. } | Op::Checkpoint | Op::ResyncEnd | Op::Times { .. } => {
+            Op::Sync { .. }
+            | Op::Checkpoint
+            | Op::Verify { .. }
+            | Op::Differs { .. }
+            | Op::ResyncEnd
+            | Op::Times { .. } => {
                 // Nothing new to bring to the disk; the receipt must still move on.
                 stable.files.insert(FileId::ROOT);
             }

@@ -9,6 +9,7 @@ use twinfold_protocol::marks::DirtyMap;
 use twinfold_protocol::op::Op;
 use twinfold_protocol::primary::Link;
 
+use super::verify::VerifyStatus;
 use super::{Engine, clock};
 
 /// Numbers that only grow, and the running resync.
@@ -128,6 +129,10 @@ pub struct Status {
     pub received_bytes: u64,
     /// The running or last resync.
     pub resync: Option<ResyncStatus>,
+    /// The running or last verify.
+    pub verify: Option<VerifyStatus>,
+    /// Objects that a verify found to differ and that are not repaired.
+    pub differing_objects: u64,
     /// What the caller is asked to decide: go on alone?
     pub question: Option<String>,
     /// What keeps the two copies apart, and how to end that.
@@ -173,6 +178,11 @@ impl Engine {
         let suspect = core.suspect().counts();
         let unflushed = core.unflushed_counts();
         let progress = core.progress();
+        let differing = match role {
+            Some(Role::Primary) => core.differing().counts(),
+            _ => self.differing.lock().counts(),
+        };
+        let differing = (differing.0 + differing.1) as u64;
         drop(core);
         let begun = *self.counters.resync.lock();
         let left = (dirty.0 + dirty.1) as u64;
@@ -203,7 +213,8 @@ impl Engine {
                 Role::Secondary => "secondary",
             }),
             link,
-            up_to_date: copy.copy.up_to_date,
+            // The primary's copy is right by definition.
+            up_to_date: copy.copy.up_to_date && (role == Some(Role::Primary) || differing == 0),
             given_up: copy.copy.given_up,
             generation: copy.copy.current.to_string(),
             in_flight_ops,
@@ -217,6 +228,8 @@ impl Engine {
             applied_bytes: self.counters.applied_bytes.load(Ordering::Relaxed),
             received_bytes: self.counters.moved_bytes.load(Ordering::Relaxed),
             resync,
+            verify: self.verify_status(),
+            differing_objects: differing,
             question: self.question.lock().clone(),
             conflict: self.conflict_text(),
             trouble: self.trouble.lock().clone(),

@@ -15,7 +15,7 @@ use twinfold_protocol::wire::{CompareRequest, Control, OpStreamStart, Receipt, c
 use super::framing::{Incoming, send};
 use super::transport::Transport;
 use super::{STEP, code};
-use crate::engine::{Engine, StandbyError};
+use crate::engine::{Due, Engine, StandbyError};
 
 /// Pause between two rounds over the peer's addresses.
 const RETRY: Duration = Duration::from_millis(100);
@@ -226,7 +226,7 @@ async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended>
     engine.set_trouble(None);
     engine.no_conflict();
     engine.set_connection(connection.clone());
-    follow(engine, connection, tx).await
+    follow(engine, connection, tx, control).await
 }
 
 async fn send_marks(engine: &Arc<Engine>, tx: &mut SendStream) -> Result<()> {
@@ -267,18 +267,24 @@ async fn follow(
     engine: &Arc<Engine>,
     connection: &Connection,
     mut control: SendStream,
+    mut asked: Incoming,
 ) -> Result<Ended> {
     // The streams stay open until the leave has arrived: their end would come first.
     let streams = streams(engine, connection);
     tokio::pin!(streams);
-    let ended = tokio::select! {
-        ended = &mut streams => ended,
-        () = engine.leaving.notified() => {
+    let reason = tokio::select! {
+        ended = &mut streams => Err(ended),
+        () = engine.leaving.notified() => Ok("the secondary was stopped".to_owned()),
+        reason = asked_to_rejoin(&mut asked) => Ok(reason?),
+    };
+    let ended = match reason {
+        Err(ended) => ended,
+        Ok(reason) => {
             let (done, left) = tokio::sync::oneshot::channel();
             engine.standby_leave(move |result| drop(done.send(result)));
             left.await.context("leaving broke off")??;
             let leave = Control::Leave {
-                reason: "the secondary was stopped".into(),
+                reason,
                 flushed: true,
             };
             send(&mut control, &[leave.encode()]).await?;
@@ -291,6 +297,24 @@ async fn follow(
         Ok(()) => Ok(Ended::Lost),
         Err(e) if e.is::<CopyFailed>() => Ok(Ended::Failed(e.to_string())),
         Err(e) => Err(e),
+    }
+}
+
+/// Waits until the primary asks this node to leave and to come back, and why.
+async fn asked_to_rejoin(control: &mut Incoming) -> Result<String> {
+    loop {
+        match control.next_or_end().await? {
+            Some(frame) => match Control::decode(frame)? {
+                Control::Rejoin { reason } => {
+                    tracing::warn!(reason, "the primary asks this node to be brought up again");
+                    return Ok(reason);
+                }
+                Control::Alive => {}
+                other => bail!("unexpected control frame: {other:?}"),
+            },
+            // The end of the connection is noticed elsewhere.
+            None => return std::future::pending().await,
+        }
     }
 }
 
@@ -328,6 +352,11 @@ async fn streams(engine: &Arc<Engine>, connection: &Connection) -> Result<()> {
             tokio::select! {
                 ended = &mut applying => return ended,
                 Some(ended) = compares.join_next() => ended??,
+                accepted = connection.accept_bi() => {
+                    let (tx, rx) = accepted?;
+                    let incoming = Incoming::new(rx, stall);
+                    compares.spawn(super::verify::answer(engine.clone(), incoming, tx));
+                }
             }
         }
     }
@@ -374,8 +403,9 @@ async fn apply(
                 turn = std::time::Instant::now();
             }
             match engine.standby_apply(frame) {
-                Ok(None) => {}
-                Ok(Some(job)) => {
+                Ok(Due::Nothing) => {}
+                Ok(Due::Receipt(receipt)) => send(&mut tx, &[receipt.encode()]).await?,
+                Ok(Due::Sync(job)) => {
                     let done = done.clone();
                     engine.standby_sync(job, move |result| {
                         let _ = done.send(result);

@@ -9,6 +9,7 @@
 //! | control | secondary | hellos, the decision, the target's marks, leaving |
 //! | ops | primary | ops; receipts come back on it |
 //! | compare | primary | block hashes, before a resync |
+//! | verify | primary | digests, while both are paired |
 
 mod dial;
 mod framing;
@@ -17,6 +18,7 @@ mod probe;
 mod serve;
 mod tls;
 mod transport;
+mod verify;
 
 pub use identity::{Fingerprint, Identity};
 pub use transport::Transport;

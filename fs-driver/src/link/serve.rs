@@ -329,12 +329,13 @@ async fn resync(
 async fn ship(
     engine: &Arc<Engine>,
     connection: &Connection,
-    _control_tx: SendStream,
+    control_tx: SendStream,
     mut control: Incoming,
     session: SessionId,
     first: Seq,
 ) -> Result<()> {
-    let ended = ship_ops(engine, connection, &mut control, session, first).await;
+    let streams = (control_tx, &mut control);
+    let ended = ship_ops(engine, connection, streams, session, first).await;
     let reason = match &ended {
         Ok(()) => "the peer closed the connection".to_owned(),
         Err(e) => format!("{e:#}"),
@@ -346,7 +347,7 @@ async fn ship(
 async fn ship_ops(
     engine: &Arc<Engine>,
     connection: &Connection,
-    control: &mut Incoming,
+    (mut control_tx, control): (SendStream, &mut Incoming),
     session: SessionId,
     first: Seq,
 ) -> Result<()> {
@@ -391,10 +392,21 @@ async fn ship_ops(
             }
         }
     };
+    let rejoining = async {
+        loop {
+            engine.verify.rejoin(session).await;
+            let rejoin = Control::Rejoin {
+                reason: "a verify found that its copy differs".into(),
+            };
+            send(&mut control_tx, &[rejoin.encode()]).await?;
+        }
+    };
     let result: Result<(), anyhow::Error> = tokio::select! {
         r = sender => r,
         r = receiver => r,
         r = leaving => r,
+        r = rejoining => r,
+        r = super::verify::ask(engine, connection) => r,
         e = connection.closed() => Err(e.into()),
     };
     result

@@ -10,7 +10,7 @@ use twinfold_protocol::limits;
 use twinfold_protocol::op::Payload;
 use twinfold_protocol::wire::{
     self, ChunkQueue, CompareAnswer, CompareRequest, Control, Frame, OpStreamStart, Receipt,
-    Violation,
+    VerifyAnswer, VerifyRequest, Violation,
 };
 
 /// Feeds a stream, in the pieces in which it came, to a queue and each frame to
@@ -57,7 +57,14 @@ pub(crate) fn check_frame(body: &Payload) -> bool {
     let start = check(body, same, OpStreamStart::decode, OpStreamStart::encode);
     let request = check(body, same, CompareRequest::decode, CompareRequest::encode);
     let answer = check(body, same, CompareAnswer::decode, CompareAnswer::encode);
-    op || control || receipt || start || request || answer
+    let verify = check(body, same, VerifyRequest::decode, VerifyRequest::encode);
+    let digests = check(
+        body,
+        verify_answer,
+        VerifyAnswer::decode,
+        VerifyAnswer::encode,
+    );
+    op || control || receipt || start || request || answer || verify || digests
 }
 
 fn check<T: PartialEq + Debug>(
@@ -104,6 +111,7 @@ fn control(body: &[u8]) -> Vec<u8> {
             body
         }
         6 => text(body, 1 + 1, limits::MAX_REASON),
+        16 => text(body, 1, limits::MAX_REASON),
         _ => same(body),
     }
 }
@@ -112,6 +120,31 @@ fn control(body: &[u8]) -> Vec<u8> {
 fn receipt(body: &[u8]) -> Vec<u8> {
     match body[0] {
         67 => text(body, 1 + 8, limits::MAX_REASON),
+        70 if body[9] == 4 => text(body, 1 + 8 + 1, limits::MAX_REASON),
+        _ => same(body),
+    }
+}
+
+/// As [`control`], for the answers of a verify: any of the digests may have a text.
+fn verify_answer(body: &[u8]) -> Vec<u8> {
+    match body[0] {
+        113 => {
+            let mut body = body.to_vec();
+            let mut at = 1 + 4;
+            while let Some(digest) = body.get(at) {
+                at += match digest {
+                    1 => 1 + 16,
+                    2 => {
+                        body = text(&body, at + 1, limits::MAX_REASON);
+                        let length: [u8; 4] = body[at + 1..at + 5].try_into().unwrap_or_default();
+                        1 + 4 + u32::from_le_bytes(length) as usize
+                    }
+                    _ => 1,
+                };
+            }
+            body
+        }
+        116 => text(body, 1, limits::MAX_REASON),
         _ => same(body),
     }
 }

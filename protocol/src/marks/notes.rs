@@ -113,7 +113,12 @@ pub fn intents_of(op: &Op, old_size: u64, mut put: impl FnMut(Intent)) {
             put(Intent::Attributes { file: object.file });
         }
         Op::PutXattr { file, .. } => put(Intent::Attributes { file: *file }),
-        Op::Times { .. } | Op::Sync { .. } | Op::Checkpoint | Op::ResyncEnd => {}
+        Op::Times { .. }
+        | Op::Sync { .. }
+        | Op::Checkpoint
+        | Op::Verify { .. }
+        | Op::Differs { .. }
+        | Op::ResyncEnd => {}
     }
 }
 

@@ -25,8 +25,10 @@ mod checkpoint;
 mod deadlines;
 mod own;
 mod resync;
+mod verify;
 mod window;
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::ids::{Seq, SessionId};
@@ -34,6 +36,7 @@ use crate::limits;
 use crate::marks::DirtyMap;
 use crate::op::{Op, Sequenced, Stability};
 use crate::time::{Instant, Timestamp};
+use crate::verify::Found;
 use crate::wire::{Receipt, Violation};
 
 use checkpoint::Checkpoint;
@@ -111,6 +114,18 @@ pub enum Action {
     PeerIsCurrent,
     /// Both copies have flushed everything before the checkpoint that has now ended.
     CheckpointDone,
+    /// The peer answered a question of a verify.
+    Verified {
+        /// Which one.
+        seq: Seq,
+        /// What it has.
+        found: Found,
+    },
+    /// The answer was lost with a connection that was replaced: ask again.
+    Unanswered {
+        /// Which one.
+        seq: Seq,
+    },
 }
 
 /// Where an op went.
@@ -146,6 +161,10 @@ pub struct Primary<R> {
     fresh: DirtyMap,
     /// Shipped and applied by the peer before it.
     older: DirtyMap,
+    /// Known to differ, by a verify, from a peer that counts as up to date otherwise.
+    differing: DirtyMap,
+    /// Questions of a verify that the peer has not answered, oldest first.
+    verifying: VecDeque<Seq>,
     checkpoint: Option<Checkpoint>,
     /// The directory whose listing is being sent.
     listing: Option<crate::ids::FileId>,
@@ -182,6 +201,8 @@ impl<R> Primary<R> {
             suspect: DirtyMap::default(),
             fresh: DirtyMap::default(),
             older: DirtyMap::default(),
+            differing: DirtyMap::default(),
+            verifying: VecDeque::new(),
             checkpoint: None,
             listing: None,
             last_app_op: Instant::default(),
@@ -315,7 +336,7 @@ impl<R> Primary<R> {
         match op {
             Op::Sync { .. } | Op::Checkpoint | Op::ResyncEnd => Vote::Synced,
             Op::Write { stability, .. } if *stability != Stability::Mode => Vote::Synced,
-            Op::Times { .. } => Vote::None,
+            Op::Times { .. } | Op::Verify { .. } | Op::Differs { .. } => Vote::None,
             op if op.is_resync() => Vote::None,
             _ => match self.config.mode {
                 AckMode::Disk => Vote::Durable,
@@ -396,6 +417,10 @@ impl<R> Primary<R> {
                     self.sync_ended(seq);
                 }
             }
+            Receipt::Verified { seq, found } => {
+                self.progress = now;
+                self.verified(seq, found)?;
+            }
             Receipt::Failed { seq, reason } => {
                 self.actions.push(Action::DropPeer {
                     reason: format!("the peer could not apply op {seq}: {reason}"),
@@ -474,6 +499,7 @@ impl<R> Primary<R> {
         self.progress = now;
         self.resumed = now;
         self.applied(applied);
+        self.unanswered(applied);
         self.window.trim();
         self.window.rewind();
     }
@@ -555,6 +581,7 @@ impl<R> Primary<R> {
         let older = std::mem::take(&mut self.older);
         self.suspect.unite(fresh);
         self.suspect.unite(older);
+        self.verify_over();
         if let Some(directory) = self.listing.take() {
             self.dirty.mark_directory(directory);
         }

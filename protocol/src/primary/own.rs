@@ -38,6 +38,7 @@ impl<R> Primary<R> {
             dirty: std::mem::take(&mut self.dirty),
             suspect: std::mem::take(&mut self.suspect),
         };
+        own.dirty.unite(std::mem::take(&mut self.differing));
         if let Some(directory) = self.listing {
             own.dirty.mark_directory(directory);
         }

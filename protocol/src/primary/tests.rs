@@ -6,7 +6,7 @@ use super::*;
 use crate::ids::FileId;
 use crate::op::{Name, NewObject, Payload};
 
-const F: FileId = FileId(100);
+pub(super) const F: FileId = FileId(100);
 const MS: u64 = 1_000_000;
 
 fn config(mode: AckMode) -> Config {
@@ -19,7 +19,7 @@ fn config(mode: AckMode) -> Config {
     }
 }
 
-fn write(offset: u64, len: usize) -> Op {
+pub(super) fn write(offset: u64, len: usize) -> Op {
     Op::Write {
         file: F,
         offset,
@@ -36,24 +36,24 @@ fn sync() -> Op {
     }
 }
 
-fn now(ms: u64) -> Instant {
+pub(super) fn now(ms: u64) -> Instant {
     Instant(ms * MS)
 }
 
-struct Bed {
-    p: Primary<&'static str>,
-    at: u64,
+pub(super) struct Bed {
+    pub(super) p: Primary<&'static str>,
+    pub(super) at: u64,
 }
 
 impl Bed {
-    fn alone(mode: AckMode) -> Bed {
+    pub(super) fn alone(mode: AckMode) -> Bed {
         Bed {
             p: Primary::new(config(mode), DirtyMap::default()),
             at: 1,
         }
     }
 
-    fn paired(mode: AckMode) -> Bed {
+    pub(super) fn paired(mode: AckMode) -> Bed {
         let mut bed = Bed::alone(mode);
         bed.p.peer_ready(now(1), SessionId(1));
         let end = bed.p.finish_resync(now(1), Timestamp::default()).unwrap();
@@ -65,34 +65,34 @@ impl Bed {
         bed
     }
 
-    fn submit(&mut self, op: Op) -> Submitted {
+    pub(super) fn submit(&mut self, op: Op) -> Submitted {
         self.p.submit(now(self.at), Timestamp::default(), op, 0)
     }
 
-    fn wire(&mut self) -> Vec<u64> {
+    pub(super) fn wire(&mut self) -> Vec<u64> {
         std::iter::from_fn(|| self.p.next_op())
             .map(|s| s.seq.0)
             .collect()
     }
 
-    fn receipt(&mut self, r: Receipt) {
+    pub(super) fn receipt(&mut self, r: Receipt) {
         self.p.receipt(now(self.at), r).unwrap();
     }
 
-    fn applied(&mut self, seq: u64) {
+    pub(super) fn applied(&mut self, seq: u64) {
         self.receipt(Receipt::Applied {
             applied: Seq(seq),
             durable: Seq(0),
         });
     }
 
-    fn marked(&self) -> DirtyMap {
+    pub(super) fn marked(&self) -> DirtyMap {
         let mut all = self.p.dirty().clone();
         all.unite(self.p.suspect().clone());
         all
     }
 
-    fn out(&mut self) -> (Vec<&'static str>, Vec<Action>) {
+    pub(super) fn out(&mut self) -> (Vec<&'static str>, Vec<Action>) {
         let (mut r, mut a) = (Vec::new(), Vec::new());
         self.p.drain(&mut r, &mut a);
         (r, a)

@@ -4,12 +4,14 @@
 use bytes::Bytes;
 
 use super::coder::{Reader, Violation, Writer, check};
+use super::verify::{get_found, put_found};
 use super::{Frame, VERSION_MAX, VERSION_MIN};
 use crate::handshake::{CopyState, Decision, Method, Role, Which};
 use crate::ids::{Epoch, FileId, Generation, Seq, SessionId};
 use crate::limits;
 use crate::marks::Intent;
 use crate::op::Payload;
+use crate::verify::Found;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"twinfold");
 
@@ -95,6 +97,11 @@ pub enum Control {
     },
     /// Progress of a long answer: still here, still working.
     Alive,
+    /// The primary asks the secondary to leave and to come back: its copy is known to differ.
+    Rejoin {
+        /// For the operator.
+        reason: String,
+    },
 }
 
 /// The first frame of the op stream, from the primary.
@@ -122,6 +129,13 @@ pub enum Receipt {
     Synced {
         /// Which op.
         seq: Seq,
+    },
+    /// The answer to a question of a verify.
+    Verified {
+        /// Which op asked.
+        seq: Seq,
+        /// What the secondary had when it came to it.
+        found: Found,
     },
     /// The secondary could not apply an op. Its copy is not up to date any more,
     /// durably, before this is sent.
@@ -244,6 +258,10 @@ impl Control {
                 w = Writer::new(8);
                 w.bytes(map);
             }
+            Control::Rejoin { reason } => {
+                w = Writer::new(16);
+                put_text(&mut w, reason);
+            }
         }
         w.finish(Payload::default())
     }
@@ -284,6 +302,9 @@ impl Control {
             7 => Control::Alive,
             8 => Control::OwnMarks {
                 map: r.bytes("dirty map", limits::MAX_MAP_BYTES)?,
+            },
+            16 => Control::Rejoin {
+                reason: r.text("reason", limits::MAX_REASON)?,
             },
             v => return Err(unknown("control frame", v)),
         };
@@ -376,6 +397,11 @@ impl Receipt {
                 w = Writer::new(66);
                 w.seq(*seq);
             }
+            Receipt::Verified { seq, found } => {
+                w = Writer::new(70);
+                w.seq(*seq);
+                put_found(&mut w, found);
+            }
             Receipt::Failed { seq, reason } => {
                 w = Writer::new(67);
                 w.seq(*seq);
@@ -397,6 +423,10 @@ impl Receipt {
             67 => Receipt::Failed {
                 seq: r.seq()?,
                 reason: r.text("reason", limits::MAX_REASON)?,
+            },
+            70 => Receipt::Verified {
+                seq: r.seq()?,
+                found: get_found(&mut r)?,
             },
             v => return Err(unknown("receipt", v)),
         };
@@ -596,7 +626,7 @@ fn get_generations(r: &mut Reader) -> Result<Vec<Generation>, Violation> {
     (0..count).map(|_| r.generation()).collect()
 }
 
-fn put_text(w: &mut Writer, text: &str) {
+pub(super) fn put_text(w: &mut Writer, text: &str) {
     let mut end = text.len().min(limits::MAX_REASON);
     while !text.is_char_boundary(end) {
         end -= 1;
@@ -655,7 +685,7 @@ fn get_intent(r: &mut Reader) -> Result<Intent, Violation> {
     })
 }
 
-fn unknown(what: &'static str, value: u8) -> Violation {
+pub(super) fn unknown(what: &'static str, value: u8) -> Violation {
     Violation::Unknown {
         what,
         value: value.into(),

@@ -10,11 +10,13 @@ mod chunks;
 mod coder;
 mod message;
 mod op;
+mod verify;
 
 pub use chunks::ChunkQueue;
 pub use coder::{Reader, Violation, Writer};
 pub use message::{Account, CompareAnswer, CompareRequest, Control, Hello, OpStreamStart, Receipt};
 pub use op::{decode_op, encode_op};
+pub use verify::{VerifyAnswer, VerifyRequest, facts_bytes};
 
 use bytes::Bytes;
 

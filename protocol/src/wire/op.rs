@@ -1,6 +1,7 @@
 //! The frames of the op stream. Layout: `protocol/WIRE.md`, "Ops".
 
 use super::coder::{Reader, Violation, Writer};
+use super::verify::{get_ordered, put_question};
 use super::{Frame, coder};
 use crate::ids::Seq;
 use crate::limits;
@@ -160,6 +161,7 @@ pub fn encode_op(seq: Seq, time: Timestamp, op: &Op) -> Frame {
             w.time(*modified);
         }
         Op::Checkpoint | Op::ResyncEnd => {}
+        Op::Verify { question } | Op::Differs { question } => put_question(&mut w, question),
         Op::PutDirectory {
             directory,
             listing,
@@ -230,6 +232,8 @@ fn code(op: &Op) -> u8 {
         Op::PutHole { .. } => 35,
         Op::ResyncEnd => 36,
         Op::PutXattr { .. } => 37,
+        Op::Verify { .. } => 48,
+        Op::Differs { .. } => 49,
     }
 }
 
@@ -436,6 +440,12 @@ fn decode_body(code: u8, r: &mut Reader) -> Result<Op, Violation> {
             file: r.file()?,
             name: r.bytes("attribute name", limits::MAX_XATTR_NAME)?,
             value: r.bytes("attribute value", limits::MAX_XATTR_VALUE)?,
+        },
+        48 => Op::Verify {
+            question: get_ordered(r)?,
+        },
+        49 => Op::Differs {
+            question: get_ordered(r)?,
         },
         v => return Err(unknown("op", v)),
     })

@@ -8,7 +8,11 @@ use twinfold_protocol::limits;
 use twinfold_protocol::marks::Intent;
 use twinfold_protocol::op::{Change, Name, NewObject, Op, Stability, XattrMode};
 use twinfold_protocol::time::Timestamp;
-use twinfold_protocol::wire::{Account, CompareAnswer, CompareRequest, Control, Hello, Violation};
+use twinfold_protocol::verify::{Digest, Facts, Found, HASH, Lead, Question};
+use twinfold_protocol::wire::{
+    Account, CompareAnswer, CompareRequest, Control, Hello, Receipt, VerifyAnswer, VerifyRequest,
+    Violation,
+};
 
 use super::values::Sent;
 use super::{marks, op, put_directory};
@@ -176,9 +180,112 @@ fn at_and_beyond() -> Vec<[Sent; 2]> {
     ]
 }
 
+fn data(offset: u64, length: u64) -> Question {
+    Question::Data {
+        file: FileId::ROOT,
+        offset,
+        length,
+    }
+}
+
+/// The same for what a verify sends.
+fn verify_at_and_beyond() -> Vec<[Sent; 2]> {
+    let ask = |length| {
+        op(Op::Verify {
+            question: data(0, length),
+        })
+    };
+    let differs = |length| {
+        op(Op::Differs {
+            question: data(0, length),
+        })
+    };
+    let questions = |questions| Sent::Verify(VerifyRequest::Questions(questions));
+    let many = |n| questions(vec![data(0, 1); n]);
+    let verified = |found| Sent::Receipt(Receipt::Verified { seq: Seq(1), found });
+    let blocks = |n: usize| verified(Found::Blocks(vec![0; n].into()));
+    let facts = |size, mode, name: usize, xattrs: usize| {
+        verified(Found::Object(Facts {
+            kind: Kind::Regular,
+            mode,
+            uid: 0,
+            gid: 0,
+            size,
+            modified: Timestamp::default(),
+            target: [0; HASH],
+            xattrs: vec![(vec![b'x'; name].into(), [0; HASH]); xattrs],
+        }))
+    };
+    let digests = |n| Sent::Digests(VerifyAnswer::Digests(vec![Digest::Missing; n]));
+    let names = |n| {
+        Sent::Digests(VerifyAnswer::Names {
+            next: 0,
+            entries: vec![(Name::new(b"x").unwrap(), Lead::Foreign); n],
+        })
+    };
+    const CHUNK: u64 = limits::VERIFY_CHUNK;
+    const BYTES: u64 = limits::MAX_VERIFY_BYTES;
+    const HASHES: usize = (CHUNK / limits::BLOCK) as usize * HASH;
+    const END: u64 = limits::MAX_OFFSET;
+    const LAST: u64 = END / limits::BLOCK * limits::BLOCK;
+    vec![
+        [ask(CHUNK), ask(CHUNK + 1)],
+        [differs(CHUNK), differs(CHUNK + 1)],
+        [
+            questions(vec![data(0, BYTES)]),
+            questions(vec![data(0, BYTES + 1)]),
+        ],
+        [
+            questions(vec![data(0, BYTES - 5), data(0, 5)]),
+            questions(vec![data(0, BYTES - 5), data(0, 6)]),
+        ],
+        [
+            questions(vec![data(LAST, END - LAST)]),
+            questions(vec![data(LAST, END - LAST + 1)]),
+        ],
+        [
+            many(limits::MAX_VERIFY_QUESTIONS),
+            many(limits::MAX_VERIFY_QUESTIONS + 1),
+        ],
+        [blocks(HASHES), blocks(HASHES + 1)],
+        [facts(END, 0o7777, 0, 0), facts(END + 1, 0o7777, 0, 0)],
+        [facts(0, 0o7777, 0, 0), facts(0, 0o10000, 0, 0)],
+        [
+            facts(0, 0, limits::MAX_XATTR_NAME, 1),
+            facts(0, 0, limits::MAX_XATTR_NAME + 1, 1),
+        ],
+        [
+            facts(0, 0, 1, limits::MAX_XATTRS),
+            facts(0, 0, 1, limits::MAX_XATTRS + 1),
+        ],
+        [
+            digests(limits::MAX_VERIFY_QUESTIONS),
+            digests(limits::MAX_VERIFY_QUESTIONS + 1),
+        ],
+        [
+            names(limits::MAX_VERIFY_NAMES),
+            names(limits::MAX_VERIFY_NAMES + 1),
+        ],
+    ]
+}
+
+#[test]
+fn a_question_starts_at_a_block_and_the_op_stream_carries_small_ones_only() {
+    let crooked = VerifyRequest::Questions(vec![data(1, 1)]);
+    let frame = crooked.encode().to_bytes().slice(4..);
+    assert!(VerifyRequest::decode(frame.into()).is_err());
+    let listing = op(Op::Verify {
+        question: Question::Listing {
+            directory: FileId::ROOT,
+        },
+    });
+    let refused = listing.decode(listing.encode().to_bytes().slice(4..).into());
+    assert!(matches!(refused, Err(Violation::Order(_))), "{refused:?}");
+}
+
 #[test]
 fn what_is_at_its_limit_passes_and_what_is_beyond_does_not() {
-    for [within, beyond] in at_and_beyond() {
+    for [within, beyond] in at_and_beyond().into_iter().chain(verify_at_and_beyond()) {
         let frame = within.encode().to_bytes();
         assert!(frame.len() <= 4 + limits::MAX_FRAME);
         assert_eq!(within.decode(frame.slice(4..).into()), Ok(within));

@@ -19,8 +19,11 @@ use twinfold_protocol::op::{
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::wire::{
     self, Account, CompareAnswer, CompareRequest, Control, Frame, Hello, OpStreamStart, Receipt,
-    Violation,
+    VerifyAnswer, VerifyRequest, Violation,
 };
+
+#[path = "verify.rs"]
+mod verify;
 
 /// Any frame, with the stream that carries it.
 #[derive(Clone, PartialEq, Debug)]
@@ -31,6 +34,8 @@ pub(super) enum Sent {
     Start(OpStreamStart),
     Request(CompareRequest),
     Answer(CompareAnswer),
+    Verify(VerifyRequest),
+    Digests(VerifyAnswer),
 }
 
 impl Sent {
@@ -42,6 +47,8 @@ impl Sent {
             Sent::Start(start) => start.encode(),
             Sent::Request(request) => request.encode(),
             Sent::Answer(answer) => answer.encode(),
+            Sent::Verify(request) => request.encode(),
+            Sent::Digests(answer) => answer.encode(),
         }
     }
 
@@ -54,6 +61,8 @@ impl Sent {
             Sent::Start(_) => OpStreamStart::decode(frame).map(Sent::Start),
             Sent::Request(_) => CompareRequest::decode(frame).map(Sent::Request),
             Sent::Answer(_) => CompareAnswer::decode(frame).map(Sent::Answer),
+            Sent::Verify(_) => VerifyRequest::decode(frame).map(Sent::Verify),
+            Sent::Digests(_) => VerifyAnswer::decode(frame).map(Sent::Digests),
         }
     }
 
@@ -66,6 +75,8 @@ impl Sent {
             Sent::Start(_) => "start",
             Sent::Request(_) => "request",
             Sent::Answer(_) => "answer",
+            Sent::Verify(_) => "verify",
+            Sent::Digests(_) => "digests",
         }
     }
 
@@ -114,6 +125,8 @@ pub(super) fn any_sent() -> impl Strategy<Value = Sent> {
         1 => start,
         1 => request.prop_map(Sent::Request),
         1 => answer.prop_map(Sent::Answer),
+        1 => verify::any_request().prop_map(Sent::Verify),
+        1 => verify::any_answer().prop_map(Sent::Digests),
     ]
 }
 
@@ -123,6 +136,7 @@ pub(super) fn any_op() -> impl Strategy<Value = Sequenced> {
         name_ops().boxed(),
         attribute_ops().boxed(),
         resync_ops().boxed(),
+        verify::any_op().boxed(),
     ];
     (seq(), time(), op).prop_map(|(seq, time, op)| Sequenced { seq, time, op })
 }
@@ -499,6 +513,7 @@ pub(super) fn any_control() -> impl Strategy<Value = Control> {
             .prop_map(|(reason, flushed)| Control::Leave { reason, flushed }),
         1 => Just(Control::Alive),
         1 => vec(any::<u8>(), 0..50).prop_map(|map| Control::OwnMarks { map: map.into() }),
+        1 => reason().prop_map(|reason| Control::Rejoin { reason }),
     ]
 }
 
@@ -507,5 +522,6 @@ pub(super) fn any_receipt() -> impl Strategy<Value = Receipt> {
         (seq(), seq()).prop_map(|(applied, durable)| Receipt::Applied { applied, durable }),
         seq().prop_map(|seq| Receipt::Synced { seq }),
         (seq(), text(40)).prop_map(|(seq, reason)| Receipt::Failed { seq, reason }),
+        (seq(), verify::found()).prop_map(|(seq, found)| Receipt::Verified { seq, found }),
     ]
 }

@@ -459,6 +459,12 @@ pub(super) fn controls() -> Vec<(Control, &'static str)> {
             "09000000 06 01 03000000627965",
         ),
         (Control::Alive, "01000000 07"),
+        (
+            Control::Rejoin {
+                reason: "verify".into(),
+            },
+            "0b000000 10 06000000766572696679",
+        ),
     ]
 }
 

@@ -468,6 +468,8 @@ impl World {
                     self.nodes[node].disk.log.retire(segment);
                 }
             }
+            // No simulated primary verifies.
+            Action::Verified { .. } | Action::Unanswered { .. } => {}
         }
     }
 

@@ -213,6 +213,8 @@ impl Store {
             },
             Op::Sync { .. }
             | Op::Checkpoint
+            | Op::Verify { .. }
+            | Op::Differs { .. }
             | Op::ResyncEnd
             | Op::PutDirectory { .. }
             | Op::PutObject { .. }

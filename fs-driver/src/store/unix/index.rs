@@ -118,6 +118,50 @@ impl Index {
         files.iter().try_for_each(|f| f.sync_data())
     }
 
+    /// The next ids behind `after` that have an entry, in order, of one stretch of one epoch
+    /// at a time. Empty when there are no more.
+    pub(super) fn after(&self, after: Option<FileId>) -> io::Result<Vec<FileId>> {
+        /// Entries read at once.
+        const STRETCH: usize = 4096;
+        let mut epochs = Vec::new();
+        for entry in std::fs::read_dir(&self.directory)? {
+            let name = entry?.file_name();
+            let epoch = name.to_str().map(|n| u32::from_str_radix(n, 16));
+            if let Some(Ok(epoch)) = epoch {
+                epochs.push(Epoch(epoch));
+            }
+        }
+        epochs.sort_unstable();
+        let mut buffer = vec![0; STRETCH * ENTRY];
+        for epoch in epochs {
+            let mut counter = match after {
+                Some(after) if after.epoch() > epoch => continue,
+                Some(after) if after.epoch() == epoch => after.counter() + 1,
+                _ => 0,
+            };
+            let Some(file) = self.epoch(epoch, false)? else {
+                continue;
+            };
+            loop {
+                let n = file.read_at(&mut buffer, counter * ENTRY as u64)?;
+                if n < ENTRY {
+                    break;
+                }
+                let entries = buffer[..n].chunks_exact(ENTRY);
+                let found: Vec<_> = (counter..)
+                    .zip(entries)
+                    .filter(|(_, entry)| entry[0] != 0)
+                    .map(|(counter, _)| FileId::new(epoch, counter))
+                    .collect();
+                if !found.is_empty() {
+                    return Ok(found);
+                }
+                counter += (n / ENTRY) as u64;
+            }
+        }
+        Ok(Vec::new())
+    }
+
     /// The ids in `first .. first + count` that have an entry.
     pub(crate) fn present(&self, first: FileId, count: u64) -> io::Result<Vec<FileId>> {
         let mut found = Vec::new();
@@ -169,6 +213,12 @@ mod tests {
         assert_eq!(again.get(file).unwrap(), Some(handle));
         let first = FileId::new(Epoch(3), 999_998);
         assert_eq!(again.present(first, 4).unwrap(), [file]);
+        assert_eq!(again.after(None).unwrap(), [file]);
+        assert_eq!(again.after(Some(first)).unwrap(), [file]);
+        assert_eq!(again.after(Some(file)).unwrap(), []);
+        let later = FileId::new(Epoch(4), 5000);
+        again.put(later, &handle).unwrap();
+        assert_eq!(again.after(Some(file)).unwrap(), [later]);
         again.remove(file);
         assert_eq!(index.get(file).unwrap(), None);
     }

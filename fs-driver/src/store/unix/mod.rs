@@ -21,6 +21,7 @@ mod names;
 mod node;
 mod put;
 mod sys;
+mod verify;
 mod xattrs;
 
 use std::collections::{HashMap, VecDeque};
@@ -39,6 +40,7 @@ pub use apply::ApplyError;
 pub use names::{DirectoryHandle, Entry, Listed};
 pub use node::{Node, Opening, Readers};
 pub use sys::may_have_changed;
+pub use verify::Visited;
 
 use index::Index;
 

@@ -292,8 +292,8 @@ impl Store {
         Ok(listing.fetched.clone())
     }
 
-    /// All names of a directory and what they lead to.
-    pub fn list_all(&self, node: &Arc<Node>) -> io::Result<Vec<(Name, Arc<Node>)>> {
+    /// All names of a directory.
+    pub(super) fn names_of(&self, node: &Arc<Node>) -> io::Result<Vec<Name>> {
         let handle = self.open_directory(node.clone())?;
         let mut all = Vec::new();
         let mut at = 0;
@@ -303,14 +303,22 @@ impl Store {
                 return Ok(all);
             };
             at = last.next;
-            for entry in entries {
-                if let Listed::Name(name) = entry.name
-                    && let Some(node) = self.find(node, &name)?
-                {
-                    all.push((name, node));
-                }
+            all.extend(entries.into_iter().filter_map(|entry| match entry.name {
+                Listed::Name(name) => Some(name),
+                Listed::Here | Listed::Up => None,
+            }));
+        }
+    }
+
+    /// All names of a directory and what they lead to.
+    pub fn list_all(&self, node: &Arc<Node>) -> io::Result<Vec<(Name, Arc<Node>)>> {
+        let mut all = Vec::new();
+        for name in self.names_of(node)? {
+            if let Some(node) = self.find(node, &name)? {
+                all.push((name, node));
             }
         }
+        Ok(all)
     }
 
     /// After a crash: removes what was being made in a directory and has no id yet,

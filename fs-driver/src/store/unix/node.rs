@@ -133,6 +133,11 @@ impl Node {
         Ok(rustix::fs::fstat(&self.path)?.st_size as u64)
     }
 
+    /// Whether the file system knows no name of it any more.
+    pub(super) fn has_no_link(&self) -> io::Result<bool> {
+        Ok(rustix::fs::fstat(&self.path)?.st_nlink == 0)
+    }
+
     /// Whether it is open on the mount.
     pub(super) fn is_open(&self) -> bool {
         self.open.load(Ordering::SeqCst) > 0

@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::ffi::CString;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use twinfold_protocol::ids::FileId;
 use twinfold_protocol::op::{Change, Listing, Name, NewObject, Object, Op, PutEntry, XattrMode};
 
 use super::names::c_name;
-use super::node::Node;
+use super::node::{Node, kind_of};
 use super::{Store, sys};
 
 /// Names a whole listing has named so far.
@@ -79,8 +79,10 @@ impl Store {
         }
         if let Listing::Whole { last: true, .. } = listing {
             let seen = self.listings.lock().remove(&directory).unwrap_or_default();
-            for (name, node) in self.list_all(&parent)? {
-                if !seen.contains(&name) {
+            for name in self.names_of(&parent)? {
+                if !seen.contains(&name)
+                    && let Some(node) = self.own(&parent, &name)?
+                {
                     self.move_aside(&parent, &name, &node)?;
                 }
             }
@@ -89,7 +91,7 @@ impl Store {
     }
 
     fn put_entry(&self, parent: &Arc<Node>, entry: &PutEntry) -> io::Result<()> {
-        let here = self.find(parent, &entry.name)?;
+        let here = self.own(parent, &entry.name)?;
         let wanted = entry.object.as_ref();
         if let (Some(here), Some(wanted)) = (&here, wanted)
             && here.file() == wanted.file
@@ -104,6 +106,43 @@ impl Store {
             Some(node) => self.place(&node, parent, &entry.name),
             None => self.create(parent, &entry.name, &as_new(wanted)).map(drop),
         }
+    }
+
+    /// What a name leads to, if it is an object of the store. What is none came there
+    /// behind the mount, and goes.
+    fn own(&self, parent: &Arc<Node>, name: &Name) -> io::Result<Option<Arc<Node>>> {
+        let path = match sys::open_name(parent.path(), &c_name(name)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        let file = match super::xattrs::id_of(path.as_fd())? {
+            Some(file) if self.id_proven(path.as_fd())?.is_some() => Some(file),
+            // The index may have lost it; but two objects cannot have one id.
+            Some(file) if self.peek(file)?.is_none() => {
+                self.index.put(file, &sys::Handle::of(path.as_fd())?)?;
+                Some(file)
+            }
+            _ => None,
+        };
+        if let Some(file) = file {
+            return self.node(file).map(Some);
+        }
+        tracing::warn!(%name, directory = %parent.file(), "what came behind the mount is removed");
+        for number in 0.. {
+            let aside = CString::new(format!("foreign-{number}")).unwrap_or_default();
+            let moved = rustix::fs::renameat_with(
+                parent.path(),
+                c_name(name).as_c_str(),
+                &self.aside,
+                aside.as_c_str(),
+                RenameFlags::NOREPLACE,
+            );
+            match moved {
+                Err(rustix::io::Errno::EXIST) => {}
+                moved => return Ok(moved.map(|()| None)?),
+            }
+        }
+        Ok(None)
     }
 
     /// Gives an object that exists a name: from aside, from its old place if it is a
@@ -182,12 +221,10 @@ impl Store {
                 )));
             }
         };
-        for (name, entry) in self.list_all(&parent)? {
-            if entry.file() == node.file() {
-                return self.move_aside(&parent, &name, node);
-            }
+        match self.name_of(parent.clone(), node.file())? {
+            Some(name) => self.move_aside(&parent, &name, node),
+            None => Err(io::Error::from_raw_os_error(libc::ESTALE)),
         }
-        Err(io::Error::from_raw_os_error(libc::ESTALE))
     }
 
     pub(super) fn move_aside(
@@ -283,28 +320,28 @@ impl Store {
             if name.to_bytes() == b"." || name.to_bytes() == b".." {
                 continue;
             }
-            let node = super::xattrs::id_of(sys::open_name(self.aside.as_fd(), name)?.as_fd())?
-                .map(|file| self.node(file))
-                .transpose()?;
-            removed += self.remove_tree(self.aside.as_fd(), &name.to_owned(), node)?;
+            removed += self.remove_tree(self.aside.as_fd(), &name.to_owned())?;
         }
         Ok(removed)
     }
 
-    fn remove_tree(
-        &self,
-        directory: std::os::fd::BorrowedFd<'_>,
-        name: &CString,
-        node: Option<Arc<Node>>,
-    ) -> io::Result<u64> {
-        let is_directory = match &node {
-            Some(node) => node.kind() == Kind::Directory,
-            None => false,
+    /// Removes what a name leads to, with all below it, whether it has an id or not.
+    fn remove_tree(&self, directory: BorrowedFd<'_>, name: &CString) -> io::Result<u64> {
+        let path = sys::open_name(directory, name)?;
+        let is_directory = kind_of(&rustix::fs::fstat(&path)?)? == Kind::Directory;
+        let node = match self.id_proven(path.as_fd())? {
+            Some(file) => Some(self.node(file)?),
+            None => None,
         };
         let mut removed = 1;
-        if let (Some(node), true) = (&node, is_directory) {
-            for (child, entry) in self.list_all(node)? {
-                removed += self.remove_tree(node.path(), &c_name(&child), Some(entry))?;
+        if is_directory {
+            let listed = sys::reopen(path.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?;
+            for entry in rustix::fs::Dir::new(listed)? {
+                let entry = entry?;
+                let child = entry.file_name();
+                if child.to_bytes() != b"." && child.to_bytes() != b".." {
+                    removed += self.remove_tree(path.as_fd(), &child.to_owned())?;
+                }
             }
         }
         let flags = if is_directory {
