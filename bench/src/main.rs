@@ -6,6 +6,7 @@
 mod figures;
 mod floors;
 mod pair;
+mod resync;
 mod stats;
 mod workload;
 
@@ -43,6 +44,21 @@ enum Command {
         #[arg(long)]
         only: Option<String>,
     },
+    /// How fast a resync moves what changed, against one bare QUIC stream.
+    Resync {
+        /// Rounds; each measures both, in turn.
+        #[arg(long, default_value_t = 7)]
+        rounds: usize,
+        /// Milliseconds of the bare stream in each round.
+        #[arg(long, default_value_t = 1500)]
+        millis: u64,
+        /// MiB of the file that changes.
+        #[arg(long, default_value_t = 512)]
+        mib: u64,
+        /// Directory for both nodes, on a local file system.
+        #[arg(long, default_value = "/var/tmp")]
+        dir: PathBuf,
+    },
     /// Used by `figures`: a driver of its own process.
     #[command(hide = true, disable_help_flag = true)]
     Fs {
@@ -74,6 +90,17 @@ fn main() -> ExitCode {
         }
         Command::QuicServer { dir } => floors::quic::serve(&dir),
         Command::PassThrough { source, mount } => floors::pass_through::run(&source, &mount),
+        Command::Resync {
+            rounds,
+            millis,
+            mib,
+            dir,
+        } => resync::run(&resync::Options {
+            rounds,
+            millis,
+            mib,
+            dir,
+        }),
         Command::Figures {
             rounds,
             millis,

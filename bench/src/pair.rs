@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use fs_driver::control::{self, Request};
 
 /// Free UDP ports on loopback.
 pub(crate) fn ports<const N: usize>() -> Result<[u16; N]> {
@@ -83,6 +84,15 @@ pub(crate) struct Pair {
     pub(crate) mount: PathBuf,
     /// The two drivers, primary first.
     pub(crate) drivers: [Process; 2],
+    dir: PathBuf,
+}
+
+/// Starts node `n`.
+fn driver(dir: &Path, n: &str, role: &str) -> Result<Process> {
+    let (mount, id) = (dir.join(n).join("vm"), dir.join(n).join("id"));
+    let (mount_text, id) = (mount.to_string_lossy(), id.to_string_lossy());
+    let args = ["fs", role, &mount_text, "--identity", &id];
+    Process::start(&args, Some(&mount), &dir.join(format!("{n}.log")))
 }
 
 fn fs(args: &[&str]) -> Result<String> {
@@ -127,33 +137,51 @@ impl Pair {
                 ack,
             ])?;
         }
-        let start = |n: &str, role: &str| {
-            let mount = side(n).join("vm");
-            Process::start(
-                &[
-                    "fs",
-                    role,
-                    &text(mount.clone()),
-                    "--identity",
-                    &text(side(n).join("id")),
-                ],
-                Some(&mount),
-                &dir.join(format!("{n}.log")),
-            )
-        };
-        let drivers = [start("a", "primary")?, start("b", "secondary")?];
+        let drivers = [driver(dir, "a", "primary")?, driver(dir, "b", "secondary")?];
         let mount = side("a").join("vm");
         let until = Instant::now() + Duration::from_secs(20);
         loop {
             let status = fs(&["status", "--json", &text(mount.clone())]);
             if status.is_ok_and(|s| s.contains("\"link\":\"paired\"")) {
-                return Ok(Pair { mount, drivers });
+                let dir = dir.to_owned();
+                return Ok(Pair {
+                    mount,
+                    drivers,
+                    dir,
+                });
             }
             if Instant::now() > until {
                 bail!("the two nodes did not pair; see {}", dir.display());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+}
+
+impl Pair {
+    /// Stops the secondary in order; the primary goes on alone.
+    pub(crate) fn stop_secondary(&mut self) -> Result<()> {
+        fs(&["stop", &self.dir.join("b/vm").to_string_lossy()])?;
+        let until = Instant::now() + Duration::from_secs(20);
+        while self.status()?["link"] != "alone" {
+            if Instant::now() > until {
+                bail!("the primary does not go on alone");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Starts the secondary again.
+    pub(crate) fn start_secondary(&mut self) -> Result<()> {
+        self.drivers[1] = driver(&self.dir, "b", "secondary")?;
+        Ok(())
+    }
+
+    /// What the primary tells.
+    pub(crate) fn status(&self) -> Result<serde_json::Value> {
+        let layout = fs_driver::store::Layout::new(self.dir.join("a/.vm.twinfold"));
+        control::ask(&layout, Request::Status)?.context("the driver told no state")
     }
 }
 

@@ -52,6 +52,8 @@ impl fmt::Display for FileId {
 pub struct Epoch(pub u32);
 
 impl Epoch {
+    /// The epoch that no node ever takes: of ids that stand for nothing on the other copy.
+    pub const SEED: Epoch = Epoch(0);
     /// Largest epoch a [`FileId`] can carry.
     pub const MAX: Epoch = Epoch((1 << 24) - 1);
 

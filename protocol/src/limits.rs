@@ -112,6 +112,14 @@ pub const MAX_TARGET_MARKS: usize = 4 << 20;
 /// Blocks compared by one compare request.
 pub const MAX_COMPARE_BLOCKS: usize = 4096;
 
+/// Compare requests under way at once: enough that neither node waits for the other one,
+/// few enough that their answers take no memory to speak of.
+pub const MAX_COMPARE_QUESTIONS: usize = 256;
+
+/// Blocks that compare requests under way are about, at most: what either node may hash
+/// before an answer that is waited for.
+pub const MAX_COMPARE_AHEAD: u64 = 64 << 10;
+
 /// Objects asked for by one compare request.
 pub const MAX_COMPARE_OBJECTS: usize = 4096;
 

@@ -265,6 +265,19 @@ impl DirtyMap {
         run
     }
 
+    /// The next run of a file's marked blocks, which stay marked, see [`Blocks::first_run`].
+    pub fn first_run(&self, file: FileId, most: u32, size: u64) -> Option<(u64, u64)> {
+        self.objects.get(&file)?.blocks.first_run(most, size)
+    }
+
+    /// Takes the marks of a range out of the map.
+    pub fn take_range(&mut self, file: FileId, offset: u64, length: u64) {
+        if self.objects.contains_key(&file) {
+            self.change_blocks(file, |blocks| blocks.take(offset, length));
+            self.drop_if_empty(file);
+        }
+    }
+
     fn drop_if_empty(&mut self, file: FileId) {
         if self.objects.get(&file).is_some_and(ObjectMarks::is_empty) {
             self.objects.remove(&file);

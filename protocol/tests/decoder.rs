@@ -23,8 +23,8 @@ use twinfold_protocol::op::{
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::verify::Question;
 use twinfold_protocol::wire::{
-    self, ChunkQueue, CompareAnswer, CompareRequest, Control, OpStreamStart, Receipt, VerifyAnswer,
-    VerifyRequest, Violation,
+    self, ChunkQueue, CompareAnswer, CompareRequest, Control, Holds, OpStreamStart, Receipt,
+    VerifyAnswer, VerifyRequest, Violation,
 };
 
 #[path = "decoder/bounds.rs"]
@@ -203,9 +203,9 @@ fn check_all(bytes: &[u8], sizes: &[usize]) {
 }
 
 /// Every kind byte there is, and some that are none.
-const KINDS: [u8; 42] = [
+const KINDS: [u8; 45] = [
     0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 31, 32, 33, 34, 35, 36, 37, 63, 64,
-    65, 66, 67, 68, 96, 97, 98, 255, 48, 49, 70, 112, 113, 114, 115, 116,
+    65, 66, 67, 68, 96, 97, 98, 99, 100, 101, 255, 48, 49, 70, 112, 113, 114, 115, 116,
 ];
 
 /// One change to the bytes of a frame.
@@ -338,9 +338,9 @@ fn no_number_anywhere_in_a_frame_is_trusted() {
             }
         }
     }
-    // 23 ops, 9 control frames, 4 receipts, the start of the ops, 5 of the comparison, 5 of
+    // 23 ops, 10 control frames, 4 receipts, the start of the ops, 6 of the comparison, 5 of
     // a verify.
-    assert_eq!(kinds.len(), 23 + 9 + 4 + 1 + 5 + 5, "{kinds:?}");
+    assert_eq!(kinds.len(), 23 + 10 + 4 + 1 + 6 + 5, "{kinds:?}");
 }
 
 #[test]
@@ -430,6 +430,7 @@ fn marks(count: usize) -> Control {
     Control::Marks {
         intents: vec![intent; count],
         damaged: false,
+        holds: Holds::Objects,
         more: false,
     }
 }
@@ -445,6 +446,7 @@ fn no_file_has_the_id_zero() {
         Sent::Control(Control::Marks {
             intents: vec![Intent::Directory { directory: id }],
             damaged: false,
+            holds: Holds::Objects,
             more: false,
         }),
         Sent::Request(CompareRequest::Blocks {

@@ -339,6 +339,7 @@ fn control_name(control: &Control) -> &'static str {
         Control::Alive => "Alive",
         Control::OwnMarks { .. } => "OwnMarks",
         Control::Rejoin { .. } => "Rejoin",
+        Control::Progress(_) => "Progress",
     }
 }
 
@@ -355,6 +356,7 @@ fn request_name(request: &CompareRequest) -> &'static str {
     match request {
         CompareRequest::Blocks { .. } => "Blocks",
         CompareRequest::Objects { .. } => "Objects",
+        CompareRequest::Match { .. } => "Match",
     }
 }
 

@@ -34,6 +34,8 @@ pub struct Options {
     pub more: Vec<String>,
     /// Puts data into the directory of A before it becomes a replicated folder.
     pub populate: fn(&Path),
+    /// Puts a copy of that data, made in another way, into the directory of B.
+    pub seed: Option<fn(&Path)>,
     /// Where A and B accept each other; one free port of 127.0.0.1 for each if empty.
     pub listen: [Vec<SocketAddr>; 2],
     /// Where A finds B and B finds A; where the other one listens if empty.
@@ -60,6 +62,7 @@ impl Default for Options {
             deadlines: [30_000, 45_000, 60_000],
             more: Vec::new(),
             populate: |_| (),
+            seed: None,
             listen: Default::default(),
             dial: Default::default(),
             alone: false,
@@ -174,6 +177,9 @@ impl Pair {
         pair.a.watched = options.watched;
         pair.b.watched = options.watched;
         (options.populate)(&pair.a.mount());
+        if let Some(seed) = options.seed {
+            seed(&pair.b.mount());
+        }
         let free = free_addresses(["127.0.0.1"; 2])?;
         let or = |given: &[SocketAddr], else_: &[SocketAddr]| match given {
             [] => else_.to_vec(),
@@ -196,12 +202,13 @@ impl Pair {
         }
         let id_a = pair.a.run(&["identity", "--identity", &pair.a.key()])?;
         let id_b = pair.b.run(&["identity", "--identity", &pair.b.key()])?;
-        let init = |number: usize, node: &Node, id: &str, from: &str| -> Vec<String> {
+        let init = |number: usize, node: &Node, id: &str, from: &[&str]| -> Vec<String> {
             let (mount, key) = (node.mount().display().to_string(), node.key());
             let deadlines = options.deadlines.map(|ms| ms.to_string());
             let text = |all: &[SocketAddr]| all.iter().map(ToString::to_string).collect();
             let (here, there): (Vec<_>, Vec<_>) = (text(&listen[number]), text(&dial[number]));
-            let mut arguments = vec!["init", &mount, "--identity", &key, from];
+            let mut arguments = vec!["init", &mount, "--identity", &key];
+            arguments.extend(from);
             arguments.extend(here.iter().flat_map(|a| ["--listen", a.as_str()]));
             arguments.extend(there.iter().flat_map(|a| ["--peer", a.as_str()]));
             arguments.extend(["--peer-id", id]);
@@ -213,9 +220,13 @@ impl Pair {
             arguments.extend(options.more.iter().map(String::as_str));
             arguments.into_iter().map(str::to_owned).collect()
         };
+        let from_peer: &[&str] = match options.seed {
+            Some(_) => &["--from-peer", "--seed"],
+            None => &["--from-peer"],
+        };
         pair.init = [
-            init(0, &pair.a, &id_b, "--good-copy"),
-            init(1, &pair.b, &id_a, "--from-peer"),
+            init(0, &pair.a, &id_b, &["--good-copy"]),
+            init(1, &pair.b, &id_a, from_peer),
         ];
         pair.a.run(&pair.init_arguments(0))?;
         pair.b.run(&pair.init_arguments(1))?;

@@ -11,7 +11,7 @@ use twinfold_protocol::ids::{Epoch, FileId, Generation, ModuleId, Seq, SessionId
 use twinfold_protocol::limits;
 use twinfold_protocol::marks::Intent;
 use twinfold_protocol::wire::{
-    Account, CompareAnswer, CompareRequest, Control, Hello, OpStreamStart, Receipt,
+    Account, CompareAnswer, CompareRequest, Control, Hello, Holds, OpStreamStart, Receipt,
 };
 
 use crate::frames;
@@ -98,6 +98,7 @@ fn marks(intents: &[Intent], more: bool) -> Bytes {
     bytes(&Control::Marks {
         intents: intents.to_vec(),
         damaged: false,
+        holds: Holds::Nothing,
         more,
     })
 }
@@ -338,7 +339,7 @@ fn a_primary_refuses_marks_that_are_none() {
     let hello = |i: &Impostor| bytes(&Control::Hello(i.hello()));
     let crooked = FileId((1 << FileId::COUNTER_BITS) + (1 << FileId::COUNTER_BITS) - 3);
     let count = {
-        let mut body = vec![0u8; 2];
+        let mut body = vec![0u8; 3];
         body.extend_from_slice(&(limits::MAX_MARKS_PER_FRAME as u32 + 1).to_le_bytes());
         body.resize(body.len() + 20 * (limits::MAX_MARKS_PER_FRAME + 1), 2);
         crate::wire::frame(5, &body)
@@ -349,13 +350,18 @@ fn a_primary_refuses_marks_that_are_none() {
             ("two hellos", hello(&impostor), "expected marks"),
             (
                 "an unknown mark",
-                crate::wire::frame(5, &[0, 0, 1, 0, 0, 0, 99]),
+                crate::wire::frame(5, &[0, 0, 0, 1, 0, 0, 0, 99]),
                 "unknown mark 99",
             ),
             ("too many marks", count, "the limit is 4096"),
             (
+                "contents that are none",
+                crate::wire::frame(5, &[0, 0, 3, 0, 0, 0, 0]),
+                "unknown contents 3",
+            ),
+            (
                 "marks that are not there",
-                crate::wire::frame(5, &[0, 0, 255, 0, 0, 0, 2]),
+                crate::wire::frame(5, &[0, 0, 0, 255, 0, 0, 0, 2]),
                 "ends inside a value",
             ),
             (

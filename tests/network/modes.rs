@@ -12,7 +12,8 @@ use twinfold_protocol::handshake::{CopyState, Role as Part};
 use twinfold_protocol::ids::{Epoch, Seq};
 use twinfold_protocol::op::{Op, Sequenced, Stability};
 use twinfold_protocol::wire::{
-    Account, CompareAnswer, CompareRequest, Control, Hello, OpStreamStart, Receipt, decode_op,
+    Account, CompareAnswer, CompareRequest, Control, Hello, Holds, OpStreamStart, Receipt,
+    decode_op,
 };
 
 use crate::wire::{ALPN, Key, Stream, dial, dialler, run, soon};
@@ -45,6 +46,7 @@ impl Puppet {
         let marks = Control::Marks {
             intents: Vec::new(),
             damaged: false,
+            holds: Holds::Nothing,
             more: false,
         };
         control.send(&marks.encode().to_bytes()).await;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -36,6 +36,8 @@ pub(crate) struct Relay {
     front: SocketAddr,
     weather: Arc<Mutex<Weather>>,
     stop: Arc<AtomicBool>,
+    /// Bytes that were carried to who dialled.
+    inward: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -46,14 +48,16 @@ impl Relay {
         let address = front.local_addr().unwrap();
         let weather = Arc::<Mutex<Weather>>::default();
         let stop = Arc::<AtomicBool>::default();
+        let inward = Arc::<AtomicU64>::default();
         let thread = std::thread::spawn({
-            let (weather, stop) = (weather.clone(), stop.clone());
-            move || forward(&front, to, &weather, &stop)
+            let (weather, stop, inward) = (weather.clone(), stop.clone(), inward.clone());
+            move || forward(&front, to, &weather, &stop, &inward)
         });
         Relay {
             front: address,
             weather,
             stop,
+            inward,
             thread: Some(thread),
         }
     }
@@ -61,6 +65,11 @@ impl Relay {
     /// Where the secondary dials.
     pub(crate) fn address(&self) -> SocketAddr {
         self.front
+    }
+
+    /// Bytes that were carried from the one that accepts to the one that dials.
+    pub(crate) fn inward(&self) -> u64 {
+        self.inward.load(Ordering::Relaxed)
     }
 
     /// Changes the weather from now on.
@@ -105,7 +114,13 @@ struct Flying {
     bytes: Vec<u8>,
 }
 
-fn forward(front: &UdpSocket, to: SocketAddr, weather: &Mutex<Weather>, stop: &AtomicBool) {
+fn forward(
+    front: &UdpSocket,
+    to: SocketAddr,
+    weather: &Mutex<Weather>,
+    stop: &AtomicBool,
+    inward: &AtomicU64,
+) {
     let mut clients: HashMap<SocketAddr, UdpSocket> = HashMap::new();
     let mut flying: BTreeMap<(Instant, u64), Flying> = BTreeMap::new();
     let mut buffer = vec![0; DATAGRAM];
@@ -161,6 +176,7 @@ fn forward(front: &UdpSocket, to: SocketAddr, weather: &Mutex<Weather>, stop: &A
             if datagram.inward {
                 let _ = clients[&datagram.client].send(&datagram.bytes);
             } else {
+                inward.fetch_add(datagram.bytes.len() as u64, Ordering::Relaxed);
                 let _ = front.send_to(&datagram.bytes, datagram.client);
             }
         }

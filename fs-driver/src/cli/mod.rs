@@ -18,7 +18,7 @@ use crate::control::{self, Request};
 use crate::daemon::{self, Start};
 use crate::link::{Fingerprint, Identity};
 use crate::setup;
-use crate::state::{Ack, OnPeerLoss, Settings};
+use crate::state::{Ack, OnPeerLoss, Settings, parse_limit};
 use crate::store::Layout;
 
 /// Where a node's key lies unless told otherwise.
@@ -164,6 +164,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Limit what a resync reads and moves in a second; until the driver ends.
+    Limit {
+        #[command(flatten)]
+        folder: Folder,
+        /// Bytes per second, as 50M, or none.
+        #[arg(value_name = "RATE", value_parser = parse_rate)]
+        rate: Rate,
+    },
     /// Flush both nodes now, so that a later resync has less to look at.
     Checkpoint(Folder),
     /// Stop the driver and unmount.
@@ -176,6 +184,14 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
+}
+
+/// Bytes per second; none: no limit.
+#[derive(Clone, Copy, Debug)]
+struct Rate(Option<u64>);
+
+fn parse_rate(text: &str) -> Result<Rate, String> {
+    parse_limit(text).map(Rate)
 }
 
 #[derive(Debug, Args)]
@@ -194,9 +210,13 @@ struct InitArgs {
         required_unless_present = "from_peer"
     )]
     good_copy: bool,
-    /// The data comes from the peer; the directory must be empty.
+    /// The data comes from the peer; the directory must be empty, unless it is a seed.
     #[arg(long)]
     from_peer: bool,
+    /// What is in the directory is a copy of the peer's data, made in another way: only what
+    /// differs is moved. What the peer does not have is removed.
+    #[arg(long, requires = "from_peer")]
+    seed: bool,
     /// Accept the peer here; repeat for each network.
     #[arg(long, required = true, value_name = "ADDRESS:PORT")]
     listen: Vec<SocketAddr>,
@@ -233,6 +253,9 @@ struct InitArgs {
     /// Drop the oldest archives beyond so many bytes, but never the newest; 0 without limit.
     #[arg(long)]
     archive_bytes: Option<u64>,
+    /// Limit what a resync reads and moves in a second: bytes, as 50M.
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    resync_limit: Option<Rate>,
 }
 
 /// Parses, runs, reports: 0 done, 1 failed, 2 not understood (`verify` has codes of its own).
@@ -297,6 +320,12 @@ fn run(command: Command) -> Result<ExitCode> {
             limit,
             json,
         } => return Ok(verify::run(folder.layout(), repair, limit, json)),
+        Command::Limit { folder, rate } => tell(
+            &folder,
+            Request::Limit {
+                bytes_per_second: rate.0,
+            },
+        ),
         Command::Checkpoint(folder) => tell(&folder, Request::Checkpoint),
         Command::Stop(folder) => {
             let layout = folder.layout()?;
@@ -349,6 +378,7 @@ fn init(args: &InitArgs) -> Result<()> {
     settings.peer.clone_from(&args.peer);
     settings.ack = args.ack;
     settings.on_peer_loss = args.on_peer_loss;
+    settings.resync_limit = args.resync_limit.and_then(|rate| rate.0);
     let fields = [
         (args.stall_ms, &mut settings.stall_ms),
         (args.op_ms, &mut settings.op_ms),
@@ -366,6 +396,7 @@ fn init(args: &InitArgs) -> Result<()> {
     let wanted = setup::Init {
         base: args.folder.layout()?.base,
         good_copy: args.good_copy,
+        seed: args.seed,
         side: match identity.fingerprint() < peer {
             true => Side::Even,
             false => Side::Odd,

@@ -45,19 +45,8 @@ pub(super) fn status(status: &Value) -> String {
             number("dirty_bytes")
         );
     }
-    if text("link") == "syncing"
-        && let Some(resync) = status["resync"].as_object()
-    {
-        let _ = writeln!(
-            out,
-            "  resync: {:.1} %, {:.1} MB moved, {:.1} MB/s{}",
-            resync["percent"].as_f64().unwrap_or(0.0),
-            resync["moved_bytes"].as_f64().unwrap_or(0.0) / 1e6,
-            resync["rate"].as_f64().unwrap_or(0.0) / 1e6,
-            resync["seconds_left"]
-                .as_f64()
-                .map_or(String::new(), |s| format!(", {s:.0} s left"))
-        );
+    if let Some(line) = resync(status) {
+        let _ = writeln!(out, "  {line}");
     }
     if matches!(
         status["verify"]["state"].as_str(),
@@ -94,6 +83,31 @@ pub(super) fn status(status: &Value) -> String {
     out
 }
 
+/// How far a running resync is.
+fn resync(status: &Value) -> Option<String> {
+    let resync = &status["resync"];
+    let number = |key: &str| resync[key].as_f64().unwrap_or(0.0);
+    let (key, what) = match resync["phase"].as_str()? {
+        "comparing" => ("compared_bytes", "compared"),
+        "moving" => ("moved_bytes", "moved"),
+        "flushing" => return Some("resync: everything is moved, the secondary flushes".into()),
+        _ => return None,
+    };
+    let mut line = format!(
+        "resync: {:.1} %, {:.1} MB {what}, {:.1} MB/s",
+        number("percent"),
+        number(key) / 1e6,
+        number("rate") / 1e6
+    );
+    if let Some(seconds) = resync["seconds_left"].as_f64() {
+        let _ = write!(line, ", {seconds:.0} s left");
+    }
+    if let Some(limit) = status["resync_limit"].as_f64() {
+        let _ = write!(line, ", limited to {:.1} MB/s", limit / 1e6);
+    }
+    Some(line)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,5 +125,29 @@ mod tests {
         let mut asking = quiet;
         asking["question"] = "gone".into();
         assert!(status(&asking).contains("go-alone"));
+    }
+
+    #[test]
+    fn a_running_resync_tells_its_phase_and_an_ended_one_nothing() {
+        let mut state = serde_json::json!({
+            "name": "vm", "role": "primary", "link": "comparing", "up_to_date": true,
+            "generation": "0a0b0c0d", "resync": {
+                "phase": "comparing", "percent": 12.34, "compared_bytes": 5e6, "moved_bytes": 0,
+                "rate": 2e6, "seconds_left": 7.2,
+            },
+        });
+        let told = status(&state);
+        assert!(
+            told.contains("  resync: 12.3 %, 5.0 MB compared, 2.0 MB/s, 7 s left\n"),
+            "{told}"
+        );
+        state["resync"]["phase"] = "moving".into();
+        state["resync"]["seconds_left"] = Value::Null;
+        state["resync_limit"] = 3_000_000.into();
+        assert!(status(&state).contains("0.0 MB moved, 2.0 MB/s, limited to 3.0 MB/s\n"));
+        state["resync"]["phase"] = "flushing".into();
+        assert!(status(&state).contains("flushes"));
+        state["resync"]["phase"] = "done".into();
+        assert!(!status(&state).contains("resync"));
     }
 }

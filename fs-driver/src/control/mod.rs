@@ -9,6 +9,7 @@
 //! {"command":"verify-cancel"}
 //! {"command":"go-alone"} {"command":"discard","without_archive":false}
 //! {"command":"checkpoint"} {"command":"stop"}
+//! {"command":"limit","bytes_per_second":52428800}   null: no limit
 //! ```
 //!
 //! The socket is root's alone. A caller that says nothing is let go after a moment.
@@ -88,6 +89,11 @@ pub enum Request {
     },
     /// End the verify.
     VerifyCancel,
+    /// Limit what a resync reads and moves.
+    Limit {
+        /// In bytes; none: no limit.
+        bytes_per_second: Option<u64>,
+    },
     /// End the driver.
     Stop,
 }
@@ -206,6 +212,7 @@ fn carry_out(driver: &Driver, request: Request) -> Result<Option<serde_json::Val
                 bail!("no verify runs");
             }
         }
+        Request::Limit { bytes_per_second } => driver.engine().limit_resync(bytes_per_second),
         Request::Stop => driver.stop(),
     }
     Ok(None)

@@ -1,6 +1,7 @@
 //! Performing what the state machine asks for.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
 use rand::RngCore;
@@ -62,6 +63,8 @@ impl Engine {
             Action::PeerIsCurrent => {
                 tracing::info!("the peer is up to date");
                 self.no_conflict();
+                self.tracker.ends(true);
+                self.one_more.store(true, Ordering::Relaxed);
                 *self.trouble.lock() = None;
                 let engine = self.clone();
                 self.jobs.run(move || {
@@ -139,6 +142,10 @@ impl Engine {
     pub(crate) fn receipt(self: &Arc<Self>, receipt: Receipt) -> Result<(), Violation> {
         let mut core = self.core.lock();
         let accepted = core.receipt(clock::now(), receipt);
+        if matches!(core.link(), Link::Syncing | Link::Finishing { .. }) {
+            let moved = core.progress().moved_bytes;
+            self.tracker.moved(clock::now(), moved);
+        }
         self.perform(core);
         accepted
     }
@@ -149,6 +156,7 @@ impl Engine {
         if core.session() == Some(session) {
             tracing::warn!(reason, link = ?core.link(), "the connection to the peer is lost");
             core.peer_lost(clock::now(), reason);
+            self.tracker.ends(false);
         }
         self.perform(core);
         self.deadlines.notify_one();
@@ -205,7 +213,11 @@ impl Engine {
     /// it has to. Blocks for as long as the local disk takes; writes go on.
     pub fn checkpoint(self: &Arc<Self>) {
         self.checkpoint_alone();
-        if self.core.lock().unflushed_counts() != (0, 0) {
+        let unflushed = self.core.lock().unflushed_counts() != (0, 0);
+        // The secondary drops its notes at the checkpoint behind the one that flushed what
+        // they cover: there is always one more, so that a quiet pair has none.
+        if unflushed || self.one_more.load(Ordering::Relaxed) {
+            self.one_more.store(unflushed, Ordering::Relaxed);
             self.begin_checkpoint();
         }
     }
@@ -260,6 +272,7 @@ impl Engine {
         connection: &quinn::Connection,
         error: &ResyncError,
     ) {
+        self.tracker.ends(false);
         let reason = error.to_string();
         let current = self.core.lock().session() == Some(session);
         let own = matches!(error, ResyncError::Source(e)
@@ -291,6 +304,7 @@ impl Engine {
             .as_ref()
             .is_some_and(|c| c.stable_id() == connection.stable_id())
         {
+            self.tracker.ends(false);
             *current = None;
         }
     }

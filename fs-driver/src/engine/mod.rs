@@ -12,10 +12,13 @@ pub(crate) mod clock;
 mod compare;
 mod data;
 mod gate;
+mod hashing;
 mod jobs;
 mod names;
 mod own;
+mod pace;
 mod parking;
+mod progress;
 mod resync;
 mod roles;
 mod settle;
@@ -43,11 +46,15 @@ use crate::state::{CopyFile, IntentLog, MarksFile, Recovered, Settings};
 use crate::store::{Layout, Store};
 
 pub(crate) use actions::random_id;
+pub(crate) use compare::Ask;
+pub(crate) use hashing::hashers;
 pub use names::NewEntry;
 pub use own::OwnChanges;
+pub use progress::ResyncStatus;
+pub(crate) use resync::Target;
 pub(crate) use standby::Due;
 pub use standby::{Standby, StandbyError};
-pub use status::{LinkState, ResyncStatus, Status};
+pub use status::{LinkState, Status};
 pub(crate) use verify::Asked;
 pub use verify::{VerifyOptions, VerifyPage};
 
@@ -118,6 +125,12 @@ pub struct Engine {
     promoting: AtomicBool,
     /// What this copy has is being kept: no resync of it may begin.
     keeping: AtomicBool,
+    /// A checkpoint is due although nothing is unflushed.
+    one_more: AtomicBool,
+    /// Held while objects of a seed get their ids.
+    matching: Mutex<()>,
+    pace: pace::Pace,
+    tracker: progress::Tracker,
     counters: status::Counters,
 }
 
@@ -201,6 +214,8 @@ impl Engine {
         let store = Store::open(layout).context("cannot open the store")?;
         repair(&store, &found.recovered).context("cannot repair the store after a crash")?;
         let config = settings.config();
+        let pace = pace::Pace::default();
+        pace.set(settings.resync_limit);
         Ok(Engine {
             store,
             side,
@@ -242,6 +257,10 @@ impl Engine {
             closing: AtomicBool::new(false),
             promoting: AtomicBool::new(false),
             keeping: AtomicBool::new(false),
+            one_more: AtomicBool::new(false),
+            matching: Mutex::default(),
+            pace,
+            tracker: progress::Tracker::default(),
             counters: status::Counters::default(),
             settings,
         })

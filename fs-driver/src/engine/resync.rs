@@ -7,14 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use twinfold_protocol::attr::{Attributes, Kind};
+use twinfold_protocol::compare::OBJECT_WEIGHT;
 use twinfold_protocol::handshake::Method;
 use twinfold_protocol::ids::{Seq, SessionId};
 use twinfold_protocol::limits;
 use twinfold_protocol::marks::{DirtyMap, Names};
 use twinfold_protocol::op::{Listing, Name, Object, Op, PutEntry};
 use twinfold_protocol::primary::Link;
+use twinfold_protocol::wire::Holds;
 
-use super::compare::Ask;
+use super::compare::{Ask, Look};
 use super::{Engine, OwnChanges, clock};
 use crate::state::{Record, Recovered};
 use crate::store::{Listed, Node};
@@ -25,6 +27,15 @@ const WINDOW_WAIT: Duration = Duration::from_millis(20);
 /// Bytes a resync op counts for when it carries no file data.
 const SMALL_OP: usize = 4096;
 
+/// What a target tells of its copy before a resync.
+#[derive(Debug, Default)]
+pub(crate) struct Target {
+    /// Its notes and marks.
+    pub(crate) own: OwnChanges,
+    /// What is in its store.
+    pub(crate) holds: Holds,
+}
+
 /// How a resync ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ResyncError {
@@ -34,6 +45,15 @@ pub(crate) enum ResyncError {
     /// The source could not be read; all marks are kept.
     #[error("the source cannot be read: {0}")]
     Source(#[from] io::Error),
+}
+
+/// About what an op takes on the wire, in bytes.
+fn on_the_wire(op: &Op) -> u64 {
+    let entries = match op {
+        Op::PutDirectory { entries, .. } => entries.len(),
+        _ => 1,
+    };
+    (op.payload_len() + 100 * entries) as u64
 }
 
 /// Entries of a directory for one op.
@@ -61,15 +81,15 @@ impl Batch {
 }
 
 impl Engine {
-    /// Brings the peer of `session` up to date. `target` are its marks. `opened` is
+    /// Brings the peer of `session` up to date; `target` is what it told. `opened` is
     /// called with the number of the first op once frames may flow. Blocks until
     /// nothing is left to move.
     pub(crate) fn run_resync(
         self: &Arc<Self>,
         session: SessionId,
         method: Method,
-        target: OwnChanges,
-        mut ask: Ask,
+        target: Target,
+        ask: Ask,
         opened: impl FnOnce(Seq),
     ) -> Result<(), ResyncError> {
         let _marks = self.resyncing.lock();
@@ -81,25 +101,34 @@ impl Engine {
             everything |= own.is_everything();
             (own, everything)
         };
-        let method = match method {
-            Method::Marks if mine.damaged || target.damaged || everything => Method::Compare,
-            other => other,
+        let Target { own: theirs, holds } = target;
+        let unclear = mine.damaged || theirs.damaged || everything;
+        let look = match (method, holds) {
+            (Method::Marks, _) if unclear => Look::By(Method::Compare),
+            // An interrupted first synchronisation goes on where it was.
+            (Method::Everything, Holds::Objects) => Look::By(Method::Compare),
+            (Method::Everything, Holds::Seed) => Look::Paths,
+            (method, _) => Look::By(method),
         };
+        self.tracker.begin(clock::now());
         self.counters.comparing(true);
-        let noted = mine.intents.union(&target.notes).copied();
+        let noted = mine.intents.union(&theirs.notes).copied();
         let mut suspects = own.clone();
-        suspects.unite(target.marks);
-        let compared = self.compare(method, noted, &suspects, &mut ask);
+        suspects.unite(theirs.marks);
+        let compared = self.compare(look, noted, &suspects, &ask);
         drop(suspects);
         self.counters.comparing(false);
-        if let Err(e) = compared {
-            let mut core = self.core.lock();
-            core.add_suspects(own);
-            if everything {
-                core.mark(DirtyMap::mark_everything);
+        let missing = match compared {
+            Ok(missing) => missing,
+            Err(e) => {
+                let mut core = self.core.lock();
+                core.add_suspects(own);
+                if everything {
+                    core.mark(DirtyMap::mark_everything);
+                }
+                return Err(e.into());
             }
-            return Err(e.into());
-        }
+        };
         // No more questions: the connection goes on to the op stream.
         drop(ask);
         let first = {
@@ -112,7 +141,10 @@ impl Engine {
                 return Err(io::Error::other("too much was changed during the comparison").into());
             }
             core.peer_ready(clock::now(), session);
-            self.counters.resync_begins(core.dirty());
+            let (objects, directories) = core.dirty().counts();
+            let bytes = core.dirty().block_bytes() + missing;
+            let others = (objects + directories) as u64 * OBJECT_WEIGHT;
+            self.tracker.moves(clock::now(), bytes, bytes + others);
             core.next_seq()
         };
         // What an earlier run left is in the map now, and stays there until it is moved.
@@ -140,6 +172,7 @@ impl Engine {
             }
             if core.finish_resync(clock::now(), clock::wall()).is_some() {
                 drop(core);
+                self.tracker.flushes(clock::now());
                 self.output.notify_one();
                 return Ok(());
             }
@@ -162,6 +195,7 @@ impl Engine {
                     continue;
                 }
             };
+            self.tracker.worked(clock::now(), OBJECT_WEIGHT);
             let names = self.names.lock();
             let taken = self.core.lock().take_names(directory);
             match taken {
@@ -269,6 +303,7 @@ impl Engine {
 
     fn put(&self, session: SessionId, op: Op) -> Result<(), ResyncError> {
         self.touch(&op);
+        self.pace.spent(clock::now(), on_the_wire(&op));
         let mut core = self.core.lock();
         let there = core.session() == Some(session);
         if !core.submit_resync(clock::now(), clock::wall(), op) || !there {
@@ -292,6 +327,7 @@ impl Engine {
             }
             let Some(file) = next else { return Ok(()) };
             after = Some(file);
+            self.tracker.worked(clock::now(), OBJECT_WEIGHT);
             match self.store.object(file)? {
                 Some(node) => self.move_object(session, &node)?,
                 None => self.core.lock().object_is_gone(file),
@@ -332,6 +368,7 @@ impl Engine {
             let size = node.size()?;
             let run = self.core.lock().take_run(file, most, size);
             let Some((offset, length)) = run else { break };
+            self.tracker.worked(clock::now(), length);
             if let Err(e) = self.put_run(session, node, offset, length) {
                 let mut back = DirtyMap::default();
                 back.mark_data(file, offset, length);
@@ -438,10 +475,16 @@ impl Engine {
             if core.link() != Link::Syncing || core.session() != Some(session) {
                 return Err(ResyncError::Interrupted);
             }
-            if core.resync_room(clock::now()) >= bytes && core.has_room(bytes) {
+            let pause = self.pace.wait(clock::now());
+            let room = core.resync_room(clock::now()) >= bytes && core.has_room(bytes);
+            if room && pause.is_zero() {
                 return Ok(());
             }
-            self.room.wait_for(&mut core, WINDOW_WAIT);
+            let wait = match room {
+                true => pause.min(WINDOW_WAIT),
+                false => WINDOW_WAIT,
+            };
+            self.room.wait_for(&mut core, wait);
         }
     }
 }

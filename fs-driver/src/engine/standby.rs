@@ -11,7 +11,7 @@ use twinfold_protocol::marks::DirtyMap;
 use twinfold_protocol::op::{Op, Payload, Stability};
 use twinfold_protocol::secondary::{Accepted, Secondary, needs_sync};
 use twinfold_protocol::time::Timestamp;
-use twinfold_protocol::wire::{Hello, OpStreamStart, Receipt, Violation, decode_op};
+use twinfold_protocol::wire::{Hello, Holds, OpStreamStart, Receipt, Violation, decode_op};
 
 use super::Engine;
 use super::settle::touched_by;
@@ -167,6 +167,7 @@ impl Engine {
             return Err(io::Error::other("what this copy has is being kept"));
         }
         self.copy.update(|r| r.begin_resync(primary.epoch))?;
+        self.counters.session_begins();
         *self.standby.lock() = Some(Standby {
             machine: Secondary::new(session),
             module: primary.copy.module,
@@ -219,6 +220,20 @@ impl Engine {
              is to be resynced"
         );
         self.copy.update(Record::fall_behind)
+    }
+
+    /// What is in this copy before a resync.
+    pub(crate) fn standby_holds(&self) -> io::Result<Holds> {
+        if self.copy.get().copy.current.is_some() {
+            return Ok(Holds::Objects);
+        }
+        if self.store.is_seed() {
+            return Ok(Holds::Seed);
+        }
+        Ok(match self.store.is_empty()? {
+            true => Holds::Nothing,
+            false => Holds::Objects,
+        })
     }
 
     /// The op stream begins.
@@ -392,6 +407,8 @@ impl Engine {
                 // What differed was moved.
                 *self.differing.lock() = DirtyMap::default();
                 drop(guard);
+                self.tracker.ends(true);
+                self.store.seed_ended();
                 self.forget_own_marks();
                 tracing::info!(%generation, removed, "this copy is up to date");
                 self.retire(retire);

@@ -2,13 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use serde::Serialize;
 use twinfold_protocol::handshake::Role;
-use twinfold_protocol::marks::DirtyMap;
 use twinfold_protocol::op::Op;
 use twinfold_protocol::primary::Link;
+use twinfold_protocol::wire::Progress;
 
+use super::progress::ResyncStatus;
 use super::verify::VerifyStatus;
 use super::{Engine, clock};
 
@@ -18,16 +18,9 @@ pub(super) struct Counters {
     applied_ops: AtomicU64,
     applied_bytes: AtomicU64,
     moved_bytes: AtomicU64,
+    /// As it was when the session began.
+    moved_before: AtomicU64,
     comparing: AtomicBool,
-    resync: Mutex<Begun>,
-}
-
-#[derive(Debug, Default, Clone, Copy)]
-struct Begun {
-    at: twinfold_protocol::time::Instant,
-    bytes: u64,
-    objects: u64,
-    directories: u64,
 }
 
 impl Counters {
@@ -44,14 +37,16 @@ impl Counters {
         self.comparing.store(on, Ordering::Relaxed);
     }
 
-    pub(super) fn resync_begins(&self, dirty: &DirtyMap) {
-        let (objects, directories) = dirty.counts();
-        *self.resync.lock() = Begun {
-            at: clock::now(),
-            bytes: dirty.block_bytes(),
-            objects: objects as u64,
-            directories: directories as u64,
-        };
+    /// A session begins, in which this copy is brought up.
+    pub(super) fn session_begins(&self) {
+        let moved = self.moved_bytes.load(Ordering::Relaxed);
+        self.moved_before.store(moved, Ordering::Relaxed);
+    }
+
+    /// Bytes of file data that resync brought in this session.
+    pub(super) fn moved_now(&self) -> u64 {
+        let before = self.moved_before.load(Ordering::Relaxed);
+        (self.moved_bytes.load(Ordering::Relaxed)).saturating_sub(before)
     }
 }
 
@@ -73,23 +68,6 @@ pub enum LinkState {
     Holding,
     /// Secondary without a primary.
     Waiting,
-}
-
-/// A running resync.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
-pub struct ResyncStatus {
-    /// Bytes of file data that were marked when it began.
-    pub marked_bytes: u64,
-    /// Bytes of file data moved so far.
-    pub moved_bytes: u64,
-    /// Objects and directories still marked.
-    pub left: u64,
-    /// How much of it is done, 0 to 100.
-    pub percent: f64,
-    /// Bytes moved per second so far.
-    pub rate: f64,
-    /// Seconds until it ends at this rate, if that can be said.
-    pub seconds_left: Option<f64>,
 }
 
 /// The state of one folder on one node.
@@ -129,6 +107,8 @@ pub struct Status {
     pub received_bytes: u64,
     /// The running or last resync.
     pub resync: Option<ResyncStatus>,
+    /// Bytes that a resync may read or move in a second, if that is limited.
+    pub resync_limit: Option<u64>,
     /// The running or last verify.
     pub verify: Option<VerifyStatus>,
     /// Objects that a verify found to differ and that are not repaired.
@@ -147,6 +127,28 @@ pub struct Status {
 }
 
 impl Engine {
+    /// Limits what a resync reads and moves in a second, until the driver ends or is told
+    /// otherwise.
+    pub fn limit_resync(&self, limit: Option<u64>) {
+        tracing::info!(
+            bytes_per_second = limit,
+            "the limit for resyncs was changed"
+        );
+        self.pace.set(limit);
+        self.room.notify_all();
+    }
+
+    /// What a running resync's target is to be told.
+    pub(crate) fn resync_progress(&self) -> Option<Progress> {
+        self.tracker.to_tell()
+    }
+
+    /// What the source tells of the resync of this copy.
+    pub(crate) fn standby_progress(&self, told: Progress) {
+        let moved = self.counters.moved_now();
+        self.tracker.told(clock::now(), told, moved);
+    }
+
     /// The state now.
     pub fn status(&self) -> Status {
         let copy = self.copy.get();
@@ -177,35 +179,13 @@ impl Engine {
         let dirty_bytes = core.dirty().block_bytes();
         let suspect = core.suspect().counts();
         let unflushed = core.unflushed_counts();
-        let progress = core.progress();
         let differing = match role {
             Some(Role::Primary) => core.differing().counts(),
             _ => self.differing.lock().counts(),
         };
         let differing = (differing.0 + differing.1) as u64;
         drop(core);
-        let begun = *self.counters.resync.lock();
         let left = (dirty.0 + dirty.1) as u64;
-        let resync = (begun.at.0 != 0).then(|| {
-            let seconds = clock::now().since(begun.at).as_secs_f64().max(0.001);
-            let rate = progress.moved_bytes as f64 / seconds;
-            let all = begun.bytes + begun.objects + begun.directories;
-            let done = if link == LinkState::Syncing {
-                let rest = dirty_bytes + left;
-                100.0 * (1.0 - rest as f64 / all.max(rest).max(1) as f64)
-            } else {
-                100.0
-            };
-            ResyncStatus {
-                marked_bytes: begun.bytes,
-                moved_bytes: progress.moved_bytes,
-                left,
-                percent: done,
-                rate,
-                seconds_left: (rate > 0.0 && link == LinkState::Syncing)
-                    .then(|| dirty_bytes as f64 / rate),
-            }
-        });
         Status {
             name: self.settings.name.clone(),
             role: role.map(|r| match r {
@@ -227,7 +207,8 @@ impl Engine {
             applied_ops: self.counters.applied_ops.load(Ordering::Relaxed),
             applied_bytes: self.counters.applied_bytes.load(Ordering::Relaxed),
             received_bytes: self.counters.moved_bytes.load(Ordering::Relaxed),
-            resync,
+            resync: self.tracker.status(clock::now()),
+            resync_limit: self.pace.limit(),
             verify: self.verify_status(),
             differing_objects: differing,
             question: self.question.lock().clone(),

@@ -1,5 +1,6 @@
 //! The secondary's end: finds its primary, and applies what it sends.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,12 +11,14 @@ use twinfold_protocol::handshake::{Decision, Role, Which, decide};
 use twinfold_protocol::limits;
 use twinfold_protocol::marks::Cursor;
 use twinfold_protocol::op::Payload;
-use twinfold_protocol::wire::{CompareRequest, Control, OpStreamStart, Receipt, common_version};
+use twinfold_protocol::wire::{
+    CompareAnswer, CompareRequest, Control, OpStreamStart, Receipt, common_version,
+};
 
 use super::framing::{Incoming, send};
 use super::transport::Transport;
 use super::{STEP, code};
-use crate::engine::{Due, Engine, StandbyError};
+use crate::engine::{Due, Engine, StandbyError, hashers};
 
 /// Pause between two rounds over the peer's addresses.
 const RETRY: Duration = Duration::from_millis(100);
@@ -29,6 +32,9 @@ const RETRY_FAILED: Duration = Duration::from_secs(30);
 /// How long ops are applied at a stretch before receipts may leave. Long beside what a
 /// turn of the endpoint costs, short beside what anybody waits for.
 const STRETCH: Duration = Duration::from_millis(1);
+
+/// Blocks about which questions are answered on one thread in one go.
+const TOGETHER: usize = 256;
 
 /// Pause of one network before the next is tried beside it.
 const STAGGER: Duration = Duration::from_millis(150);
@@ -237,6 +243,9 @@ async fn send_marks(engine: &Arc<Engine>, tx: &mut SendStream) -> Result<()> {
         true => Default::default(),
         false => (own.marks, own.notes),
     };
+    let holds = engine
+        .standby_holds()
+        .context("cannot look into the store")?;
     let (mut cursor, mut more) = (Cursor::default(), true);
     while more {
         let mut part = Vec::new();
@@ -253,6 +262,7 @@ async fn send_marks(engine: &Arc<Engine>, tx: &mut SendStream) -> Result<()> {
         let frame = Control::Marks {
             intents,
             damaged,
+            holds,
             more,
         };
         send(tx, &[frame.encode()]).await?;
@@ -275,7 +285,7 @@ async fn follow(
     let reason = tokio::select! {
         ended = &mut streams => Err(ended),
         () = engine.leaving.notified() => Ok("the secondary was stopped".to_owned()),
-        reason = asked_to_rejoin(&mut asked) => Ok(reason?),
+        reason = asked_to_rejoin(engine, &mut asked) => Ok(reason?),
     };
     let ended = match reason {
         Err(ended) => ended,
@@ -301,7 +311,7 @@ async fn follow(
 }
 
 /// Waits until the primary asks this node to leave and to come back, and why.
-async fn asked_to_rejoin(control: &mut Incoming) -> Result<String> {
+async fn asked_to_rejoin(engine: &Arc<Engine>, control: &mut Incoming) -> Result<String> {
     loop {
         match control.next_or_end().await? {
             Some(frame) => match Control::decode(frame)? {
@@ -309,6 +319,7 @@ async fn asked_to_rejoin(control: &mut Incoming) -> Result<String> {
                     tracing::warn!(reason, "the primary asks this node to be brought up again");
                     return Ok(reason);
                 }
+                Control::Progress(progress) => engine.standby_progress(progress),
                 Control::Alive => {}
                 other => bail!("unexpected control frame: {other:?}"),
             },
@@ -362,23 +373,65 @@ async fn streams(engine: &Arc<Engine>, connection: &Connection) -> Result<()> {
     }
 }
 
+/// Answers questions, several at once, in their order.
 async fn compare(
     engine: Arc<Engine>,
     first: Payload,
     mut incoming: Incoming,
     mut tx: SendStream,
 ) -> Result<()> {
-    let mut frame = first;
+    let most = hashers() + 1;
+    let mut running = VecDeque::new();
+    let (mut frame, mut ended) = (Some(first), false);
     loop {
-        let request = CompareRequest::decode(frame)?;
-        let worker = engine.clone();
-        let answer = tokio::task::spawn_blocking(move || worker.compare_answer(request)).await??;
-        send(&mut tx, &[answer.encode()]).await?;
-        // The end of the questions is the end of the stream.
-        match incoming.next_or_end().await? {
-            Some(next) => frame = next,
-            None => return Ok(()),
+        if let Some(frame) = frame.take() {
+            // Small questions are answered together.
+            let mut questions = vec![CompareRequest::decode(frame)?];
+            let mut work = weight(&questions[0]);
+            while work < TOGETHER
+                && let Some(frame) = incoming.ready()?
+            {
+                let question = CompareRequest::decode(frame)?;
+                work += weight(&question);
+                questions.push(question);
+            }
+            let worker = engine.clone();
+            running.push_back(tokio::task::spawn_blocking(move || {
+                let answers = questions.into_iter().map(|q| worker.compare_answer(q));
+                answers.collect::<std::io::Result<Vec<_>>>()
+            }));
         }
+        let more = !ended && running.len() < most;
+        let answered = async {
+            match running.front_mut() {
+                Some(answers) => answers.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            answers = answered => {
+                running.pop_front();
+                let frames: Vec<_> = answers??.iter().map(CompareAnswer::encode).collect();
+                send(&mut tx, &frames).await?;
+            }
+            next = incoming.next_or_end(), if more => {
+                frame = next?;
+                ended = frame.is_none();
+            }
+        }
+        // The end of the questions is the end of the stream.
+        if ended && running.is_empty() {
+            return Ok(());
+        }
+    }
+}
+
+/// What a question costs, in blocks to be hashed.
+fn weight(question: &CompareRequest) -> usize {
+    match question {
+        CompareRequest::Blocks { blocks, .. } => 1 + *blocks as usize,
+        CompareRequest::Objects { files } => 1 + files.len(),
+        CompareRequest::Match { entries, .. } => 1 + entries.len(),
     }
 }
 

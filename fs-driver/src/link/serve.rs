@@ -1,11 +1,13 @@
 //! The primary's end: accepts its peer, decides with it, and ships.
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use quinn::{Connection, Endpoint, SendStream};
-use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, oneshot};
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard, mpsc, oneshot};
 use twinfold_protocol::handshake::{Decision, Role, Which, decide};
 use twinfold_protocol::ids::{Seq, SessionId};
 use twinfold_protocol::limits;
@@ -17,7 +19,10 @@ use twinfold_protocol::wire::{
 use super::framing::{Incoming, send};
 use super::transport::Transport;
 use super::{STEP, code};
-use crate::engine::{Engine, OwnChanges};
+use crate::engine::{Ask, Engine, Target};
+
+/// How often the target of a resync is told how far it is.
+const TELL: Duration = Duration::from_millis(500);
 
 /// Frames encoded and handed to QUIC at once.
 const BATCH: usize = 64;
@@ -202,7 +207,7 @@ async fn peer(
     let target = tokio::time::timeout(STEP * 10, marks(&mut control))
         .await
         .context("the peer's marks did not arrive in time")??;
-    tracing::info!(%session, ?method, notes = target.notes.len(), objects = target.marks.counts().0, "the peer is being brought up to date");
+    tracing::info!(%session, ?method, notes = target.own.notes.len(), objects = target.own.marks.counts().0, "the peer is being brought up to date");
     engine.set_connection(connection.clone());
     // One that an older connection began holds marks that this one needs; with that
     // connection it ends, and gives them back.
@@ -219,8 +224,9 @@ async fn peer(
     .await
 }
 
-async fn marks(control: &mut Incoming) -> Result<OwnChanges> {
-    let mut all = OwnChanges::default();
+async fn marks(control: &mut Incoming) -> Result<Target> {
+    let mut target = Target::default();
+    let all = &mut target.own;
     let (mut bytes, mut dense) = (0, 0);
     loop {
         match Control::decode(control.next().await?)? {
@@ -235,10 +241,12 @@ async fn marks(control: &mut Incoming) -> Result<OwnChanges> {
             Control::Marks {
                 intents,
                 damaged,
+                holds,
                 more,
             } => {
                 all.notes.extend(intents);
                 all.damaged |= damaged;
+                target.holds = holds;
                 if all.notes.len() > limits::MAX_TARGET_MARKS {
                     bail!(
                         "the peer sends more than {} marks",
@@ -247,7 +255,7 @@ async fn marks(control: &mut Incoming) -> Result<OwnChanges> {
                 }
                 if !more {
                     all.damaged |= all.marks.is_everything();
-                    return Ok(all);
+                    return Ok(target);
                 }
             }
             Control::Alive => {}
@@ -259,25 +267,18 @@ async fn marks(control: &mut Incoming) -> Result<OwnChanges> {
 async fn resync(
     engine: &Arc<Engine>,
     connection: &Connection,
-    tx: SendStream,
+    mut tx: SendStream,
     control: Incoming,
     session: SessionId,
     method: twinfold_protocol::handshake::Method,
-    target: OwnChanges,
+    target: Target,
     turn: OwnedMutexGuard<()>,
 ) -> Result<()> {
-    let (questions, mut asked) =
-        mpsc::channel::<(CompareRequest, std::sync::mpsc::SyncSender<CompareAnswer>)>(1);
+    let (questions, asked) = mpsc::channel(limits::MAX_COMPARE_QUESTIONS);
+    let (answered, answers) = std::sync::mpsc::channel();
     let (opened, first) = oneshot::channel();
     let (runner, line) = (engine.clone(), connection.clone());
-    let ask = Box::new(move |request| {
-        let (answer, answered) = std::sync::mpsc::sync_channel(1);
-        let gone = || std::io::Error::from(std::io::ErrorKind::ConnectionAborted);
-        questions
-            .blocking_send((request, answer))
-            .map_err(|_| gone())?;
-        answered.recv().map_err(|_| gone())
-    });
+    let ask = Ask { questions, answers };
     std::thread::Builder::new()
         .name("resync".into())
         .spawn(move || {
@@ -291,38 +292,85 @@ async fn resync(
             drop(turn);
         })
         .context("cannot start the resync")?;
-    let stall = Duration::from_millis(engine.settings().stall_ms);
-    // Hashing what is not in the page cache takes its disk as long as a sync may take.
-    let patience = Duration::from_millis(engine.settings().sync_ms);
-    let comparing = async {
-        let mut stream = None;
-        while let Some((request, answer)) = asked.recv().await {
-            if stream.is_none() {
-                let (tx, rx) = connection.open_bi().await?;
-                stream = Some((tx, Incoming::new(rx, stall)));
-            }
-            if let Some((tx, rx)) = &mut stream {
-                send(tx, &[request.encode()]).await?;
-                let frame = tokio::time::timeout(patience, rx.next())
-                    .await
-                    .with_context(|| {
-                        let ms = patience.as_millis();
-                        format!("the peer did not answer a comparison within {ms} ms")
-                    })??;
-                let _ = answer.send(CompareAnswer::decode(frame)?);
-            }
-        }
-        Ok::<(), anyhow::Error>(())
-    };
+    let comparing = comparing(engine, connection, asked, answered);
     // The questions end with the comparison; the op stream then begins.
     let first = tokio::select! {
         compared = async { tokio::join!(comparing, first) } => {
             compared.0?;
             compared.1.map_err(|_| anyhow!("the resync could not begin"))?
         }
+        never = tell(engine, &mut tx) => match never {},
         error = connection.closed() => return Err(error.into()),
     };
     ship(engine, connection, tx, control, session, first).await
+}
+
+/// Carries questions to the target and its answers back, until there are no more.
+async fn comparing(
+    engine: &Arc<Engine>,
+    connection: &Connection,
+    mut asked: mpsc::Receiver<CompareRequest>,
+    answered: std::sync::mpsc::Sender<CompareAnswer>,
+) -> Result<()> {
+    let Some(mut next) = asked.recv().await else {
+        return Ok(());
+    };
+    let stall = Duration::from_millis(engine.settings().stall_ms);
+    // Hashing what is not in the page cache takes its disk as long as a sync may take.
+    let patience = Duration::from_millis(engine.settings().sync_ms);
+    let (mut tx, rx) = connection.open_bi().await?;
+    let mut rx = Incoming::new(rx, stall);
+    let (waiting, more) = (AtomicUsize::new(0), Notify::new());
+    let asking = async {
+        loop {
+            let mut frames = vec![next.encode()];
+            while let Ok(question) = asked.try_recv() {
+                frames.push(question.encode());
+            }
+            waiting.fetch_add(frames.len(), Ordering::Relaxed);
+            more.notify_one();
+            send(&mut tx, &frames).await?;
+            match asked.recv().await {
+                Some(question) => next = question,
+                None => return Ok(()),
+            }
+        }
+    };
+    let answering = async {
+        loop {
+            while waiting.load(Ordering::Relaxed) == 0 {
+                more.notified().await;
+            }
+            let frame = tokio::time::timeout(patience, rx.next())
+                .await
+                .with_context(|| {
+                    let ms = patience.as_millis();
+                    format!("the peer did not answer a comparison within {ms} ms")
+                })??;
+            waiting.fetch_sub(1, Ordering::Relaxed);
+            // Whoever asked may have given up.
+            let _ = answered.send(CompareAnswer::decode(frame)?);
+        }
+    };
+    // Nobody is left to ask: nobody waits for an answer either.
+    tokio::select! {
+        ended = asking => ended,
+        ended = answering => ended,
+    }
+}
+
+/// Tells the target now and then how far its resync is. When it cannot be told, others
+/// notice why.
+async fn tell(engine: &Arc<Engine>, control: &mut SendStream) -> Infallible {
+    loop {
+        tokio::time::sleep(TELL).await;
+        if let Some(progress) = engine.resync_progress()
+            && let Err(error) = send(control, &[Control::Progress(progress).encode()]).await
+        {
+            tracing::debug!(%error, "the target is not told any more how far it is");
+            return std::future::pending().await;
+        }
+    }
 }
 
 /// Ships ops and takes receipts until the connection ends.
@@ -392,20 +440,26 @@ async fn ship_ops(
             }
         }
     };
-    let rejoining = async {
+    let telling = async {
         loop {
-            engine.verify.rejoin(session).await;
-            let rejoin = Control::Rejoin {
-                reason: "a verify found that its copy differs".into(),
+            // Sent outside: a frame is never left half written.
+            let frame = tokio::select! {
+                () = engine.verify.rejoin(session) => Control::Rejoin {
+                    reason: "a verify found that its copy differs".into(),
+                },
+                () = tokio::time::sleep(TELL) => match engine.resync_progress() {
+                    Some(progress) => Control::Progress(progress),
+                    None => continue,
+                },
             };
-            send(&mut control_tx, &[rejoin.encode()]).await?;
+            send(&mut control_tx, &[frame.encode()]).await?;
         }
     };
     let result: Result<(), anyhow::Error> = tokio::select! {
         r = sender => r,
         r = receiver => r,
         r = leaving => r,
-        r = rejoining => r,
+        r = telling => r,
         r = super::verify::ask(engine, connection) => r,
         e = connection.closed() => Err(e.into()),
     };

@@ -12,7 +12,7 @@ use twinfold_protocol::ids::{Epoch, Generation, ModuleId, Side};
 use super::sync_parent;
 use crate::engine::random_id;
 use crate::state::{CopyFile, IntentLog, MarksFile, Record, Settings, sync_directory};
-use crate::store::{Adoption, Layout};
+use crate::store::{Adoption, Layout, mark_as_seed};
 
 /// What `init` shall do.
 #[derive(Clone, Debug)]
@@ -23,6 +23,9 @@ pub struct Init {
     pub base: PathBuf,
     /// This node's data is what shall be replicated; otherwise it comes from the peer.
     pub good_copy: bool,
+    /// What is in the directory is a copy of the peer's data: it is compared with that, and
+    /// only what differs is moved. What the peer does not have is removed.
+    pub seed: bool,
     /// Which of the two nodes this one is.
     pub side: Side,
 }
@@ -66,7 +69,8 @@ pub fn init(init: &Init, mut progress: impl FnMut(u64)) -> Result<u64> {
     MarksFile::create(&layout.state()).context("cannot write the first marks")?;
     IntentLog::create(&layout.state().join("intents")).context("cannot begin the intent log")?;
 
-    let mut adoption = Adoption::begin(&layout, mount, epoch).with_context(|| {
+    let ids = if init.good_copy { epoch } else { Epoch::SEED };
+    let mut adoption = Adoption::begin(&layout, mount, ids).with_context(|| {
         format!(
             "{} cannot hold a replicated folder: extended attributes and file handles are needed \
              (ext4, xfs and btrfs have them)",
@@ -74,6 +78,9 @@ pub fn init(init: &Init, mut progress: impl FnMut(u64)) -> Result<u64> {
         )
     })?;
     let taken = take_over(mount, &mut adoption, &mut progress)?;
+    if init.seed {
+        mark_as_seed(&layout).context("cannot note that this copy is a seed")?;
+    }
     adoption
         .finish()
         .with_context(|| format!("cannot flush {}", mount.display()))?;
@@ -142,10 +149,11 @@ fn check(init: &Init, mount: &Path) -> Result<()> {
             mount.display()
         );
     }
-    if !init.good_copy && std::fs::read_dir(mount)?.next().is_some() {
+    if !init.good_copy && !init.seed && std::fs::read_dir(mount)?.next().is_some() {
         bail!(
-            "{} is not empty, but its data is to come from the peer: empty it first, or name it \
-             the good copy with --good-copy",
+            "{} is not empty, but its data is to come from the peer: empty it first; or let it be \
+             compared with the peer's and overwritten with --from-peer --seed; or name it the good \
+             copy with --good-copy",
             mount.display()
         );
     }

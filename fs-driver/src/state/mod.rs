@@ -15,7 +15,7 @@ pub use intents::IntentLog;
 pub use marks::{MarksFile, Saved, ToSave};
 pub(crate) use open::open;
 pub use segment::Recovered;
-pub use settings::{Ack, OnPeerLoss, Settings};
+pub use settings::{Ack, OnPeerLoss, Settings, parse_limit};
 pub use twinfold_protocol::lifecycle::Record;
 
 use std::fs::{File, OpenOptions};

@@ -10,6 +10,37 @@ use serde::{Deserialize, Serialize};
 use twinfold_protocol::limits;
 use twinfold_protocol::primary::{AckMode, Config};
 
+/// The lowest limit for a resync, in bytes per second: at less, one piece takes so long that
+/// it would never end.
+const MIN_LIMIT: u64 = 16 << 10;
+
+/// Reads a rate: bytes per second, `K`, `M` or `G` behind it for 1024 times as many, or
+/// `none`.
+pub fn parse_limit(text: &str) -> Result<Option<u64>, String> {
+    if text == "none" {
+        return Ok(None);
+    }
+    let (number, unit) = match text.strip_suffix(['K', 'M', 'G']) {
+        Some(number) => (number, &text[number.len()..]),
+        None => (text, ""),
+    };
+    let shift = match unit {
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        _ => 0,
+    };
+    let bytes = number
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(1 << shift))
+        .ok_or_else(|| format!("{text:?} is no rate: give bytes per second, as 50M, or none"))?;
+    match bytes < MIN_LIMIT {
+        true => Err(format!("at least {MIN_LIMIT} bytes per second, or none")),
+        false => Ok(Some(bytes)),
+    }
+}
+
 /// What an acknowledgement means.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -74,6 +105,9 @@ pub struct Settings {
     pub archive_days: u64,
     /// Bytes of all archives, beyond which the oldest go, but never the newest; 0 without limit.
     pub archive_bytes: u64,
+    /// Bytes that a resync may read or move in a second; no limit if it is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resync_limit: Option<u64>,
 }
 
 impl Settings {
@@ -94,6 +128,7 @@ impl Settings {
             checkpoint_s: 10,
             archive_days: 30,
             archive_bytes: 0,
+            resync_limit: None,
         }
     }
 
@@ -138,6 +173,9 @@ impl Settings {
         if self.stall_ms == 0 || self.op_ms == 0 || self.sync_ms == 0 || self.checkpoint_s == 0 {
             bail!("deadlines and intervals must be longer than zero");
         }
+        if self.resync_limit.is_some_and(|limit| limit < MIN_LIMIT) {
+            bail!("a resync may not be limited to less than {MIN_LIMIT} bytes in a second");
+        }
         if self.stall_ms > self.op_ms || self.op_ms > self.sync_ms {
             bail!("deadlines must grow: stall_ms <= op_ms <= sync_ms");
         }
@@ -154,6 +192,23 @@ impl Settings {
             op: Duration::from_millis(self.op_ms),
             sync: Duration::from_millis(self.sync_ms),
             bridge: Duration::from_millis(self.bridge_ms),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_read_with_their_units_and_nonsense_is_told() {
+        assert_eq!(parse_limit("none"), Ok(None));
+        assert_eq!(parse_limit("50M"), Ok(Some(50 << 20)));
+        assert_eq!(parse_limit("100000"), Ok(Some(100_000)));
+        assert_eq!(parse_limit("2G"), Ok(Some(2 << 30)));
+        for wrong in ["", "M", "-1M", "50MB", "1K", "0", "99999999999G"] {
+            let told = parse_limit(wrong).unwrap_err();
+            assert!(told.contains("none"), "{wrong}: {told}");
         }
     }
 }

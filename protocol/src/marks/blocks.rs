@@ -138,6 +138,53 @@ impl Blocks {
         Some((offset, length.min(size - offset)))
     }
 
+    /// The first run of marked blocks below byte `size`, at most `most` blocks; the marks
+    /// stay. Nothing when there is none, or when every block is marked.
+    pub fn first_run(&self, most: u32, size: u64) -> Option<(u64, u64)> {
+        let (first, last) = self.runs().next()?;
+        let offset = u64::from(first) * limits::BLOCK;
+        if offset >= size {
+            return None;
+        }
+        let last = last.min(first.saturating_add(most.saturating_sub(1)));
+        let length = (u64::from(last) + 1) * limits::BLOCK - offset;
+        Some((offset, length.min(size - offset)))
+    }
+
+    /// Takes the marks of the blocks that a range touches.
+    pub fn take(&mut self, offset: u64, length: u64) {
+        let end = (offset + length).div_ceil(limits::BLOCK);
+        let (Ok(first), Ok(last)) = (
+            u32::try_from(offset / limits::BLOCK),
+            u32::try_from(end.saturating_sub(1)),
+        ) else {
+            return;
+        };
+        match &mut self.0 {
+            // What is moved is nearly always what comes first.
+            Set::Run(from, _) if *from >= first => {
+                if *from <= last {
+                    self.remove_up_to(last);
+                }
+            }
+            Set::Run(from, to) => {
+                if *to >= first {
+                    let mut map = RoaringBitmap::new();
+                    map.insert_range(*from..=*to);
+                    map.remove_range(first..=last);
+                    self.0 = Set::Map(Box::new(map));
+                }
+            }
+            Set::Map(map) => {
+                map.remove_range(first..=last);
+                if map.is_empty() {
+                    self.0 = Set::None;
+                }
+            }
+            Set::None | Set::All => {}
+        }
+    }
+
     /// Clears the marks up to a block.
     fn remove_up_to(&mut self, block: u32) {
         match &mut self.0 {
@@ -221,6 +268,32 @@ mod tests {
         assert_eq!(blocks.take_run(2, size), Some((4096 * 12, 5)));
         assert_eq!(blocks.take_run(2, size), None);
         assert!(blocks.is_empty());
+    }
+
+    #[test]
+    fn a_run_can_be_looked_at_before_it_is_taken() {
+        let mut blocks = Blocks::default();
+        blocks.mark(4096 * 10, 4096 * 5);
+        blocks.mark(4096 * 20, 1);
+        let size = 4096 * 20 + 7;
+        assert_eq!(blocks.first_run(100, size), Some((4096 * 10, 4096 * 5)));
+        assert_eq!(blocks.first_run(2, size), Some((4096 * 10, 4096 * 2)));
+        blocks.take(4096 * 10, 4096 * 2);
+        assert_eq!(blocks.first_run(100, size), Some((4096 * 12, 4096 * 3)));
+        // One that came up before it meanwhile stays.
+        blocks.mark(4096 * 3, 1);
+        blocks.take(4096 * 12, 4096 * 3);
+        assert_eq!(blocks.first_run(100, size), Some((4096 * 3, 4096)));
+        blocks.take(4096 * 3, 4096);
+        assert_eq!(blocks.first_run(100, size), Some((4096 * 20, 7)));
+        assert_eq!(blocks.first_run(100, 4096 * 20), None, "beyond the end");
+        blocks.take(4096 * 20, 7);
+        assert!(blocks.is_empty());
+        assert_eq!(Blocks::all().first_run(1, size), None);
+        let mut one = Blocks::default();
+        one.mark(4096 * 5, 4096 * 10);
+        one.take(4096 * 7, 4096 * 2);
+        assert_eq!(one.runs().collect::<Vec<_>>(), [(5, 6), (9, 14)]);
     }
 
     #[test]

@@ -172,6 +172,18 @@ impl<R> Primary<R> {
             .is_some_and(|m| m.attributes || m.unknown)
     }
 
+    /// The next run of an object's marked blocks, at most `most` blocks, below `size`, to be
+    /// locked and then taken with [`Primary::take_range`]. Nothing where that cannot be told
+    /// without taking it: see [`Primary::take_run`].
+    pub fn first_run(&self, file: FileId, most: u32, size: u64) -> Option<(u64, u64)> {
+        self.dirty.first_run(file, most, size)
+    }
+
+    /// Takes the marks of a range. Under the lock over it.
+    pub fn take_range(&mut self, file: FileId, offset: u64, length: u64) {
+        self.dirty.take_range(file, offset, length);
+    }
+
     /// Takes the next run of an object's marked blocks, at most `most` blocks, below
     /// `size`. Under the lock over the object's data.
     pub fn take_run(&mut self, file: FileId, most: u32, size: u64) -> Option<(u64, u64)> {

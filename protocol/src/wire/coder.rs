@@ -334,6 +334,11 @@ impl Reader {
     pub fn bytes(&mut self, what: &'static str, limit: usize) -> Result<Bytes, Violation> {
         let length = self.u32()? as usize;
         check(what, length as u64, limit as u64)?;
+        self.exactly(length)
+    }
+
+    /// So many bytes.
+    pub fn exactly(&mut self, length: usize) -> Result<Bytes, Violation> {
         if length > self.left {
             return Err(Violation::Truncated);
         }

@@ -1,5 +1,5 @@
-//! The frames beside the op stream: control, receipts, compare.
-//! Layout: `protocol/WIRE.md`, "Control", "Receipts", "Compare".
+//! The frames beside the op stream: control, receipts.
+//! Layout: `protocol/WIRE.md`, "Control", "Receipts".
 
 use bytes::Bytes;
 
@@ -85,6 +85,8 @@ pub enum Control {
         intents: Vec<Intent>,
         /// The target's notes cannot be read in full: anything may differ.
         damaged: bool,
+        /// What the target's store has in it.
+        holds: Holds,
         /// More follow in another frame.
         more: bool,
     },
@@ -97,11 +99,48 @@ pub enum Control {
     },
     /// Progress of a long answer: still here, still working.
     Alive,
+    /// How far the resync is, for those who ask the target.
+    Progress(Progress),
     /// The primary asks the secondary to leave and to come back: its copy is known to differ.
     Rejoin {
         /// For the operator.
         reason: String,
     },
+}
+
+/// What the store of a resync target has in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub enum Holds {
+    /// Nothing at all: nothing needs to be asked for.
+    Nothing,
+    /// Objects of the module, or of one that it was a copy of.
+    #[default]
+    Objects,
+    /// Objects that came there by another way and have no ids of the module: they are
+    /// told by their paths.
+    Seed,
+}
+
+/// What a resync is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Phase {
+    /// Looking for differences.
+    Comparing,
+    /// Moving them.
+    Moving,
+    /// Everything is moved; the target flushes.
+    Flushing,
+}
+
+/// How far a resync is. What counts is bytes, and a little for each object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct Progress {
+    /// What it is doing.
+    pub phase: Phase,
+    /// How much of the phase is done.
+    pub done: u64,
+    /// How much there is to do, as far as it is known.
+    pub total: u64,
 }
 
 /// The first frame of the op stream, from the primary.
@@ -144,45 +183,6 @@ pub enum Receipt {
         seq: Seq,
         /// For the operator.
         reason: String,
-    },
-}
-
-/// What the primary asks of the secondary before a resync.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum CompareRequest {
-    /// Hashes of a file's blocks.
-    Blocks {
-        /// Which file.
-        file: FileId,
-        /// From which byte on, a multiple of [`limits::BLOCK`].
-        offset: u64,
-        /// How many blocks, at most [`limits::MAX_COMPARE_BLOCKS`].
-        blocks: u32,
-    },
-    /// Whether it has these objects, at most [`limits::MAX_COMPARE_OBJECTS`].
-    Objects {
-        /// Which objects.
-        files: Vec<FileId>,
-    },
-}
-
-/// The secondary's answer.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum CompareAnswer {
-    /// There is no such file here.
-    Missing,
-    /// The file's size and a hash for each block below it, sixteen bytes each; a
-    /// hash of zeros stands for a block of zeros.
-    Hashes {
-        /// Size of the file, in bytes.
-        size: u64,
-        /// The hashes, joined.
-        hashes: Bytes,
-    },
-    /// For each object asked for, in the same order, whether it is here.
-    Present {
-        /// The answers.
-        present: Vec<bool>,
     },
 }
 
@@ -238,11 +238,17 @@ impl Control {
             Control::Marks {
                 intents,
                 damaged,
+                holds,
                 more,
             } => {
                 w = Writer::new(5);
                 w.u8((*more).into());
                 w.u8((*damaged).into());
+                w.u8(match holds {
+                    Holds::Nothing => 0,
+                    Holds::Objects => 1,
+                    Holds::Seed => 2,
+                });
                 w.u32(intents.len() as u32);
                 for intent in intents {
                     put_intent(&mut w, *intent);
@@ -261,6 +267,16 @@ impl Control {
             Control::Rejoin { reason } => {
                 w = Writer::new(16);
                 put_text(&mut w, reason);
+            }
+            Control::Progress(progress) => {
+                w = Writer::new(9);
+                w.u8(match progress.phase {
+                    Phase::Comparing => 1,
+                    Phase::Moving => 2,
+                    Phase::Flushing => 3,
+                });
+                w.u64(progress.done);
+                w.u64(progress.total);
             }
         }
         w.finish(Payload::default())
@@ -284,6 +300,12 @@ impl Control {
             5 => {
                 let more = r.bool("more")?;
                 let damaged = r.bool("damaged")?;
+                let holds = match r.u8()? {
+                    0 => Holds::Nothing,
+                    1 => Holds::Objects,
+                    2 => Holds::Seed,
+                    v => return Err(unknown("contents", v)),
+                };
                 let count = r.count("marks", limits::MAX_MARKS_PER_FRAME)?;
                 let mut intents = Vec::with_capacity(count);
                 for _ in 0..count {
@@ -292,6 +314,7 @@ impl Control {
                 Control::Marks {
                     intents,
                     damaged,
+                    holds,
                     more,
                 }
             }
@@ -306,6 +329,16 @@ impl Control {
             16 => Control::Rejoin {
                 reason: r.text("reason", limits::MAX_REASON)?,
             },
+            9 => Control::Progress(Progress {
+                phase: match r.u8()? {
+                    1 => Phase::Comparing,
+                    2 => Phase::Moving,
+                    3 => Phase::Flushing,
+                    v => return Err(unknown("phase", v)),
+                },
+                done: r.u64()?,
+                total: r.u64()?,
+            }),
             v => return Err(unknown("control frame", v)),
         };
         r.end()?;
@@ -432,119 +465,6 @@ impl Receipt {
         };
         r.end()?;
         Ok(receipt)
-    }
-}
-
-impl CompareRequest {
-    /// Encodes the frame.
-    pub fn encode(&self) -> Frame {
-        let mut w;
-        match self {
-            CompareRequest::Blocks {
-                file,
-                offset,
-                blocks,
-            } => {
-                w = Writer::new(96);
-                w.file(*file);
-                w.u64(*offset);
-                w.u32(*blocks);
-            }
-            CompareRequest::Objects { files } => {
-                w = Writer::new(99);
-                w.u32(files.len() as u32);
-                for file in files {
-                    w.file(*file);
-                }
-            }
-        }
-        w.finish(Payload::default())
-    }
-
-    /// Decodes a frame.
-    pub fn decode(frame: Payload) -> Result<CompareRequest, Violation> {
-        let mut r = Reader::new(frame);
-        let request = match r.u8()? {
-            96 => {
-                let file = r.file()?;
-                let (offset, blocks) = (r.offset("offset")?, r.u32()?);
-                check("blocks", blocks.into(), limits::MAX_COMPARE_BLOCKS as u64)?;
-                if !offset.is_multiple_of(limits::BLOCK) {
-                    return Err(Violation::Order(
-                        "a compare request does not start at a block".into(),
-                    ));
-                }
-                CompareRequest::Blocks {
-                    file,
-                    offset,
-                    blocks,
-                }
-            }
-            99 => {
-                let count = r.count("objects", limits::MAX_COMPARE_OBJECTS)?;
-                let files = (0..count).map(|_| r.file()).collect::<Result<_, _>>()?;
-                CompareRequest::Objects { files }
-            }
-            v => return Err(unknown("compare request", v)),
-        };
-        r.end()?;
-        Ok(request)
-    }
-
-    /// Whether a stream that begins with this kind byte carries compare requests.
-    pub fn is_first(kind: u8) -> bool {
-        matches!(kind, 96 | 99)
-    }
-}
-
-impl CompareAnswer {
-    /// Encodes the frame.
-    pub fn encode(&self) -> Frame {
-        match self {
-            CompareAnswer::Missing => Writer::new(97).finish(Payload::default()),
-            CompareAnswer::Hashes { size, hashes } => {
-                let mut w = Writer::new(98);
-                w.u64(*size);
-                w.finish(hashes.clone().into())
-            }
-            CompareAnswer::Present { present } => {
-                let mut w = Writer::new(100);
-                w.u32(present.len() as u32);
-                present.iter().for_each(|here| w.u8((*here).into()));
-                w.finish(Payload::default())
-            }
-        }
-    }
-
-    /// Decodes a frame.
-    pub fn decode(frame: Payload) -> Result<CompareAnswer, Violation> {
-        let mut r = Reader::new(frame);
-        let answer = match r.u8()? {
-            97 => CompareAnswer::Missing,
-            98 => {
-                let size = r.offset("size")?;
-                let hashes = r.payload()?;
-                check(
-                    "hashes",
-                    hashes.len() as u64,
-                    16 * limits::MAX_COMPARE_BLOCKS as u64,
-                )?;
-                CompareAnswer::Hashes {
-                    size,
-                    hashes: hashes.to_bytes(),
-                }
-            }
-            100 => {
-                let count = r.count("objects", limits::MAX_COMPARE_OBJECTS)?;
-                let present = (0..count)
-                    .map(|_| r.bool("present"))
-                    .collect::<Result<_, _>>()?;
-                CompareAnswer::Present { present }
-            }
-            v => return Err(unknown("compare answer", v)),
-        };
-        r.end()?;
-        Ok(answer)
     }
 }
 

@@ -8,13 +8,15 @@
 
 mod chunks;
 mod coder;
+mod compare;
 mod message;
 mod op;
 mod verify;
 
 pub use chunks::ChunkQueue;
 pub use coder::{Reader, Violation, Writer};
-pub use message::{Account, CompareAnswer, CompareRequest, Control, Hello, OpStreamStart, Receipt};
+pub use compare::{CompareAnswer, CompareRequest, Hashes, MatchEntry};
+pub use message::{Account, Control, Hello, Holds, OpStreamStart, Phase, Progress, Receipt};
 pub use op::{decode_op, encode_op};
 pub use verify::{VerifyAnswer, VerifyRequest, facts_bytes};
 

@@ -10,8 +10,8 @@ use twinfold_protocol::op::{Change, Name, NewObject, Op, Stability, XattrMode};
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::verify::{Digest, Facts, Found, HASH, Lead, Question};
 use twinfold_protocol::wire::{
-    Account, CompareAnswer, CompareRequest, Control, Hello, Receipt, VerifyAnswer, VerifyRequest,
-    Violation,
+    Account, CompareAnswer, CompareRequest, Control, Hello, Holds, Receipt, VerifyAnswer,
+    VerifyRequest, Violation,
 };
 
 use super::values::Sent;
@@ -121,7 +121,7 @@ fn at_and_beyond() -> Vec<[Sent; 2]> {
     let answer = |size, hashes| {
         Sent::Answer(CompareAnswer::Hashes {
             size,
-            hashes: bytes(hashes),
+            hashes: vec![1; hashes].into(),
         })
     };
     let own = |n| {
@@ -307,6 +307,7 @@ fn what_is_at_its_limit_passes_and_what_is_beyond_does_not() {
             first: FileId(limits::ID_BLOCK + 1),
         }],
         damaged: false,
+        holds: Holds::Objects,
         more: false,
     };
     let frame = crooked.encode().to_bytes().slice(4..);

@@ -18,8 +18,8 @@ use twinfold_protocol::op::{
 };
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::wire::{
-    self, Account, CompareAnswer, CompareRequest, Control, Frame, Hello, OpStreamStart, Receipt,
-    VerifyAnswer, VerifyRequest, Violation,
+    self, Account, CompareAnswer, CompareRequest, Control, Frame, Hello, Holds, MatchEntry,
+    OpStreamStart, Phase, Progress, Receipt, VerifyAnswer, VerifyRequest, Violation,
 };
 
 #[path = "verify.rs"]
@@ -84,7 +84,6 @@ impl Sent {
     pub(super) fn has_rest(&self) -> bool {
         match self {
             Sent::Op(op) => matches!(op.op, Op::Write { .. } | Op::PutData { .. }),
-            Sent::Answer(answer) => matches!(answer, CompareAnswer::Hashes { .. }),
             _ => false,
         }
     }
@@ -107,6 +106,15 @@ pub(super) fn any_sent() -> impl Strategy<Value = Sent> {
             blocks,
         }),
         vec(file(), 0..20).prop_map(|files| CompareRequest::Objects { files }),
+        (file(), vec((name(), file(), kind()), 0..20)).prop_map(|(directory, entries)| {
+            CompareRequest::Match {
+                directory,
+                entries: entries
+                    .into_iter()
+                    .map(|(name, file, kind)| MatchEntry { name, file, kind })
+                    .collect(),
+            }
+        }),
     ];
     let answer = prop_oneof![
         Just(CompareAnswer::Missing),
@@ -502,19 +510,34 @@ pub(super) fn any_control() -> impl Strategy<Value = Control> {
         1 => session().prop_map(|session| Control::Resume { session }),
         1 => (decision(), session())
             .prop_map(|(decision, session)| Control::Decide { decision, session }),
-        2 => (vec(intent(), 0..30), any::<bool>(), any::<bool>()).prop_map(
-            |(intents, damaged, more)| Control::Marks {
+        2 => (vec(intent(), 0..30), any::<bool>(), holds(), any::<bool>()).prop_map(
+            |(intents, damaged, holds, more)| Control::Marks {
                 intents,
                 damaged,
+                holds,
                 more,
             }
         ),
+        1 => progress().prop_map(Control::Progress),
         1 => (reason(), any::<bool>())
             .prop_map(|(reason, flushed)| Control::Leave { reason, flushed }),
         1 => Just(Control::Alive),
         1 => vec(any::<u8>(), 0..50).prop_map(|map| Control::OwnMarks { map: map.into() }),
         1 => reason().prop_map(|reason| Control::Rejoin { reason }),
     ]
+}
+
+fn holds() -> impl Strategy<Value = Holds> {
+    select(vec![Holds::Nothing, Holds::Objects, Holds::Seed])
+}
+
+fn progress() -> impl Strategy<Value = Progress> {
+    let phases = select(vec![Phase::Comparing, Phase::Moving, Phase::Flushing]);
+    (phases, any::<u64>(), any::<u64>()).prop_map(|(phase, done, total)| Progress {
+        phase,
+        done,
+        total,
+    })
 }
 
 pub(super) fn any_receipt() -> impl Strategy<Value = Receipt> {

@@ -12,7 +12,8 @@ use twinfold_protocol::op::{
 };
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::wire::{
-    Account, CompareAnswer, CompareRequest, Control, Hello, OpStreamStart, Receipt,
+    Account, CompareAnswer, CompareRequest, Control, Hello, Holds, MatchEntry, OpStreamStart,
+    Phase, Progress, Receipt,
 };
 
 pub(super) const FILE: FileId = FileId((3 << 40) | 42);
@@ -432,9 +433,10 @@ pub(super) fn controls() -> Vec<(Control, &'static str)> {
                     Intent::File { file: FILE },
                 ],
                 damaged: false,
+                holds: Holds::Seed,
                 more: true,
             },
-            "38000000 05 01 00 05000000
+            "39000000 05 01 00 02 05000000
              01 2a00000000030000 04030201
              02 2a00000000030000
              03 0700000000020000
@@ -464,6 +466,14 @@ pub(super) fn controls() -> Vec<(Control, &'static str)> {
                 reason: "verify".into(),
             },
             "0b000000 10 06000000766572696679",
+        ),
+        (
+            Control::Progress(Progress {
+                phase: Phase::Moving,
+                done: 0x0102,
+                total: 0x0304,
+            }),
+            "12000000 09 02 0201000000000000 0403000000000000",
         ),
     ]
 }
@@ -516,6 +526,17 @@ pub(super) fn requests() -> Vec<(CompareRequest, &'static str)> {
             },
             "15000000 63 02000000 2a00000000030000 0700000000020000",
         ),
+        (
+            CompareRequest::Match {
+                directory: DIRECTORY,
+                entries: vec![MatchEntry {
+                    name: Name::new(b"a").unwrap(),
+                    file: FILE,
+                    kind: Kind::Regular,
+                }],
+            },
+            "18000000 65 0700000000020000 01000000 0161 2a00000000030000 01",
+        ),
     ]
 }
 
@@ -529,8 +550,7 @@ pub(super) fn answers() -> Vec<(CompareAnswer, &'static str)> {
                 size: 4097,
                 hashes: hashes.into(),
             },
-            "29000000 62 0110000000000000 000102030405060708090a0b0c0d0e0f
-             00000000000000000000000000000000",
+            "1e000000 62 0110000000000000 02000000 01 000102030405060708090a0b0c0d0e0f",
         ),
         (
             CompareAnswer::Present {

@@ -1,9 +1,9 @@
 //! Handshake, comparison, and the source's side of a resync.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use twinfold_protocol::attr::Kind;
-use twinfold_protocol::compare::{HASH, Source, compare};
+use twinfold_protocol::compare::{Answers, HASH, Held, Source, compare};
 use twinfold_protocol::handshake::{Decision, Method, Role, Which, decide};
 use twinfold_protocol::ids::{FileId, Seq, SessionId};
 use twinfold_protocol::lifecycle::Record;
@@ -13,7 +13,7 @@ use twinfold_protocol::op::{Listing, Name, Op, PutEntry};
 use twinfold_protocol::primary::{AckMode, Link};
 use twinfold_protocol::secondary::Secondary;
 use twinfold_protocol::time::Timestamp;
-use twinfold_protocol::wire::{CompareAnswer, CompareRequest, OpStreamStart};
+use twinfold_protocol::wire::{CompareAnswer, CompareRequest, MatchEntry, OpStreamStart};
 
 use crate::bugs::Bug;
 use crate::fs::payload;
@@ -256,6 +256,10 @@ impl World {
         if method == Method::Marks && (damaged || self.nodes[node].damaged) {
             method = Method::Compare;
         }
+        if method == Method::Everything && self.nodes[peer].disk.fs.items.len() > 1 {
+            // What an interrupted first synchronisation has moved is there.
+            method = Method::Compare;
+        }
         let mut noted: BTreeSet<Intent> = self.nodes[node].recovered.clone();
         if !self.has(Bug::IgnoreTargetNotes) {
             noted.extend(intents);
@@ -276,6 +280,7 @@ impl World {
                 node: source,
                 target,
                 patience,
+                answers: VecDeque::new(),
             };
             compare(&mut here, method, noted, &suspects)
         };
@@ -501,6 +506,18 @@ struct Here<'a> {
     target: &'a Node,
     /// Questions after which the connection breaks.
     patience: u64,
+    answers: VecDeque<Answers>,
+}
+
+impl Here<'_> {
+    fn held(&self, file: FileId) -> Option<Held> {
+        let fs = &self.node.disk.fs;
+        fs.kind(file).map(|kind| Held {
+            file,
+            kind,
+            size: fs.size(file),
+        })
+    }
 }
 
 fn hashes(node: &Node, file: FileId, offset: u64, blocks: u32) -> (u64, Vec<u8>) {
@@ -519,12 +536,8 @@ fn hashes(node: &Node, file: FileId, offset: u64, blocks: u32) -> (u64, Vec<u8>)
 impl Source for Here<'_> {
     type Error = ();
 
-    fn kind(&mut self, file: FileId) -> Result<Option<Kind>, ()> {
-        Ok(self.node.disk.fs.kind(file))
-    }
-
-    fn size(&mut self, file: FileId) -> Result<u64, ()> {
-        Ok(self.node.disk.fs.size(file))
+    fn look(&mut self, file: FileId) -> Result<Option<Held>, ()> {
+        Ok(self.held(file))
     }
 
     fn find(&mut self, directory: FileId, name: &Name) -> Result<Option<FileId>, ()> {
@@ -532,11 +545,22 @@ impl Source for Here<'_> {
         Ok(names.and_then(|n| n.get(name)).copied())
     }
 
-    fn list(&mut self, directory: FileId) -> Result<Vec<FileId>, ()> {
+    fn list(&mut self, directory: FileId) -> Result<Vec<Held>, ()> {
         let names = self.node.disk.fs.names(directory);
-        Ok(names
-            .map(|n| n.values().copied().collect())
-            .unwrap_or_default())
+        let files = names.into_iter().flat_map(|n| n.values());
+        Ok(files.filter_map(|file| self.held(*file)).collect())
+    }
+
+    fn entries(&mut self, directory: FileId) -> Result<Vec<MatchEntry>, ()> {
+        let names = self.node.disk.fs.names(directory);
+        let entry = |(name, file): (&Name, &FileId)| {
+            Some(MatchEntry {
+                name: name.clone(),
+                file: *file,
+                kind: self.node.disk.fs.kind(*file)?,
+            })
+        };
+        Ok(names.into_iter().flatten().filter_map(entry).collect())
     }
 
     fn ids(&mut self, first: FileId) -> Result<Vec<FileId>, ()> {
@@ -545,14 +569,11 @@ impl Source for Here<'_> {
         Ok(items.range(first..=last).map(|(id, _)| *id).collect())
     }
 
-    fn hashes(&mut self, file: FileId, offset: u64, blocks: u32) -> Result<(u64, Vec<u8>), ()> {
-        Ok(hashes(self.node, file, offset, blocks))
-    }
-
-    fn ask(&mut self, request: CompareRequest) -> Result<CompareAnswer, ()> {
+    fn ask(&mut self, request: CompareRequest) -> Result<(), ()> {
         self.patience = self.patience.checked_sub(1).ok_or(())?;
         let fs = &self.target.disk.fs;
-        Ok(match request {
+        let mut mine = None;
+        let theirs = match request {
             CompareRequest::Objects { files } => CompareAnswer::Present {
                 present: files.iter().map(|f| fs.items.contains_key(f)).collect(),
             },
@@ -560,17 +581,31 @@ impl Source for Here<'_> {
                 file,
                 offset,
                 blocks,
-            } => match fs.kind(file) {
-                None => CompareAnswer::Missing,
-                Some(_) => {
-                    let (size, hashes) = hashes(self.target, file, offset, blocks);
-                    CompareAnswer::Hashes {
-                        size,
-                        hashes: hashes.into(),
+            } => {
+                if self.held(file).is_some() {
+                    let (size, hashes) = hashes(self.node, file, offset, blocks);
+                    mine = Some((size, hashes.into()));
+                }
+                match fs.kind(file) {
+                    None => CompareAnswer::Missing,
+                    Some(_) => {
+                        let (size, hashes) = hashes(self.target, file, offset, blocks);
+                        CompareAnswer::Hashes {
+                            size,
+                            hashes: hashes.into(),
+                        }
                     }
                 }
-            },
-        })
+            }
+            // Nobody seeds a copy here.
+            CompareRequest::Match { .. } => return Err(()),
+        };
+        self.answers.push_back(Answers { theirs, mine });
+        Ok(())
+    }
+
+    fn answer(&mut self) -> Result<Answers, ()> {
+        self.answers.pop_front().ok_or(())
     }
 
     fn unexpected(&mut self, _answer: &CompareAnswer) {}

@@ -42,7 +42,8 @@ impl Adoption {
             index,
             file_system,
             epoch,
-            next: 0,
+            // The first ids of the first epoch are no object's, and the folder's own.
+            next: if epoch == Epoch::SEED { 2 } else { 0 },
         })
     }
 

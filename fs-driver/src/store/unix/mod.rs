@@ -20,6 +20,7 @@ mod index;
 mod names;
 mod node;
 mod put;
+mod seed;
 mod sys;
 mod verify;
 mod xattrs;
@@ -39,6 +40,7 @@ pub use adoption::{Adoption, strip_ids};
 pub use apply::ApplyError;
 pub use names::{DirectoryHandle, Entry, Listed};
 pub use node::{Node, Opening, Readers};
+pub use seed::mark_as_seed;
 pub use sys::may_have_changed;
 pub use verify::Visited;
 

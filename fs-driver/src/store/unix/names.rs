@@ -310,15 +310,19 @@ impl Store {
         }
     }
 
-    /// All names of a directory and what they lead to.
-    pub fn list_all(&self, node: &Arc<Node>) -> io::Result<Vec<(Name, Arc<Node>)>> {
-        let mut all = Vec::new();
+    /// All names of a directory and what they lead to, one after the other: none is kept
+    /// open for it.
+    pub fn each(
+        &self,
+        node: &Arc<Node>,
+        mut see: impl FnMut(Name, Arc<Node>) -> io::Result<()>,
+    ) -> io::Result<()> {
         for name in self.names_of(node)? {
-            if let Some(node) = self.find(node, &name)? {
-                all.push((name, node));
+            if let Some(entry) = self.find(node, &name)? {
+                see(name, entry)?;
             }
         }
-        Ok(all)
+        Ok(())
     }
 
     /// After a crash: removes what was being made in a directory and has no id yet,

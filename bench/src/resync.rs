@@ -1,0 +1,146 @@
+//! How fast a resync moves changed data, against one bare QUIC stream in the same run.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::floors::quic;
+use crate::pair::{self, Pair};
+use crate::stats::{median, spread};
+
+/// How often the source is asked how far it is.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// How long one resync may take.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What `resync` was asked for.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) rounds: usize,
+    pub(crate) millis: u64,
+    pub(crate) mib: u64,
+    pub(crate) dir: PathBuf,
+}
+
+/// What changes while the secondary is away.
+#[derive(Clone, Copy)]
+enum Change {
+    /// A whole file.
+    Whole,
+    /// Every second block of 4 KiB of it.
+    Pieces,
+}
+
+/// Bytes per second of each round.
+#[derive(Default)]
+struct Series(Vec<f64>);
+
+impl Series {
+    fn show(&self, name: &str) {
+        println!(
+            "{name:<34} {:>8.1} MB/s  spread {:>4.1} %",
+            median(&self.0) / 1e6,
+            100.0 * spread(&self.0)
+        );
+    }
+}
+
+/// Measures and reports.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let dir = options
+        .dir
+        .join(format!("twinfold-bench.{}", std::process::id()));
+    std::fs::create_dir_all(&dir)?;
+    let result = measure(options, &dir);
+    std::fs::remove_dir_all(&dir)
+        .with_context(|| format!("cannot remove {}", dir.display()))
+        .and(result)
+}
+
+fn measure(options: &Options, dir: &std::path::Path) -> Result<()> {
+    let mut pair = Pair::start(dir, "memory")?;
+    let [ps, pc] = pair::ports()?;
+    let (server, client) = quic::prepare(dir, (ps, pc))?;
+    let _quic = pair::quic_server(&server, dir)?;
+    let (mut stream, mut whole, mut pieces) =
+        (Series::default(), Series::default(), Series::default());
+    for round in 0..=options.rounds {
+        eprint!("\rround {round} of {} ", options.rounds);
+        let quic = quic::Client::connect(&client)?;
+        let bare = quic.throughput(Duration::from_millis(options.millis))?;
+        drop(quic);
+        let all = resync(&mut pair, options.mib, Change::Whole, round)?;
+        let some = resync(&mut pair, options.mib, Change::Pieces, round)?;
+        // The first round makes the files.
+        if round > 0 {
+            stream.0.push(bare);
+            whole.0.push(all);
+            pieces.0.push(some);
+        }
+    }
+    eprintln!();
+    stream.show("quic stream");
+    whole.show("resync of a whole file");
+    pieces.show("resync of 4 KiB pieces");
+    let ratio = median(&whole.0) / median(&stream.0);
+    let mark = if ratio >= 0.7 { "met" } else { "MISSED" };
+    println!("\nresync / QUIC stream {ratio:>42.2}  target >= 0.7   {mark}");
+    println!(
+        "resync of pieces / QUIC stream {:>32.2}",
+        median(&pieces.0) / median(&stream.0)
+    );
+    Ok(())
+}
+
+/// Changes the file while the secondary is away; returns the bytes per second at which it
+/// is moved when the secondary is back: from the first byte that arrived to the last one.
+fn resync(pair: &mut Pair, mib: u64, change: Change, round: usize) -> Result<f64> {
+    pair.stop_secondary()?;
+    let path = pair.mount.join("resync.dat");
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)?;
+    let (size, step): (u64, u64) = match change {
+        Change::Whole => (1 << 20, 1 << 20),
+        Change::Pieces => (4096, 8192),
+    };
+    let bytes = vec![round as u8 + 1 + size.trailing_zeros() as u8; size as usize];
+    for at in (0..mib << 20).step_by(step as usize) {
+        file.write_all_at(&bytes, at)?;
+    }
+    drop(file);
+    pair.start_secondary()?;
+    let until = Instant::now() + PATIENCE;
+    let (mut first, mut last) = (None, None);
+    loop {
+        let status = pair.status()?;
+        let resync = &status["resync"];
+        let number = |key: &str| resync[key].as_u64().unwrap_or(0);
+        let running = matches!(resync["phase"].as_str(), Some("moving" | "flushing"));
+        let moved = number("moved_bytes");
+        if running && moved > 0 {
+            first.get_or_insert((Instant::now(), moved));
+            if last.is_none_or(|(_, before)| before < moved) {
+                last = Some((Instant::now(), moved));
+            }
+        }
+        if status["link"] == Value::from("paired") {
+            break;
+        }
+        if Instant::now() > until {
+            bail!("the resync does not end: {status}");
+        }
+        std::thread::sleep(LOOK);
+    }
+    let (Some((begin, from)), Some((end, to))) = (first, last) else {
+        bail!("the resync was over before it was seen: use more data (--mib)");
+    };
+    Ok((to - from) as f64 / (end - begin).as_secs_f64())
+}
