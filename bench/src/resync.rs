@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
 
 use crate::floors::quic;
 use crate::pair::{self, Pair};
@@ -131,7 +130,7 @@ fn resync(pair: &mut Pair, mib: u64, change: Change, round: usize) -> Result<f64
                 last = Some((Instant::now(), moved));
             }
         }
-        if status["link"] == Value::from("paired") {
+        if status["link"] == "paired" {
             break;
         }
         if Instant::now() > until {
