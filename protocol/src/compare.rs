@@ -51,6 +51,10 @@ pub trait Source {
     fn ask(&mut self, request: CompareRequest) -> Result<CompareAnswer, Self::Error>;
     /// The target answered something else than it was asked.
     fn unexpected(&mut self, answer: &CompareAnswer) -> Self::Error;
+    /// From now on what gets another name is remembered, or not any more.
+    fn watch(&mut self, watch: bool);
+    /// What got another name since the last call. Nothing is half-way while it is asked for.
+    fn moved(&mut self) -> Vec<FileId>;
     /// Changes the marks of what must be moved.
     fn mark(&mut self, change: impl FnOnce(&mut DirtyMap));
 }
@@ -66,27 +70,26 @@ pub fn compare<S: Source>(
 ) -> Result<(), S::Error> {
     let mut comparison = Comparison {
         source,
+        method,
         asked: Vec::new(),
         listed: HashSet::new(),
+        seen: HashSet::new(),
     };
-    match method {
-        Method::Everything => return comparison.tree(true),
-        Method::Compare => return comparison.tree(false),
-        Method::Marks => {}
-    }
-    for intent in noted {
-        comparison.intent(intent)?;
-    }
-    comparison.marks(marks)?;
-    comparison.ask_for_objects()
+    comparison.source.watch(true);
+    let compared = comparison.all(noted, marks);
+    comparison.source.watch(false);
+    compared
 }
 
 struct Comparison<'a, S> {
     source: &'a mut S,
+    method: Method,
     /// Objects the peer is to be asked for.
     asked: Vec<FileId>,
     /// Directories whose entries the peer is or was asked for.
     listed: HashSet<FileId>,
+    /// Objects that were met in the tree, or because they moved: each is looked at once.
+    seen: HashSet<FileId>,
 }
 
 impl<S: Debug> Debug for Comparison<'_, S> {
@@ -96,6 +99,54 @@ impl<S: Debug> Debug for Comparison<'_, S> {
 }
 
 impl<S: Source> Comparison<'_, S> {
+    fn all(
+        &mut self,
+        noted: impl IntoIterator<Item = Intent>,
+        marks: &DirtyMap,
+    ) -> Result<(), S::Error> {
+        if self.method == Method::Marks {
+            for intent in noted {
+                self.intent(intent)?;
+            }
+            self.marks(marks)?;
+        } else {
+            self.source.mark(|map| {
+                map.mark_directory(FileId::ROOT);
+                map.mark_attributes(FileId::ROOT);
+            });
+            self.tree(FileId::ROOT)?;
+        }
+        loop {
+            self.ask_for_objects()?;
+            // What moves from a directory that was not listed yet to one that was is met in
+            // neither.
+            let moved = self.source.moved();
+            if moved.is_empty() {
+                return Ok(());
+            }
+            for file in moved {
+                self.moved(file)?;
+            }
+        }
+    }
+
+    fn moved(&mut self, file: FileId) -> Result<(), S::Error> {
+        if !self.seen.insert(file) {
+            return Ok(());
+        }
+        match self.source.kind(file)? {
+            None => Ok(()),
+            Some(_) if self.method == Method::Marks => self.existence(file),
+            Some(kind) => {
+                self.found(file, kind)?;
+                if kind == Kind::Directory && !self.listed.contains(&file) {
+                    self.tree(file)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
     fn intent(&mut self, intent: Intent) -> Result<(), S::Error> {
         match intent {
             Intent::Directory { directory } => self.directory(directory),
@@ -263,13 +314,9 @@ impl<S: Source> Comparison<'_, S> {
         Ok(())
     }
 
-    /// The whole tree: as missing on the peer, or as to be compared.
-    fn tree(&mut self, missing: bool) -> Result<(), S::Error> {
-        let mut directories = vec![FileId::ROOT];
-        self.source.mark(|map| {
-            map.mark_directory(FileId::ROOT);
-            map.mark_attributes(FileId::ROOT);
-        });
+    /// A whole tree: as missing on the peer, or as to be compared.
+    fn tree(&mut self, top: FileId) -> Result<(), S::Error> {
+        let mut directories = vec![top];
         while let Some(directory) = directories.pop() {
             // Its entries are looked at here.
             self.listed.insert(directory);
@@ -282,21 +329,29 @@ impl<S: Source> Comparison<'_, S> {
                 };
                 if kind == Kind::Directory {
                     directories.push(file);
-                    self.source.mark(|map| map.mark_directory(file));
                 }
-                if missing {
-                    self.source.mark(|map| map.mark_unknown(file));
-                    continue;
-                }
-                self.source.mark(|map| map.mark_attributes(file));
-                if kind == Kind::Regular {
-                    let size = self.source.size(file)?;
-                    self.range(file, 0, size.max(1))?;
-                } else {
-                    self.existence(file)?;
-                }
+                self.seen.insert(file);
+                self.found(file, kind)?;
             }
         }
-        self.ask_for_objects()
+        Ok(())
+    }
+
+    /// An object in a tree that is looked at as a whole.
+    fn found(&mut self, file: FileId, kind: Kind) -> Result<(), S::Error> {
+        if kind == Kind::Directory {
+            self.source.mark(|map| map.mark_directory(file));
+        }
+        if self.method == Method::Everything {
+            self.source.mark(|map| map.mark_unknown(file));
+            return Ok(());
+        }
+        self.source.mark(|map| map.mark_attributes(file));
+        if kind == Kind::Regular {
+            let size = self.source.size(file)?;
+            self.range(file, 0, size.max(1))
+        } else {
+            self.existence(file)
+        }
     }
 }
