@@ -10,13 +10,13 @@ use twinfold_protocol::lifecycle::Record;
 use twinfold_protocol::limits::{self, BLOCK};
 use twinfold_protocol::marks::{DirtyMap, Intent, Names};
 use twinfold_protocol::op::{Listing, Name, Op, PutEntry};
-use twinfold_protocol::primary::{AckMode, Link};
+use twinfold_protocol::primary::{AckMode, Link, Primary};
 use twinfold_protocol::secondary::Secondary;
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::wire::{CompareAnswer, CompareRequest, OpStreamStart};
 
 use crate::bugs::Bug;
-use crate::fs::payload;
+use crate::fs::{Fs, payload};
 use crate::net::Message;
 use crate::world::{MS, Moving, Node, Standby, Step, World};
 
@@ -125,6 +125,11 @@ impl World {
             return;
         }
         if !matches!(self.nodes[node].core.link(), Link::Alone | Link::Syncing) {
+            // A process that knows of no session cannot be promoted: nothing is to be asked.
+            if resume.is_none() && !self.has(Bug::HoldForever) {
+                self.nodes[node].core.peer_restarted();
+                self.perform(node);
+            }
             return refuse(self);
         }
         let mine = self.nodes[node].disk.record.clone();
@@ -196,10 +201,11 @@ impl World {
         }
         let early = self.has(Bug::EarlyUpToDate);
         let n = &mut self.nodes[node];
-        n.disk.record.begin_resync(theirs.epoch);
+        n.disk.update(|r| r.begin_resync(theirs.epoch));
         if early {
             let (module, generation) = (theirs.copy.module, theirs.copy.current);
-            n.disk.record.end_resync(module, generation, theirs.epoch);
+            n.disk
+                .update(|r| r.end_resync(module, generation, theirs.epoch));
         }
         n.standby = Some(Standby {
             machine: Secondary::new(session),
@@ -214,7 +220,7 @@ impl World {
             inbox: Default::default(),
             busy: false,
         });
-        let damaged = n.disk.log.damaged && !self.has(Bug::AssumeClean);
+        let damaged = n.disk.log.is_damaged() && self.bug != Some(Bug::AssumeClean);
         let intents: Vec<Intent> = self.nodes[node].disk.log.all().into_iter().collect();
         self.send(
             node,
@@ -237,12 +243,15 @@ impl World {
         damaged: bool,
     ) {
         let peer = 1 - node;
-        let usable = self.nodes[node].connection == Some(id)
+        let usable = self.has_connection(node, id)
             && self.nodes[node].core.link() == Link::Alone
             && self.nodes[node].role == Some(Role::Primary)
-            && self.nodes[peer].up
-            && self.nodes[peer].connection == Some(id);
+            && !self.nodes[node].comparing;
         if !usable {
+            if self.nodes[node].comparing && self.nodes[node].connection == Some(id) {
+                // One comparison at a time: the peer comes again.
+                self.drop_connection(node);
+            }
             return;
         }
         let mine = self.nodes[node].disk.record.clone();
@@ -269,20 +278,33 @@ impl World {
         } else {
             u64::MAX
         };
-        let compared = {
-            let [a, b] = &mut self.nodes;
-            let (source, target) = if node == 0 { (a, b) } else { (b, a) };
-            let mut here = Here {
-                node: source,
-                target,
-                patience,
-            };
-            compare(&mut here, method, noted, &suspects)
+        let life = self.nodes[node].life;
+        self.nodes[node].comparing = true;
+        let mut here = Here {
+            connection: id,
+            node,
+            life,
+            patience,
+            world: self,
         };
+        let compared = compare(&mut here, method, noted, &suspects);
+        if self.nodes[node].life != life {
+            return;
+        }
+        self.nodes[node].comparing = false;
         if compared.is_err() {
             self.note(|| format!("node {node}: the comparison breaks off"));
             self.nodes[node].core.add_suspects(suspects);
-            return self.drop_connection(node);
+            if self.nodes[node].connection == Some(id) {
+                self.drop_connection(node);
+            }
+            return;
+        }
+        let n = &self.nodes[node];
+        if n.core.link() != Link::Alone || n.connection != Some(id) {
+            // The comparison came too late; what it found stays marked.
+            self.nodes[node].core.add_suspects(suspects);
+            return;
         }
         self.note(|| format!("node {node} compared ({method:?}), session {session} begins"));
         let now = self.instant();
@@ -353,12 +375,13 @@ impl World {
             Some(file) => self.put_object(node, file),
             None if after.is_some() => self.nodes[node].moving.after = None,
             None => {
-                self.nodes[node].disk.record.peer_may_be_current();
+                self.nodes[node].disk.update(|r| r.peer_may_be_current());
                 let now = self.instant();
                 let ended = self.nodes[node]
                     .core
                     .finish_resync(now, Timestamp::default());
-                if ended.is_some() {
+                if let Some(end) = ended {
+                    self.sequence[node].ends_resync(session, end);
                     return self.ship(node);
                 }
             }
@@ -497,10 +520,35 @@ impl World {
 
 /// The source's copy, and the target to be asked.
 struct Here<'a> {
-    node: &'a mut Node,
-    target: &'a Node,
+    world: &'a mut World,
+    node: usize,
+    life: u64,
+    connection: u64,
     /// Questions after which the connection breaks.
     patience: u64,
+}
+
+impl Here<'_> {
+    fn fs(&self) -> &Fs {
+        &self.world.nodes[self.node].disk.fs
+    }
+
+    /// Nothing of a process that is gone.
+    fn with_core(&mut self, change: impl FnOnce(&mut Primary<u64>)) {
+        let node = &mut self.world.nodes[self.node];
+        if node.life == self.life {
+            change(&mut node.core);
+        }
+    }
+}
+
+impl World {
+    /// Whether both nodes have this connection as theirs.
+    fn has_connection(&self, node: usize, id: u64) -> bool {
+        [node, 1 - node]
+            .iter()
+            .all(|n| self.nodes[*n].up && self.nodes[*n].connection == Some(id))
+    }
 }
 
 fn hashes(node: &Node, file: FileId, offset: u64, blocks: u32) -> (u64, Vec<u8>) {
@@ -520,20 +568,20 @@ impl Source for Here<'_> {
     type Error = ();
 
     fn kind(&mut self, file: FileId) -> Result<Option<Kind>, ()> {
-        Ok(self.node.disk.fs.kind(file))
+        Ok(self.fs().kind(file))
     }
 
     fn size(&mut self, file: FileId) -> Result<u64, ()> {
-        Ok(self.node.disk.fs.size(file))
+        Ok(self.fs().size(file))
     }
 
     fn find(&mut self, directory: FileId, name: &Name) -> Result<Option<FileId>, ()> {
-        let names = self.node.disk.fs.names(directory);
+        let names = self.fs().names(directory);
         Ok(names.and_then(|n| n.get(name)).copied())
     }
 
     fn list(&mut self, directory: FileId) -> Result<Vec<FileId>, ()> {
-        let names = self.node.disk.fs.names(directory);
+        let names = self.fs().names(directory);
         Ok(names
             .map(|n| n.values().copied().collect())
             .unwrap_or_default())
@@ -541,41 +589,76 @@ impl Source for Here<'_> {
 
     fn ids(&mut self, first: FileId) -> Result<Vec<FileId>, ()> {
         let last = FileId(first.0 + limits::ID_BLOCK - 1);
-        let items = &self.node.disk.fs.items;
+        let items = &self.fs().items;
         Ok(items.range(first..=last).map(|(id, _)| *id).collect())
     }
 
     fn hashes(&mut self, file: FileId, offset: u64, blocks: u32) -> Result<(u64, Vec<u8>), ()> {
-        Ok(hashes(self.node, file, offset, blocks))
+        Ok(hashes(&self.world.nodes[self.node], file, offset, blocks))
     }
 
+    /// The world goes on while a question and its answer are on their way.
     fn ask(&mut self, request: CompareRequest) -> Result<CompareAnswer, ()> {
         self.patience = self.patience.checked_sub(1).ok_or(())?;
-        let fs = &self.target.disk.fs;
-        Ok(match request {
-            CompareRequest::Objects { files } => CompareAnswer::Present {
-                present: files.iter().map(|f| fs.items.contains_key(f)).collect(),
-            },
-            CompareRequest::Blocks {
-                file,
-                offset,
-                blocks,
-            } => match fs.kind(file) {
-                None => CompareAnswer::Missing,
-                Some(_) => {
-                    let (size, hashes) = hashes(self.target, file, offset, blocks);
-                    CompareAnswer::Hashes {
-                        size,
-                        hashes: hashes.into(),
-                    }
-                }
-            },
-        })
+        let world = &mut *self.world;
+        let peer = 1 - self.node;
+        let mut answer = None;
+        for way in 0..2 {
+            let arrives = world.now + 20_000 + world.rng.below(world.net.delay.max(1));
+            world.run(arrives);
+            let there = world.has_connection(self.node, self.connection)
+                && world.nodes[self.node].life == self.life
+                && world.nodes[self.node].role == Some(Role::Primary)
+                && world.nodes.iter().all(|n| !n.frozen)
+                && world.net.cut == [false; 2]
+                && world.failure.is_none();
+            if !there {
+                return Err(());
+            }
+            if way == 0 {
+                answer = Some(answer_of(&world.nodes[peer], &request));
+            }
+        }
+        answer.ok_or(())
     }
 
     fn unexpected(&mut self, _answer: &CompareAnswer) {}
 
+    fn watch(&mut self, watch: bool) {
+        self.with_core(|core| core.watch_moves(watch));
+    }
+
+    fn moved(&mut self) -> Vec<FileId> {
+        let mut moved = Vec::new();
+        self.with_core(|core| moved = core.take_moved());
+        moved
+    }
+
     fn mark(&mut self, change: impl FnOnce(&mut DirtyMap)) {
-        self.node.core.mark(change);
+        self.with_core(|core| core.mark(change));
+    }
+}
+
+/// The target's answer.
+fn answer_of(target: &Node, request: &CompareRequest) -> CompareAnswer {
+    let fs = &target.disk.fs;
+    match request {
+        CompareRequest::Objects { files } => CompareAnswer::Present {
+            present: files.iter().map(|f| fs.items.contains_key(f)).collect(),
+        },
+        CompareRequest::Blocks {
+            file,
+            offset,
+            blocks,
+        } => match fs.kind(*file) {
+            None => CompareAnswer::Missing,
+            Some(_) => {
+                let (size, hashes) = hashes(target, *file, *offset, *blocks);
+                CompareAnswer::Hashes {
+                    size,
+                    hashes: hashes.into(),
+                }
+            }
+        },
     }
 }
