@@ -273,10 +273,7 @@ impl DirtyMap {
 
     /// Where the last marked block of a file ends; 0 when none is marked by itself.
     pub fn reach(&self, file: FileId) -> u64 {
-        match self.objects.get(&file).map(|marks| &marks.blocks) {
-            Some(Blocks::Some(map)) => map.max().map_or(0, |b| (u64::from(b) + 1) * limits::BLOCK),
-            _ => 0,
-        }
+        self.objects.get(&file).map_or(0, |m| m.blocks.reach())
     }
 
     /// Adds all marks of `other`.

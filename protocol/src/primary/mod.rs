@@ -472,7 +472,6 @@ impl<R> Primary<R> {
                 };
                 map.mark_op(op, old_size);
                 resync::mark_moved(map, op, old_size);
-                resync::mark_moved(map, op);
                 map.bound();
                 stats.acknowledged(op);
             },
