@@ -84,6 +84,10 @@ pub trait Source {
     fn answer(&mut self) -> Result<Answers, Self::Error>;
     /// The target answered something else than it was asked.
     fn unexpected(&mut self, answer: &CompareAnswer) -> Self::Error;
+    /// From now on what gets another name is remembered, or not any more.
+    fn watch(&mut self, watch: bool);
+    /// What got another name since the last call. Nothing is half-way while it is asked for.
+    fn moved(&mut self) -> Vec<FileId>;
     /// Changes the marks of what must be moved.
     fn mark(&mut self, change: impl FnOnce(&mut DirtyMap));
     /// How far it is.
@@ -101,26 +105,18 @@ pub fn compare<S: Source>(
     noted: impl IntoIterator<Item = Intent>,
     marks: &DirtyMap,
 ) -> Result<(), S::Error> {
-    let mut comparison = Comparison::new(source);
-    match method {
-        Method::Everything => comparison.tree(Tree::Missing)?,
-        Method::Compare => comparison.tree(Tree::Compared)?,
-        Method::Marks => {
-            for intent in noted {
-                comparison.intent(intent)?;
-            }
-            comparison.marks(marks)?;
-        }
-    }
-    comparison.finish()
+    let how = match method {
+        Method::Everything => Some(Tree::Missing),
+        Method::Compare => Some(Tree::Compared),
+        Method::Marks => None,
+    };
+    Comparison::new(source, how).run(noted, marks)
 }
 
 /// The same for a target whose objects came there by another way: what lies under the same
 /// path and is of the same kind becomes the same object, and is compared.
 pub fn compare_seed<S: Source>(source: &mut S) -> Result<(), S::Error> {
-    let mut comparison = Comparison::new(source);
-    comparison.tree(Tree::Matched)?;
-    comparison.finish()
+    Comparison::new(source, Some(Tree::Matched)).run([], &DirtyMap::default())
 }
 
 /// How a whole tree is looked at.
@@ -151,6 +147,8 @@ enum Question {
 
 struct Comparison<'a, S> {
     source: &'a mut S,
+    /// How the whole tree is looked at; `None`: only what is noted and marked.
+    how: Option<Tree>,
     /// Questions under way, oldest first, and the blocks that they are about.
     asked: VecDeque<Question>,
     blocks: u64,
@@ -164,6 +162,8 @@ struct Comparison<'a, S> {
     unplaced: Vec<FileId>,
     /// Directories whose entries the peer is or was asked for.
     listed: HashSet<FileId>,
+    /// Objects that were met in the tree, or because they moved: each is looked at once.
+    seen: HashSet<FileId>,
     far: HowFar,
 }
 
@@ -174,9 +174,10 @@ impl<S: Debug> Debug for Comparison<'_, S> {
 }
 
 impl<S: Source> Comparison<'_, S> {
-    fn new(source: &mut S) -> Comparison<'_, S> {
+    fn new(source: &mut S, how: Option<Tree>) -> Comparison<'_, S> {
         Comparison {
             source,
+            how,
             asked: VecDeque::new(),
             blocks: 0,
             ranges: VecDeque::new(),
@@ -184,8 +185,72 @@ impl<S: Source> Comparison<'_, S> {
             unmatched: Vec::new(),
             unplaced: Vec::new(),
             listed: HashSet::new(),
+            seen: HashSet::new(),
             far: HowFar::default(),
         }
+    }
+
+    fn run(
+        mut self,
+        noted: impl IntoIterator<Item = Intent>,
+        marks: &DirtyMap,
+    ) -> Result<(), S::Error> {
+        self.source.watch(true);
+        let compared = self.all(noted, marks);
+        self.source.watch(false);
+        compared
+    }
+
+    fn all(
+        &mut self,
+        noted: impl IntoIterator<Item = Intent>,
+        marks: &DirtyMap,
+    ) -> Result<(), S::Error> {
+        match self.how {
+            None => {
+                for intent in noted {
+                    self.intent(intent)?;
+                }
+                self.marks(marks)?;
+            }
+            Some(Tree::Matched) => self.matched()?,
+            Some(Tree::Missing | Tree::Compared) => {
+                self.source.mark(|map| {
+                    map.mark_directory(FileId::ROOT);
+                    map.mark_attributes(FileId::ROOT);
+                });
+                self.tree(FileId::ROOT)?;
+            }
+        }
+        loop {
+            self.finish()?;
+            // What moves from a directory that was not listed yet to one that was is met in
+            // neither.
+            let moved = self.source.moved();
+            if moved.is_empty() {
+                return Ok(());
+            }
+            for file in moved {
+                self.moved(file)?;
+            }
+        }
+    }
+
+    fn moved(&mut self, file: FileId) -> Result<(), S::Error> {
+        if !self.seen.insert(file) {
+            return Ok(());
+        }
+        let Some(held) = self.source.look(file)? else {
+            return Ok(());
+        };
+        if self.how.is_none() {
+            return self.existence(file);
+        }
+        self.found(held)?;
+        if held.kind == Kind::Directory && !self.listed.contains(&file) {
+            self.tree(file)?;
+        }
+        Ok(())
     }
 
     fn intent(&mut self, intent: Intent) -> Result<(), S::Error> {
@@ -469,35 +534,37 @@ impl<S: Source> Comparison<'_, S> {
         Ok(size)
     }
 
-    /// The whole tree.
-    fn tree(&mut self, how: Tree) -> Result<(), S::Error> {
-        let mut directories = vec![FileId::ROOT];
-        if how == Tree::Matched {
-            return self.matched();
-        }
-        self.source.mark(|map| {
-            map.mark_directory(FileId::ROOT);
-            map.mark_attributes(FileId::ROOT);
-        });
+    /// All that lies below a directory.
+    fn tree(&mut self, top: FileId) -> Result<(), S::Error> {
+        let mut directories = vec![top];
         while let Some(directory) = directories.pop() {
             // Its entries are looked at here.
             self.listed.insert(directory);
-            for Held { file, kind, size } in self.source.list(directory)? {
-                if kind == Kind::Directory {
-                    directories.push(file);
-                    self.source.mark(|map| map.mark_directory(file));
+            for held in self.source.list(directory)? {
+                if held.kind == Kind::Directory {
+                    directories.push(held.file);
                 }
-                if how == Tree::Missing {
-                    self.source.mark(|map| map.mark_unknown(file));
-                    self.far.missing += size;
-                    continue;
-                }
-                self.source.mark(|map| map.mark_attributes(file));
-                self.want(file, kind == Kind::Regular)?;
+                self.seen.insert(held.file);
+                self.found(held)?;
             }
         }
         self.source.progress(self.far);
         Ok(())
+    }
+
+    /// An object in a tree that is looked at as a whole.
+    fn found(&mut self, held: Held) -> Result<(), S::Error> {
+        let Held { file, kind, size } = held;
+        if kind == Kind::Directory {
+            self.source.mark(|map| map.mark_directory(file));
+        }
+        if self.how == Some(Tree::Missing) {
+            self.source.mark(|map| map.mark_unknown(file));
+            self.far.missing += size;
+            return Ok(());
+        }
+        self.source.mark(|map| map.mark_attributes(file));
+        self.want(file, kind == Kind::Regular)
     }
 
     /// Directory by directory, each as soon as it is known to be the same one.

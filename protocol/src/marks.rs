@@ -284,6 +284,11 @@ impl DirtyMap {
         }
     }
 
+    /// Where the last marked block of a file ends; 0 when none is marked by itself.
+    pub fn reach(&self, file: FileId) -> u64 {
+        self.objects.get(&file).map_or(0, |m| m.blocks.reach())
+    }
+
     /// Adds all marks of `other`.
     pub fn unite(&mut self, other: DirtyMap) {
         if self.everything || other.everything {

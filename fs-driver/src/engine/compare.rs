@@ -230,6 +230,16 @@ impl Source for Here<'_> {
         )
     }
 
+    fn watch(&mut self, watch: bool) {
+        self.engine.core.lock().watch_moves(watch);
+    }
+
+    fn moved(&mut self) -> Vec<FileId> {
+        // A rename is done in the store before it has its place.
+        let _names = self.engine.names.lock();
+        self.engine.core.lock().take_moved()
+    }
+
     fn mark(&mut self, change: impl FnOnce(&mut DirtyMap)) {
         self.engine.core.lock().mark(change);
     }

@@ -82,15 +82,15 @@ impl Batch {
 
 impl Engine {
     /// Brings the peer of `session` up to date; `target` is what it told. `opened` is
-    /// called with the number of the first op once frames may flow. Blocks until
-    /// nothing is left to move.
+    /// called with the number of the first op once frames may flow, and tells whether there
+    /// is still somebody to send them. Blocks until nothing is left to move.
     pub(crate) fn run_resync(
         self: &Arc<Self>,
         session: SessionId,
         method: Method,
         target: Target,
         ask: Ask,
-        opened: impl FnOnce(Seq),
+        opened: impl FnOnce(Seq) -> bool,
     ) -> Result<(), ResyncError> {
         let _marks = self.resyncing.lock();
         let mine = self.recovered.lock().clone();
@@ -150,7 +150,11 @@ impl Engine {
         // What an earlier run left is in the map now, and stays there until it is moved.
         *self.recovered.lock() = Recovered::default();
         *self.damage.lock() = None;
-        opened(first);
+        if !opened(first) {
+            // The connection ended with the last question.
+            self.peer_disconnected(session, "the connection was lost");
+            return Err(ResyncError::Interrupted);
+        }
         let moved = self.move_all(session);
         if moved.is_ok() {
             tracing::info!(%session, "everything is moved; the peer flushes");

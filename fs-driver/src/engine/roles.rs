@@ -47,6 +47,15 @@ impl Engine {
     /// Makes a new epoch (and generation) durable and accepts writes, alone.
     /// `suspects` are what the other copy may lack.
     fn take_over(&self, new_generation: bool, suspects: DirtyMap) -> Result<()> {
+        let aside = self.store.settle_aside();
+        let aside = aside.context("cannot look at what a resync left aside")?;
+        if aside > 0 {
+            tracing::warn!(
+                aside,
+                "a resync of this copy did not end: objects that it had taken out of their \
+                 directories have no name now; the next resync of this copy removes them"
+            );
+        }
         let next = new_generation.then(|| Generation(random_id()));
         let mut record = self.copy.get();
         record.become_primary(self.side, next, crate::state::boot_id())?;
@@ -102,7 +111,7 @@ impl Engine {
 
     fn promote_copy(self: &Arc<Self>, standby: Option<Standby>, force: bool) -> Result<()> {
         let differs = !self.differing.lock().is_empty();
-        let current = standby.as_ref().is_some_and(|s| !s.is_syncing());
+        let current = standby.as_ref().is_some_and(Standby::is_current);
         if (!current || differs) && !force {
             let why = match &standby {
                 None => {
@@ -112,7 +121,8 @@ impl Engine {
                 Some(_) if differs => {
                     "a verify found that this copy differs from its primary's, and it was not repaired"
                 }
-                Some(_) => "the resync of this copy is not finished",
+                Some(standby) if standby.is_syncing() => "the resync of this copy is not finished",
+                Some(_) => "this copy could not be flushed",
             };
             *self.standby.lock() = standby;
             bail!(

@@ -67,6 +67,8 @@ pub struct Standby {
     /// The intent segment begun at the last checkpoint.
     segment: Option<u64>,
     stable: Option<Stable>,
+    /// Something could not be done: the session is not resumed, nor this copy promoted.
+    failed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -113,6 +115,11 @@ impl Standby {
     /// Whether the copy is still being brought up.
     pub fn is_syncing(&self) -> bool {
         self.machine.is_syncing()
+    }
+
+    /// Whether the copy was up to date for as long as the connection held.
+    pub(super) fn is_current(&self) -> bool {
+        !self.is_syncing() && !self.failed
     }
 
     /// The session.
@@ -178,6 +185,7 @@ impl Engine {
             older: DirtyMap::default(),
             segment: None,
             stable: None,
+            failed: false,
         });
         Ok(())
     }
@@ -209,7 +217,8 @@ impl Engine {
         if self.promoting.load(Ordering::Acquire) {
             return Err(StandbyError::NoSession);
         }
-        Ok(standby.as_ref().map(|s| (s.session(), s.applied())))
+        let usable = standby.as_ref().filter(|s| !s.failed);
+        Ok(usable.map(|s| (s.session(), s.applied())))
     }
 
     /// The primary has a session open that this process does not know: this copy is not up
@@ -372,7 +381,27 @@ impl Engine {
         done: impl FnOnce(Result<Option<Receipt>, StandbyError>) + Send + 'static,
     ) {
         let engine = self.clone();
-        self.jobs.run(move || done(engine.run_sync(job)));
+        let session = job.session;
+        self.jobs.run(move || {
+            let result = engine.run_sync(job);
+            if result.is_err() {
+                engine.standby_broken(session);
+            }
+            done(result);
+        });
+    }
+
+    /// A sync failed. Asked for again, it might succeed with what was lost forgotten: so
+    /// this holds whether or not anybody is connected who hears of it.
+    fn standby_broken(&self, session: SessionId) {
+        let mut standby = self.standby.lock();
+        let Ok(standby) = of_session(&mut standby, session) else {
+            return;
+        };
+        standby.failed = true;
+        if let Err(e) = self.copy.update(Record::fall_behind) {
+            self.fence("the copy's history cannot be written", &e);
+        }
     }
 
     fn run_sync(&self, job: SyncJob) -> Result<Option<Receipt>, StandbyError> {

@@ -282,9 +282,8 @@ async fn resync(
     std::thread::Builder::new()
         .name("resync".into())
         .spawn(move || {
-            let result = runner.run_resync(session, method, target, ask, |seq| {
-                let _ = opened.send(seq);
-            });
+            let result =
+                runner.run_resync(session, method, target, ask, |seq| opened.send(seq).is_ok());
             if let Err(error) = result {
                 tracing::warn!(%session, %error, "the resync did not end");
                 runner.resync_failed(session, &line, &error);
@@ -296,11 +295,19 @@ async fn resync(
     // The questions end with the comparison; the op stream then begins.
     let first = tokio::select! {
         compared = async { tokio::join!(comparing, first) } => {
-            compared.0?;
-            compared.1.map_err(|_| anyhow!("the resync could not begin"))?
+            let (compared, first) = compared;
+            compared.and_then(|()| first.map_err(|_| anyhow!("the resync could not begin")))
         }
         never = tell(engine, &mut tx) => match never {},
-        error = connection.closed() => return Err(error.into()),
+        error = connection.closed() => Err(error.into()),
+    };
+    let first = match first {
+        Ok(first) => first,
+        Err(error) => {
+            // Should it have begun at this very moment: nobody else would end it.
+            engine.peer_disconnected(session, &error.to_string());
+            return Err(error);
+        }
     };
     ship(engine, connection, tx, control, session, first).await
 }

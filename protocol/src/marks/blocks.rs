@@ -58,6 +58,16 @@ impl Blocks {
         matches!(self.0, Set::Map(_))
     }
 
+    /// Where the last marked block ends; of [`Blocks::all`] nobody knows: 0.
+    pub(super) fn reach(&self) -> u64 {
+        let last = match &self.0 {
+            Set::Run(_, last) => Some(*last),
+            Set::Map(map) => map.max(),
+            Set::None | Set::All => None,
+        };
+        last.map_or(0, |last| (u64::from(last) + 1) * limits::BLOCK)
+    }
+
     /// Marks the blocks that `offset .. offset + length` touches.
     pub fn mark(&mut self, offset: u64, length: u64) {
         if length == 0 {

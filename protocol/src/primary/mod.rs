@@ -28,10 +28,10 @@ mod resync;
 mod verify;
 mod window;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::ids::{Seq, SessionId};
+use crate::ids::{FileId, Seq, SessionId};
 use crate::limits;
 use crate::marks::DirtyMap;
 use crate::op::{Op, Sequenced, Stability};
@@ -166,6 +166,8 @@ pub struct Primary<R> {
     /// Questions of a verify that the peer has not answered, oldest first.
     verifying: VecDeque<Seq>,
     checkpoint: Option<Checkpoint>,
+    /// What got another name since a comparison began.
+    moved: Option<BTreeSet<FileId>>,
     /// The directory whose listing is being sent.
     listing: Option<crate::ids::FileId>,
     last_app_op: Instant,
@@ -204,6 +206,7 @@ impl<R> Primary<R> {
             differing: DirtyMap::default(),
             verifying: VecDeque::new(),
             checkpoint: None,
+            moved: None,
             listing: None,
             last_app_op: Instant::default(),
             replies: Vec::new(),
@@ -258,6 +261,26 @@ impl<R> Primary<R> {
         std::mem::take(&mut self.suspect)
     }
 
+    /// Remembers from now on what gets another name, for a comparison; or not any more.
+    pub fn watch_moves(&mut self, watch: bool) {
+        self.moved = watch.then(BTreeSet::new);
+    }
+
+    /// What got another name since the last call.
+    pub fn take_moved(&mut self) -> Vec<FileId> {
+        let moved = self.moved.as_mut().map(std::mem::take);
+        moved.into_iter().flatten().collect()
+    }
+
+    fn note_move(&mut self, op: &Op) {
+        let Some(moved) = &mut self.moved else { return };
+        match op {
+            Op::Link { file, .. } => drop(moved.insert(*file)),
+            Op::Rename { file, replaced, .. } => moved.extend(replaced.iter().chain([file])),
+            _ => {}
+        }
+    }
+
     /// Marks of what the peer has applied but not provably flushed.
     pub fn unflushed_counts(&self) -> (usize, usize) {
         let (a, b) = (self.fresh.counts(), self.older.counts());
@@ -288,6 +311,7 @@ impl<R> Primary<R> {
         match self.link {
             Link::Alone => {
                 self.dirty.mark_op(&op, old_size);
+                self.note_move(&op);
                 self.dirty.bound();
                 return local_only;
             }
@@ -447,7 +471,7 @@ impl<R> Primary<R> {
                     _ => &mut *fresh,
                 };
                 map.mark_op(op, old_size);
-                resync::mark_moved(map, op);
+                resync::mark_moved(map, op, old_size);
                 map.bound();
                 stats.acknowledged(op);
             },
@@ -591,7 +615,7 @@ impl<R> Primary<R> {
         self.window = window.abandon(
             |op, old_size| {
                 suspect.mark_op(op, old_size);
-                resync::mark_moved(suspect, op);
+                resync::mark_moved(suspect, op, old_size);
             },
             &mut self.replies,
         );

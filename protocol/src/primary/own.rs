@@ -46,7 +46,7 @@ impl<R> Primary<R> {
         own.suspect.unite(std::mem::take(&mut self.older));
         for (op, old_size) in self.window.unapplied_ops() {
             own.suspect.mark_op(op, old_size);
-            resync::mark_moved(&mut own.suspect, op);
+            resync::mark_moved(&mut own.suspect, op, old_size);
         }
         own.suspect.bound();
         own

@@ -38,8 +38,9 @@ impl Progress {
     }
 }
 
-/// What a resync op moved stays marked until the peer has flushed it.
-pub(super) fn mark_moved(map: &mut DirtyMap, op: &Op) {
+/// What a resync op moved stays marked until the peer has flushed it. `reach` is where the
+/// marks of a file end that it cuts.
+pub(super) fn mark_moved(map: &mut DirtyMap, op: &Op, reach: u64) {
     match op {
         Op::PutDirectory {
             directory,
@@ -57,7 +58,12 @@ pub(super) fn mark_moved(map: &mut DirtyMap, op: &Op) {
                 }
             }
         }
-        Op::PutObject { object, .. } => map.mark_unknown_attributes(object.file),
+        Op::PutObject { object, .. } => {
+            map.mark_unknown_attributes(object.file);
+            // Should the file grow again before the peer has cut it, what the peer has there
+            // would come to light.
+            map.mark_data(object.file, object.size, reach.saturating_sub(object.size));
+        }
         Op::PutXattr { file, .. } => map.mark_attributes(*file),
         Op::PutData { file, offset, data } => map.mark_data(*file, *offset, data.len() as u64),
         Op::PutHole {
@@ -208,7 +214,7 @@ impl<R> Primary<R> {
     pub fn submit_resync(&mut self, now: Instant, time: Timestamp, op: Op) -> bool {
         debug_assert!(op.is_resync() && op != Op::ResyncEnd);
         if self.link != Link::Syncing {
-            mark_moved(&mut self.dirty, &op);
+            mark_moved(&mut self.dirty, &op, 0);
             if self.listing.take().is_some()
                 && let Op::PutDirectory { directory, .. } = &op
             {
@@ -216,6 +222,8 @@ impl<R> Primary<R> {
             }
             return false;
         }
+        // In its place in the window, like the size before a live op.
+        let mut reach = 0;
         match &op {
             Op::PutDirectory {
                 directory,
@@ -232,10 +240,13 @@ impl<R> Primary<R> {
                     self.listing = None;
                 }
             }
-            Op::PutObject { object, .. } => self.dirty.now_known(object.file),
+            Op::PutObject { object, .. } => {
+                self.dirty.now_known(object.file);
+                reach = self.dirty.reach(object.file);
+            }
             _ => {}
         }
-        self.push(now, time, op, 0, Vote::None);
+        self.push(now, time, op, reach, Vote::None);
         true
     }
 

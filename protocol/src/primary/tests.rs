@@ -3,7 +3,6 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
-use crate::ids::FileId;
 use crate::op::{Name, NewObject, Payload};
 
 pub(super) const F: FileId = FileId(100);
@@ -508,5 +507,48 @@ fn a_peer_that_comes_back_without_its_session_ends_the_wait() {
         bed.p.alone_is_durable();
         assert_eq!(bed.out().0, ["w"]);
         assert!(!bed.p.peer_restarted(), "there is no session");
+    }
+}
+
+/// The source cut the file while it was alone. The resync breaks off behind the op that
+/// cuts it there, which the peer may never have got; then the file grows again.
+#[test]
+fn what_a_resync_was_about_to_cut_off_stays_marked() {
+    for flushed in [false, true] {
+        let mut bed = Bed::alone(AckMode::Memory);
+        let cut = Op::Truncate {
+            file: F,
+            size: 4096,
+            clear_privileges: false,
+        };
+        bed.p.submit(now(1), Timestamp::default(), cut, 5 * 4096);
+        bed.p.peer_ready(now(1), SessionId(1));
+        let object = crate::op::Object {
+            file: F,
+            kind: crate::attr::Kind::Regular,
+            target: Bytes::new(),
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            size: 4096,
+            accessed: Timestamp::default(),
+            modified: Timestamp::default(),
+        };
+        bed.p.take_attributes(F);
+        let put = Op::PutObject {
+            object,
+            xattrs: Vec::new(),
+        };
+        assert!(bed.p.submit_resync(now(1), Timestamp::default(), put));
+        assert_eq!(bed.p.take_run(F, 100, 4096), None);
+        if flushed {
+            bed.p.peer_left(true);
+        } else {
+            bed.p.peer_lost(now(1), "cut");
+        }
+        assert_eq!(bed.p.link(), Link::Alone);
+        let marks = bed.marked();
+        let spans = marks.object(F).unwrap().blocks.spans(0);
+        assert_eq!(spans, [(4096, 4 * 4096)], "flushed: {flushed}");
     }
 }

@@ -25,7 +25,8 @@ pub(super) struct Entry<R> {
     pub(super) submitted: Instant,
     /// Gone once the peer has applied it and a resend is out of question.
     pub(super) op: Option<Op>,
-    /// Size of the file before the op, for the marks.
+    /// Size of the file before the op, for the marks; where they end that it cuts, for
+    /// [`Op::PutObject`].
     pub(super) old_size: u64,
     pub(super) bytes: usize,
     pub(super) vote: Vote,

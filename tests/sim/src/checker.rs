@@ -143,14 +143,18 @@ impl Checker {
             let allowed = history.get(from.unwrap_or(0)..).unwrap_or_default();
             let at = allowed.iter().rposition(|e| e.value == found);
             // After a power cut a size may lie between: it is as long as its last block that is left.
-            let between =
-                level == Promise::Synced && matches!(place, Place::Size(_)) && allowed.len() > 1;
+            let between = level == Promise::Synced
+                && matches!(place, Place::Size(_))
+                && (allowed.len() > 1 || from.is_none());
             // Nobody knows what was there before the copy was made the good one by force.
             let unknown = level == Promise::Synced
                 && from.is_none()
                 && history.first().is_some_and(|e| e.change == 0);
             let untouched = from.is_none() && found == 0;
-            if at.is_none() && !between && !unknown && !untouched {
+            let torn = level == Promise::Synced && is_torn(place, found, allowed, from.is_none());
+            if torn {
+                // Neither the old one nor the new one: it is what there is now.
+            } else if at.is_none() && !between && !unknown && !untouched {
                 let tail = history.get(history.len().saturating_sub(6)..);
                 return Err(format!(
                     "{place:?} holds {found}, but the application was told of {tail:?} (looked at \
@@ -176,6 +180,16 @@ impl Checker {
     }
 }
 
+/// Whether a block is one half of what it may hold and one half of something else that it
+/// may hold: it was being written when power went.
+fn is_torn(place: &Place, found: u64, allowed: &[Entry], maybe_empty: bool) -> bool {
+    let half = |shift: u32| {
+        let of = |value: u64| value >> shift & 0xffff_ffff;
+        (maybe_empty && of(found) == 0) || allowed.iter().any(|e| of(e.value) == of(found))
+    };
+    matches!(place, Place::Block(..)) && half(0) && half(32)
+}
+
 /// What is known of a place in which `found` was seen: that, and what a power cut may
 /// still bring back, from the last synced value on.
 fn keep(history: &[Entry], found: u64, told: u64) -> Vec<Entry> {
@@ -185,8 +199,14 @@ fn keep(history: &[Entry], found: u64, told: u64) -> Vec<Entry> {
         .unwrap_or_default()
         .to_vec();
     if let Some(at) = kept.iter().rposition(|e| e.value == found) {
-        // What came after it is gone; it was never promised.
-        kept.truncate(at + 1);
+        // What came after it is gone; it was never promised. Where it was taken back, a power
+        // cut may still bring it.
+        if let Some(mut seen) = kept.get(at).cloned()
+            && at + 1 < kept.len()
+        {
+            seen.promise = Promise::Asked;
+            kept.push(seen);
+        }
     } else {
         kept.push(Entry {
             change: 0,

@@ -34,6 +34,19 @@ pub(crate) enum Body {
     Directory(BTreeMap<Name, FileId>),
 }
 
+impl Item {
+    /// The blocks of a range, if it is a file.
+    pub(crate) fn read(&self, offset: u64, length: u64) -> Vec<u64> {
+        let Body::File { blocks, .. } = &self.body else {
+            return Vec::new();
+        };
+        let first = block(offset);
+        (first..first + (length / BLOCK) as u32)
+            .map(|b| blocks.get(&b).copied().unwrap_or(0))
+            .collect()
+    }
+}
+
 /// All objects of a store.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Fs {
@@ -134,13 +147,8 @@ impl Fs {
 
     /// The blocks of a range of a file.
     pub(crate) fn read(&self, file: FileId, offset: u64, length: u64) -> Vec<u64> {
-        let Some((blocks, _)) = self.file(file) else {
-            return Vec::new();
-        };
-        let first = block(offset);
-        (first..first + (length / BLOCK) as u32)
-            .map(|b| blocks.get(&b).copied().unwrap_or(0))
-            .collect()
+        let item = self.items.get(&file);
+        item.map_or(Vec::new(), |item| item.read(offset, length))
     }
 
     /// How many names an object has, its place aside counted.
@@ -238,6 +246,7 @@ impl Fs {
                 to_offset,
                 length,
             } => {
+                self.file_mut(*from)?;
                 let data = self.read(*from, *from_offset, *length);
                 self.write(*to, *to_offset, &data)
             }
@@ -440,6 +449,15 @@ impl Fs {
         Ok(())
     }
 
+    /// What is aside and has a name as well loses its place aside.
+    pub(crate) fn settle_aside(&mut self) {
+        for file in self.aside.clone() {
+            if self.links(file) > 1 {
+                self.aside.remove(&file);
+            }
+        }
+    }
+
     /// Removes what is still aside.
     pub(crate) fn clear_aside(&mut self) {
         for file in std::mem::take(&mut self.aside) {
@@ -484,8 +502,17 @@ impl Fs {
 
     /// Every object that can be reached by name, from the root.
     pub(crate) fn reachable(&self) -> BTreeMap<FileId, Item> {
+        self.reachable_from([FileId::ROOT])
+    }
+
+    /// Every object that can be reached from the root or lies aside.
+    pub(crate) fn kept(&self) -> BTreeMap<FileId, Item> {
+        self.reachable_from(self.aside.iter().copied().chain([FileId::ROOT]))
+    }
+
+    fn reachable_from(&self, tops: impl IntoIterator<Item = FileId>) -> BTreeMap<FileId, Item> {
         let mut found = BTreeMap::new();
-        let mut next = vec![FileId::ROOT];
+        let mut next: Vec<FileId> = tops.into_iter().collect();
         while let Some(file) = next.pop() {
             if let Some(item) = self.items.get(&file)
                 && found.insert(file, item.clone()).is_none()

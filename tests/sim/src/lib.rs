@@ -11,10 +11,15 @@
 
 mod bugs;
 mod checker;
+mod checkpoint;
 mod disk;
+mod effects;
 mod faults;
 mod fs;
+mod log;
 mod net;
+mod plan;
+mod prefix;
 mod primary;
 mod resync;
 mod rng;
@@ -24,17 +29,15 @@ mod workload;
 mod world;
 
 pub use bugs::Bug;
+pub use effects::Stop;
 pub use faults::Fault;
+pub use plan::{Less, Plan, plan_of, shrink};
 pub use world::Stats;
 
 use twinfold_protocol::primary::Link;
 
 use checker::Promise;
-use rng::Rng;
 use world::{Event, MS, World};
-
-/// Phases of faults in one run.
-const PHASES: u64 = 3;
 
 /// How long the nodes may take to come together once everything is repaired, in
 /// milliseconds of simulated time.
@@ -51,42 +54,23 @@ pub struct Outcome {
     pub trace: Vec<String>,
 }
 
-/// The faults of a seed.
-pub fn faults_of(seed: u64) -> Vec<(u64, Fault)> {
-    faults::schedule(&mut Rng::new(seed ^ 0xfa17), PHASES)
-}
-
-/// Runs a seed with these faults.
-pub fn run(seed: u64, faults: &[(u64, Fault)], bug: Option<Bug>, trace: bool) -> Outcome {
-    let mut world = World::new(seed, bug, trace);
+/// Runs a seed by this plan.
+pub fn run(seed: u64, plan: &Plan, bug: Option<Bug>, trace: bool) -> Outcome {
+    let mut world = World::new(seed, plan, bug, trace);
     world.begin();
-    world.plan(faults);
-    let end = faults.iter().map(|(at, _)| *at).max().unwrap_or(0) + 2500;
+    world.plan(&plan.faults);
+    let end = plan.faults.iter().map(|(at, _)| *at).max().unwrap_or(0) + 2500;
     world.run(end * MS);
     if world.failure.is_none() {
         world.come_together();
     }
+    let effects = world.nodes.iter().map(|n| n.disk.effects.count());
+    world.stats.effects = effects.sum();
     Outcome {
         stats: world.stats,
         failure: world.failure,
         trace: world.trace.unwrap_or_default(),
     }
-}
-
-/// Runs a seed; a failing one is run again with fewer faults, as long as it still fails.
-pub fn shrink(seed: u64, bug: Option<Bug>) -> Vec<(u64, Fault)> {
-    let mut faults = faults_of(seed);
-    let mut at = 0;
-    while at < faults.len() {
-        let mut fewer = faults.clone();
-        fewer.remove(at);
-        if run(seed, &fewer, bug, false).failure.is_some() {
-            faults = fewer;
-        } else {
-            at += 1;
-        }
-    }
-    faults
 }
 
 impl World {
@@ -134,6 +118,7 @@ impl World {
             let standby = n.standby.as_ref();
             n.up && n.changes.is_empty()
                 && n.core.in_flight().0 == 0
+                && !n.core.checkpoint_runs()
                 && standby.is_none_or(|s| s.inbox.is_empty() && !s.busy && !s.machine.is_syncing())
         })
     }
@@ -145,6 +130,20 @@ impl World {
             let differ = ids.into_iter().find(|id| a.get(id) != b.get(id));
             let what = differ.map(|id| (id, a.get(id), b.get(id)));
             return self.fail(format!("the copies differ: {what:?}"));
+        }
+        for n in &self.nodes {
+            // A forced copy keeps what a resync left without a name.
+            let (aside, lost) = (
+                &n.disk.fs.aside,
+                n.disk.fs.items.len() - n.disk.fs.kept().len(),
+            );
+            if lost > 0 || aside.iter().any(|f| n.disk.fs.links(*f) > 1) {
+                return self.fail(format!("{lost} objects are left over; aside: {aside:?}"));
+            }
+            if n.core.remembered() > 0 {
+                let held = n.core.remembered();
+                return self.fail(format!("{held} ops are remembered although all is settled"));
+            }
         }
         if let Some((node, _)) = self.serving {
             self.look(1 - node, Promise::Acknowledged);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use twinfold_sim::{Bug, Fault, Stats, faults_of, run, shrink};
+use twinfold_sim::{Bug, Fault, Stats, plan_of, run, shrink};
 
 /// The simulator of twinfold: two nodes, their disks, their network, and everything
 /// that can happen to them.
@@ -38,14 +38,14 @@ fn main() -> ExitCode {
 }
 
 fn trace(seed: u64, bug: Option<Bug>) -> ExitCode {
-    let failed = run(seed, &faults_of(seed), bug, false).failure.is_some();
-    let faults = if failed {
+    let failed = run(seed, &plan_of(seed), bug, false).failure.is_some();
+    let plan = if failed {
         shrink(seed, bug)
     } else {
-        faults_of(seed)
+        plan_of(seed)
     };
-    println!("faults: {faults:?}");
-    let outcome = run(seed, &faults, bug, true);
+    println!("{plan:?}");
+    let outcome = run(seed, &plan, bug, true);
     outcome.trace.iter().for_each(|line| println!("{line}"));
     match outcome.failure {
         Some(failure) => {
@@ -71,7 +71,7 @@ fn many(arguments: &Arguments) -> ExitCode {
                     if seed >= end || limit.is_some_and(|l| begun.elapsed() > l) {
                         return;
                     }
-                    let outcome = run(seed, &faults_of(seed), arguments.bug, false);
+                    let outcome = run(seed, &plan_of(seed), arguments.bug, false);
                     let mut total = total.lock().unwrap_or_else(|e| e.into_inner());
                     total.0 += 1;
                     total.1.add(&outcome.stats);
@@ -87,18 +87,26 @@ fn many(arguments: &Arguments) -> ExitCode {
         }
     });
     let (seeds, stats, failed) = total.into_inner().unwrap_or_else(|e| e.into_inner());
+    let seconds = begun.elapsed().as_secs_f64();
     println!(
-        "{seeds} seeds in {:.1} s: {} changes asked for, {} acknowledged; {} failovers, {} starts, \
-         {} resyncs, {} sessions resumed, {} times alone, looked {} times",
-        begun.elapsed().as_secs_f64(),
+        "{seeds} seeds in {seconds:.1} s, {:.0}/s: {} effects, {} changes asked for, {} \
+         acknowledged; {} failovers, {} hand-overs, {} splits given up, {} starts, {} resyncs, {} \
+         sessions resumed, {} times alone, {} checkpoints, {} copies of nameless files, looked {} times, {} prefixes compared",
+        seeds as f64 / seconds,
+        stats.effects,
         stats.asked,
         stats.acknowledged,
         stats.failovers,
+        stats.swaps,
+        stats.splits,
         stats.restarts,
         stats.resyncs,
         stats.resumed,
         stats.alone,
+        stats.checkpoints,
+        stats.orphans,
         stats.looks,
+        stats.prefixes,
     );
     let faults: Vec<String> = Fault::NAMES
         .iter()

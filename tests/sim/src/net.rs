@@ -11,7 +11,7 @@ use twinfold_protocol::marks::Intent;
 use twinfold_protocol::op::Sequenced;
 use twinfold_protocol::wire::{OpStreamStart, Receipt};
 
-use crate::world::{Event, World};
+use crate::world::{Event, MS, World};
 
 /// What one node says to the other.
 #[derive(Clone, Debug)]
@@ -88,6 +88,8 @@ pub(crate) struct Net {
     pub(crate) cut: [bool; 2],
     /// Longest delay of a message, in nanoseconds.
     pub(crate) delay: u64,
+    /// One message in so many is lost at first; 0: none.
+    pub(crate) loss: u64,
 }
 
 /// How long a connection lives without hearing from the other end.
@@ -109,7 +111,14 @@ impl World {
     /// Node `from` sends on connection `id`.
     pub(crate) fn send(&mut self, from: usize, id: u64, message: Message) {
         let to = 1 - from;
-        let delay = 20_000 + self.rng.below(self.net.delay.max(1));
+        if !self.nodes[from].disk.effects.next() {
+            return;
+        }
+        let mut delay = 20_000 + self.rng.below(self.net.delay.max(1));
+        if self.net.loss > 0 && self.rng.one_in(self.net.loss) {
+            // Lost, and sent again; its stream waits for it, the others do not.
+            delay += self.net.delay + 30 * MS;
+        }
         let now = self.now;
         let Some(connection) = self.net.connections.get_mut(&id) else {
             return;
@@ -224,6 +233,15 @@ impl World {
         let open = self.net.connections.get(&id).is_some_and(|c| c.open[node]);
         if open && !self.net.cut[node] {
             self.close_here(id, node);
+            self.connection_lost(node, id);
+        }
+    }
+
+    /// One end of a node's connection dies; the other one hears nothing.
+    pub(crate) fn break_end(&mut self, node: usize) {
+        if let Some(id) = self.nodes[node].connection {
+            self.close_here(id, node);
+            self.suspect_connection(id);
             self.connection_lost(node, id);
         }
     }

@@ -1,9 +1,7 @@
 //! The primary's driver: changes under way, votes, actions, checkpoints.
 
-use std::collections::BTreeSet;
-
 use twinfold_protocol::handshake::Role;
-use twinfold_protocol::ids::{FileId, Generation};
+use twinfold_protocol::ids::{FileId, Generation, Seq};
 use twinfold_protocol::limits::BLOCK;
 use twinfold_protocol::marks::{Intent, id_block, intents_of};
 use twinfold_protocol::op::{Op, RenameMode, Stability};
@@ -12,10 +10,11 @@ use twinfold_protocol::time::Timestamp;
 
 use crate::bugs::Bug;
 use crate::checker::Place;
-use crate::fs::payload;
+use crate::disk::Disk;
+use crate::fs::{Fs, payload};
 use crate::net::Message;
 use crate::workload::{below_itself, held_by};
-use crate::world::{CheckpointStage, MS, Step, World};
+use crate::world::{MS, Step, World};
 
 /// A change under way.
 #[derive(Clone, Debug)]
@@ -25,9 +24,15 @@ pub(crate) struct Change {
     /// Files it holds.
     pub(crate) locked: Vec<FileId>,
     /// Its place in the order, when the peer is waited for.
-    pub(crate) seq: Option<twinfold_protocol::ids::Seq>,
+    pub(crate) seq: Option<Seq>,
+    /// In which term of its node it began.
+    pub(crate) term: u64,
+    /// It has left the gate: its sync and its votes are all that is left.
+    pub(crate) passed: bool,
     /// Nothing is done here any more: only the reply waits.
     pub(crate) applied: bool,
+    /// The application is told of an error.
+    pub(crate) failed: bool,
 }
 
 /// Where a change stands.
@@ -61,7 +66,10 @@ impl World {
             Stage::Apply => self.change_apply(node, id, &change),
             Stage::Synced => {
                 if let Op::Sync { file, .. } | Op::Write { file, .. } = change.op {
-                    self.nodes[node].disk.sync(file);
+                    let failed = self.nodes[node].disk.sync(file).is_err();
+                    if let Some(change) = self.nodes[node].changes.get_mut(&id) {
+                        change.failed |= failed;
+                    }
                 }
                 self.vote(node, id);
             }
@@ -69,7 +77,7 @@ impl World {
     }
 
     fn writable(&self, node: usize) -> bool {
-        self.nodes[node].role == Some(Role::Primary)
+        self.nodes[node].role == Some(Role::Primary) && !self.nodes[node].closing
     }
 
     fn change_lock(&mut self, node: usize, id: u64, op: &Op) {
@@ -89,7 +97,7 @@ impl World {
             change.locked = wanted;
         }
         if self.is_cold(node, op) && !self.has(Bug::NoIntents) && !self.has(Bug::LateIntents) {
-            self.soon(node, 4 * MS, Step::Change(id, Stage::Noted));
+            self.soon_disk(node, 4 * MS, Step::Change(id, Stage::Noted));
         } else {
             self.soon(node, MS / 4, Step::Change(id, Stage::Place));
         }
@@ -107,19 +115,34 @@ impl World {
 
     /// The intents of an op that are not durable yet.
     pub(crate) fn cold(&self, node: usize, op: &Op) -> Vec<Intent> {
-        let log = &self.nodes[node].disk.log;
+        let Disk { log, fs, .. } = &self.nodes[node].disk;
+        let is_new = |file: FileId| log.is_hot(id_block(file));
         let mut cold = Vec::new();
         intents_of(op, self.old_size(node, op), |intent| {
             let new = match intent {
                 Intent::Extent { file, .. }
                 | Intent::Attributes { file }
-                | Intent::File { file } => log.is_hot(id_block(file)),
+                | Intent::File { file } => is_new(file),
                 _ => false,
             };
-            if !new && !log.is_hot(intent) {
+            if !new {
                 cold.push(intent);
             }
         });
+        // What a resync makes is noted as new.
+        let made = |file: FileId| !is_new(file) && !fs.items.contains_key(&file);
+        match op {
+            Op::PutDirectory {
+                directory, entries, ..
+            } => {
+                let objects = entries.iter().filter_map(|e| e.object.as_ref());
+                let files = objects.map(|o| o.file).chain([*directory]);
+                cold.extend(files.filter(|f| made(*f)).map(id_block));
+            }
+            Op::PutObject { object, .. } if made(object.file) => cold.push(id_block(object.file)),
+            _ => {}
+        }
+        cold.retain(|intent| !log.is_hot(*intent));
         cold
     }
 
@@ -129,9 +152,8 @@ impl World {
 
     /// Makes the intents of an op durable.
     pub(crate) fn note_intents(&mut self, node: usize, op: &Op) {
-        for intent in self.cold(node, op) {
-            self.nodes[node].disk.log.note(intent);
-        }
+        let cold = self.cold(node, op);
+        self.nodes[node].disk.note(cold);
     }
 
     fn refused(&mut self, node: usize, id: u64) {
@@ -144,15 +166,14 @@ impl World {
 
     /// The change takes its place in the order; all but writes are applied at once.
     fn change_place(&mut self, node: usize, id: u64, op: &Op) {
-        if !self.writable(node) {
+        if self.nodes[node].role != Some(Role::Primary) {
             return self.refused(node, id);
         }
         if let Op::Sync { .. } = op {
-            self.submit(node, id, op.clone(), 0);
-            if self.has(Bug::LocalSync) {
-                self.reply(node, id);
+            if !self.has(Bug::LocalSync) {
+                self.submit(node, id, op.clone(), 0);
             }
-            return self.soon(node, 5 * MS, Step::Change(id, Stage::Synced));
+            return self.soon_disk(node, 5 * MS, Step::Change(id, Stage::Synced));
         }
         if let Op::Write { .. } = op {
             if self.nodes[node].disk.fs.items.contains_key(&held_by(op)[0]) {
@@ -165,14 +186,24 @@ impl World {
             }
             return self.refused(node, id);
         }
+        if let Op::CopyRange { from, to, .. } = op
+            && !self.nodes[node].disk.fs.items.contains_key(from)
+            && self.nodes[node].disk.fs.file(*to).is_some()
+        {
+            return self.copy_of_orphan(node, id, op);
+        }
         let old_size = self.old_size(node, op);
         let before = self.nodes[node].disk.fs.clone();
         if below_itself(&before, op) || self.nodes[node].disk.apply(op).is_err() {
             return self.refused(node, id);
         }
+        if self.nodes[node].disk.effects.is_dead() {
+            return;
+        }
         if self.has(Bug::LateIntents) {
             self.soon(node, 4 * MS, Step::Change(id, Stage::Noted));
         }
+        self.keep_orphans(node, op, &before);
         self.asked(node, id, op);
         if self.has(Bug::TruncateNotShipped) && matches!(op, Op::Truncate { .. }) {
             self.unlock(node, id);
@@ -202,34 +233,98 @@ impl World {
         self.vote(node, id);
     }
 
+    /// What lost its last name lasts as long as somebody has it open.
+    fn keep_orphans(&mut self, node: usize, op: &Op, before: &Fs) {
+        let n = &mut self.nodes[node];
+        for file in held_by(op) {
+            let used = |c: &Change| held_by(&c.op).contains(&file);
+            if !n.disk.fs.items.contains_key(&file)
+                && let Some(item) = before.items.get(&file)
+                && n.changes.values().filter(|c| used(c)).count() > 1
+            {
+                n.orphans.insert(file, item.clone());
+            }
+        }
+    }
+
+    /// A copy out of a file whose last name went a moment ago: the peer does not have it any
+    /// more, and gets what was copied.
+    fn copy_of_orphan(&mut self, node: usize, id: u64, op: &Op) {
+        let Op::CopyRange {
+            from,
+            from_offset,
+            to,
+            to_offset,
+            length,
+        } = op
+        else {
+            return;
+        };
+        let Some(item) = self.nodes[node].orphans.get(from) else {
+            return self.refused(node, id);
+        };
+        let held = item.read(*from_offset, *length);
+        let contents = Op::Write {
+            file: *to,
+            offset: *to_offset,
+            stability: Stability::Mode,
+            clear_privileges: false,
+            data: payload(&held),
+        };
+        if self.nodes[node].disk.apply(&contents).is_err() {
+            return self.refused(node, id);
+        }
+        self.stats.orphans += 1;
+        self.asked(node, id, &contents);
+        let shipped = match self.has(Bug::CopyOfNameless) {
+            true => op.clone(),
+            false => contents,
+        };
+        self.submit(node, id, shipped, 0);
+        self.unlock(node, id);
+        self.vote(node, id);
+    }
+
     fn unlock(&mut self, node: usize, id: u64) {
         let n = &mut self.nodes[node];
         if let Some(change) = n.changes.get_mut(&id) {
             for file in std::mem::take(&mut change.locked) {
                 n.locks.remove(&file);
             }
+            change.passed = true;
         }
     }
 
     fn submit(&mut self, node: usize, id: u64, op: Op, old_size: u64) {
         self.note(|| format!("node {node} change {id}: {}", crate::secondary::brief(&op)));
+        let seq = self.place(node, op, old_size);
+        if let Some(change) = self.nodes[node].changes.get_mut(&id) {
+            change.seq = seq;
+        }
+    }
+
+    /// An op gets its number, if it gets one.
+    fn place(&mut self, node: usize, op: Op, old_size: u64) -> Option<Seq> {
         let now = self.instant();
-        let n = &mut self.nodes[node];
-        let submitted = n.core.submit(now, Timestamp::default(), op, old_size);
-        if let Some(change) = n.changes.get_mut(&id) {
-            change.seq = submitted.seq;
+        let core = &mut self.nodes[node].core;
+        let next = core.next_seq();
+        let submitted = core.submit(now, Timestamp::default(), op.clone(), old_size);
+        let shipped = (core.next_seq() != next).then_some(next);
+        if let Err(e) = self.sequence[node].placed(&op, shipped) {
+            let op = crate::secondary::brief(&op);
+            self.fail(format!(
+                "node {node} places {op}, which cannot be done: {e}"
+            ));
         }
         self.ship(node);
+        submitted.seq
     }
 
     /// An op of the driver's own, for which nobody waits.
     fn submit_unasked(&mut self, node: usize, op: Op, old_size: u64) {
-        let now = self.instant();
-        let core = &mut self.nodes[node].core;
-        if let Some(seq) = core.submit(now, Timestamp::default(), op, old_size).seq {
-            core.local_done(seq, 0);
+        if let Some(seq) = self.place(node, op, old_size) {
+            self.nodes[node].core.local_done(seq, 0);
         }
-        self.ship(node);
     }
 
     fn change_apply(&mut self, node: usize, id: u64, change: &Change) {
@@ -243,8 +338,7 @@ impl World {
         else {
             return;
         };
-        let full = self.nodes[node].disk.full;
-        let here = !full && self.nodes[node].disk.apply(&change.op).is_ok();
+        let here = self.nodes[node].disk.apply(&change.op).is_ok();
         if self.has(Bug::LateIntents) {
             self.note_intents(node, &change.op);
         }
@@ -253,9 +347,14 @@ impl World {
             if *stability == Stability::Mode {
                 self.vote(node, id);
             } else {
-                self.soon(node, 5 * MS, Step::Change(id, Stage::Synced));
+                self.soon_disk(node, 5 * MS, Step::Change(id, Stage::Synced));
             }
             return;
+        }
+        // A part of it may be here.
+        if self.serving == Some((node, self.nodes[node].life)) {
+            let size = self.nodes[node].disk.fs.size(*file);
+            self.checker.asked(id, [(Place::Size(*file), size)]);
         }
         // It failed here: the peer gets what is here.
         if let (Some(seq), false) = (change.seq, self.has(Bug::NoUndo)) {
@@ -381,12 +480,16 @@ impl World {
             return;
         };
         change.applied = true;
-        let ready = match change.seq {
+        let (seq, late) = (change.seq, change.term != n.term);
+        let ready = match seq {
             None => Some(id),
             Some(seq) => n.core.local_done(seq, id),
         };
         if let Some(id) = ready {
             self.reply(node, id);
+        } else if late && self.bug != Some(Bug::StaleVote) {
+            // It came too late: the application gets an error.
+            self.nodes[node].changes.remove(&id);
         }
     }
 
@@ -395,6 +498,15 @@ impl World {
         let Some(change) = self.nodes[node].changes.remove(&id) else {
             return;
         };
+        if change.failed || !self.nodes[node].disk.effects.next() {
+            return;
+        }
+        if change.seq.is_some() && change.term != self.nodes[node].term {
+            return self.fail(format!(
+                "node {node}: change {id} of an earlier term is acknowledged: nobody knows whether \
+                 the peer had it"
+            ));
+        }
         self.stats.acknowledged += 1;
         let synced = match change.op {
             Op::Sync { file, .. } => Some(file),
@@ -409,7 +521,11 @@ impl World {
         // In mode `flush` only what is synced is promised to be on the other node.
         let promised = self.config.mode != AckMode::Flush || synced.is_some();
         if let (Err(e), true) = (told, promised) {
-            return self.fail(format!("node {node}: {e}; {:?} serves", self.serving));
+            if self.habits.witness || self.serving.is_some_and(|(n, _)| n == node) {
+                return self.fail(format!("node {node}: {e}; {:?} serves", self.serving));
+            }
+            // Nobody kept two nodes from going on: this one has a history of its own now.
+            self.nodes[node].own_history = true;
         }
         // A sync on a node that is not in use any more says nothing about the one that is.
         if let Some(file) = synced
@@ -450,22 +566,28 @@ impl World {
                     self.nodes[node].core.go_alone();
                     return self.perform(node);
                 }
-                self.soon(node, 20 * MS, Step::AskWitness);
+                if !self.habits.hold {
+                    self.soon(node, 20 * MS, Step::AskWitness);
+                }
             }
             Action::MakeAlone => {
                 self.stats.alone += 1;
                 let generation = Generation(self.random_id());
-                self.soon(node, 5 * MS, Step::Alone(generation));
+                self.soon_disk(node, 5 * MS, Step::Alone(generation));
             }
             Action::PeerIsCurrent => {
                 self.stats.resyncs += 1;
+                if self.serving.is_some_and(|(n, _)| n == node) {
+                    self.before_split = None;
+                }
                 self.nodes[1 - node].lost_cache = false;
                 self.nodes[1 - node].given_up = false;
-                self.soon(node, 5 * MS, Step::PeerIsCurrent);
+                self.soon_disk(node, 5 * MS, Step::PeerIsCurrent);
             }
             Action::CheckpointDone => {
+                self.stats.checkpoints += 1;
                 if let Some(segment) = self.nodes[node].segment.take() {
-                    self.nodes[node].disk.log.retire(segment);
+                    self.nodes[node].disk.retire(segment);
                 }
             }
             // No simulated primary verifies.
@@ -475,7 +597,11 @@ impl World {
 
     /// The new generation is durable.
     pub(crate) fn alone(&mut self, node: usize, generation: Generation) {
-        self.nodes[node].disk.record.go_alone(generation);
+        self.nodes[node].disk.update(|r| r.go_alone(generation));
+        let serves = self.serving == Some((node, self.nodes[node].life));
+        if serves && !self.habits.witness {
+            self.before_split.get_or_insert(self.checker.clone());
+        }
         if self.nodes[node].core.link() == Link::Leaving {
             self.nodes[node].core.alone_is_durable();
         }
@@ -496,65 +622,6 @@ impl World {
             let now = self.instant();
             self.nodes[node].core.tick(now);
             self.perform(node);
-        }
-    }
-
-    /// A checkpoint goes on.
-    pub(crate) fn checkpoint_step(&mut self, node: usize, stage: CheckpointStage) {
-        let inside = |w: &World| -> BTreeSet<u64> {
-            let changes = &w.nodes[node].changes;
-            changes
-                .iter()
-                .filter(|(_, c)| !c.applied)
-                .map(|(id, _)| *id)
-                .collect()
-        };
-        let later = |w: &mut World, stage| w.soon(node, 2 * MS, Step::Checkpoint(stage));
-        match stage {
-            CheckpointStage::Begin => {
-                let every = if self.rng.one_in(3) { 100 } else { 700 };
-                self.soon(node, every * MS, Step::Checkpoint(CheckpointStage::Begin));
-                let core = &self.nodes[node].core;
-                let busy = self.nodes[node].segment.is_some();
-                if self.nodes[node].role != Some(Role::Primary)
-                    || core.link() != Link::Paired
-                    || core.unflushed_counts() == (0, 0)
-                    || busy
-                {
-                    return;
-                }
-                let segment = self.nodes[node].disk.log.rotate();
-                if self.has(Bug::EarlyRetire) {
-                    self.nodes[node].disk.log.retire(segment);
-                }
-                self.nodes[node].segment = Some(segment);
-                let before = inside(self);
-                later(self, CheckpointStage::Gather(before));
-            }
-            CheckpointStage::Gather(before) => {
-                let now = inside(self);
-                if before.iter().any(|id| now.contains(id)) {
-                    return later(self, CheckpointStage::Gather(before));
-                }
-                let at = self.instant();
-                let core = &mut self.nodes[node].core;
-                if !core.begin_checkpoint(at, Timestamp::default()) {
-                    self.nodes[node].segment = None;
-                    return;
-                }
-                self.ship(node);
-                let before = inside(self);
-                later(self, CheckpointStage::Flush(before));
-            }
-            CheckpointStage::Flush(before) => {
-                let now = inside(self);
-                if before.iter().any(|id| now.contains(id)) {
-                    return later(self, CheckpointStage::Flush(before));
-                }
-                self.nodes[node].disk.sync_all();
-                self.nodes[node].core.checkpoint_flushed();
-                self.perform(node);
-            }
         }
     }
 }

@@ -10,13 +10,13 @@ use twinfold_protocol::lifecycle::Record;
 use twinfold_protocol::limits::{self, BLOCK};
 use twinfold_protocol::marks::{DirtyMap, Intent, Names};
 use twinfold_protocol::op::{Listing, Name, Op, PutEntry};
-use twinfold_protocol::primary::{AckMode, Link};
+use twinfold_protocol::primary::{AckMode, Link, Primary};
 use twinfold_protocol::secondary::Secondary;
 use twinfold_protocol::time::Timestamp;
-use twinfold_protocol::wire::{CompareAnswer, CompareRequest, MatchEntry, OpStreamStart};
+use twinfold_protocol::wire::{CompareAnswer, CompareRequest, Hashes, MatchEntry, OpStreamStart};
 
 use crate::bugs::Bug;
-use crate::fs::payload;
+use crate::fs::{Fs, payload};
 use crate::net::Message;
 use crate::world::{MS, Moving, Node, Standby, Step, World};
 
@@ -125,6 +125,11 @@ impl World {
             return;
         }
         if !matches!(self.nodes[node].core.link(), Link::Alone | Link::Syncing) {
+            // A process that knows of no session cannot be promoted: nothing is to be asked.
+            if resume.is_none() && !self.has(Bug::HoldForever) {
+                self.nodes[node].core.peer_restarted();
+                self.perform(node);
+            }
             return refuse(self);
         }
         let mine = self.nodes[node].disk.record.clone();
@@ -196,10 +201,11 @@ impl World {
         }
         let early = self.has(Bug::EarlyUpToDate);
         let n = &mut self.nodes[node];
-        n.disk.record.begin_resync(theirs.epoch);
+        n.disk.update(|r| r.begin_resync(theirs.epoch));
         if early {
             let (module, generation) = (theirs.copy.module, theirs.copy.current);
-            n.disk.record.end_resync(module, generation, theirs.epoch);
+            n.disk
+                .update(|r| r.end_resync(module, generation, theirs.epoch));
         }
         n.standby = Some(Standby {
             machine: Secondary::new(session),
@@ -214,7 +220,7 @@ impl World {
             inbox: Default::default(),
             busy: false,
         });
-        let damaged = n.disk.log.damaged && !self.has(Bug::AssumeClean);
+        let damaged = n.disk.log.is_damaged() && self.bug != Some(Bug::AssumeClean);
         let intents: Vec<Intent> = self.nodes[node].disk.log.all().into_iter().collect();
         self.send(
             node,
@@ -237,12 +243,15 @@ impl World {
         damaged: bool,
     ) {
         let peer = 1 - node;
-        let usable = self.nodes[node].connection == Some(id)
+        let usable = self.has_connection(node, id)
             && self.nodes[node].core.link() == Link::Alone
             && self.nodes[node].role == Some(Role::Primary)
-            && self.nodes[peer].up
-            && self.nodes[peer].connection == Some(id);
+            && !self.nodes[node].comparing;
         if !usable {
+            if self.nodes[node].comparing && self.nodes[node].connection == Some(id) {
+                // One comparison at a time: the peer comes again.
+                self.drop_connection(node);
+            }
             return;
         }
         let mine = self.nodes[node].disk.record.clone();
@@ -254,10 +263,6 @@ impl World {
             _ => Method::Marks,
         };
         if method == Method::Marks && (damaged || self.nodes[node].damaged) {
-            method = Method::Compare;
-        }
-        if method == Method::Everything && self.nodes[peer].disk.fs.items.len() > 1 {
-            // What an interrupted first synchronisation has moved is there.
             method = Method::Compare;
         }
         let mut noted: BTreeSet<Intent> = self.nodes[node].recovered.clone();
@@ -273,21 +278,34 @@ impl World {
         } else {
             u64::MAX
         };
-        let compared = {
-            let [a, b] = &mut self.nodes;
-            let (source, target) = if node == 0 { (a, b) } else { (b, a) };
-            let mut here = Here {
-                node: source,
-                target,
-                patience,
-                answers: VecDeque::new(),
-            };
-            compare(&mut here, method, noted, &suspects)
+        let life = self.nodes[node].life;
+        self.nodes[node].comparing = true;
+        let mut here = Here {
+            connection: id,
+            node,
+            life,
+            patience,
+            asked: VecDeque::new(),
+            world: self,
         };
+        let compared = compare(&mut here, method, noted, &suspects);
+        if self.nodes[node].life != life {
+            return;
+        }
+        self.nodes[node].comparing = false;
         if compared.is_err() {
             self.note(|| format!("node {node}: the comparison breaks off"));
             self.nodes[node].core.add_suspects(suspects);
-            return self.drop_connection(node);
+            if self.nodes[node].connection == Some(id) {
+                self.drop_connection(node);
+            }
+            return;
+        }
+        let n = &self.nodes[node];
+        if n.core.link() != Link::Alone || n.connection != Some(id) {
+            // The comparison came too late; what it found stays marked.
+            self.nodes[node].core.add_suspects(suspects);
+            return;
         }
         self.note(|| format!("node {node} compared ({method:?}), session {session} begins"));
         let now = self.instant();
@@ -358,12 +376,13 @@ impl World {
             Some(file) => self.put_object(node, file),
             None if after.is_some() => self.nodes[node].moving.after = None,
             None => {
-                self.nodes[node].disk.record.peer_may_be_current();
+                self.nodes[node].disk.update(|r| r.peer_may_be_current());
                 let now = self.instant();
                 let ended = self.nodes[node]
                     .core
                     .finish_resync(now, Timestamp::default());
-                if ended.is_some() {
+                if let Some(end) = ended {
+                    self.sequence[node].ends_resync(session, end);
                     return self.ship(node);
                 }
             }
@@ -502,21 +521,44 @@ impl World {
 
 /// The source's copy, and the target to be asked.
 struct Here<'a> {
-    node: &'a mut Node,
-    target: &'a Node,
+    world: &'a mut World,
+    node: usize,
+    life: u64,
+    connection: u64,
     /// Questions after which the connection breaks.
     patience: u64,
-    answers: VecDeque<Answers>,
+    /// Questions under way, with what this node itself found when it asked.
+    asked: VecDeque<(CompareRequest, Option<(u64, Hashes)>)>,
 }
 
 impl Here<'_> {
+    fn fs(&self) -> &Fs {
+        &self.world.nodes[self.node].disk.fs
+    }
+
     fn held(&self, file: FileId) -> Option<Held> {
-        let fs = &self.node.disk.fs;
-        fs.kind(file).map(|kind| Held {
+        self.fs().kind(file).map(|kind| Held {
             file,
             kind,
-            size: fs.size(file),
+            size: self.fs().size(file),
         })
+    }
+
+    /// Nothing of a process that is gone.
+    fn with_core(&mut self, change: impl FnOnce(&mut Primary<u64>)) {
+        let node = &mut self.world.nodes[self.node];
+        if node.life == self.life {
+            change(&mut node.core);
+        }
+    }
+}
+
+impl World {
+    /// Whether both nodes have this connection as theirs.
+    fn has_connection(&self, node: usize, id: u64) -> bool {
+        [node, 1 - node]
+            .iter()
+            .all(|n| self.nodes[*n].up && self.nodes[*n].connection == Some(id))
     }
 }
 
@@ -541,76 +583,110 @@ impl Source for Here<'_> {
     }
 
     fn find(&mut self, directory: FileId, name: &Name) -> Result<Option<FileId>, ()> {
-        let names = self.node.disk.fs.names(directory);
+        let names = self.fs().names(directory);
         Ok(names.and_then(|n| n.get(name)).copied())
     }
 
     fn list(&mut self, directory: FileId) -> Result<Vec<Held>, ()> {
-        let names = self.node.disk.fs.names(directory);
+        let names = self.fs().names(directory);
         let files = names.into_iter().flat_map(|n| n.values());
         Ok(files.filter_map(|file| self.held(*file)).collect())
     }
 
-    fn entries(&mut self, directory: FileId) -> Result<Vec<MatchEntry>, ()> {
-        let names = self.node.disk.fs.names(directory);
-        let entry = |(name, file): (&Name, &FileId)| {
-            Some(MatchEntry {
-                name: name.clone(),
-                file: *file,
-                kind: self.node.disk.fs.kind(*file)?,
-            })
-        };
-        Ok(names.into_iter().flatten().filter_map(entry).collect())
+    /// Nobody seeds a copy here.
+    fn entries(&mut self, _directory: FileId) -> Result<Vec<MatchEntry>, ()> {
+        Err(())
     }
 
     fn ids(&mut self, first: FileId) -> Result<Vec<FileId>, ()> {
         let last = FileId(first.0 + limits::ID_BLOCK - 1);
-        let items = &self.node.disk.fs.items;
+        let items = &self.fs().items;
         Ok(items.range(first..=last).map(|(id, _)| *id).collect())
     }
 
     fn ask(&mut self, request: CompareRequest) -> Result<(), ()> {
         self.patience = self.patience.checked_sub(1).ok_or(())?;
-        let fs = &self.target.disk.fs;
         let mut mine = None;
-        let theirs = match request {
-            CompareRequest::Objects { files } => CompareAnswer::Present {
-                present: files.iter().map(|f| fs.items.contains_key(f)).collect(),
-            },
-            CompareRequest::Blocks {
-                file,
-                offset,
-                blocks,
-            } => {
-                if self.held(file).is_some() {
-                    let (size, hashes) = hashes(self.node, file, offset, blocks);
-                    mine = Some((size, hashes.into()));
-                }
-                match fs.kind(file) {
-                    None => CompareAnswer::Missing,
-                    Some(_) => {
-                        let (size, hashes) = hashes(self.target, file, offset, blocks);
-                        CompareAnswer::Hashes {
-                            size,
-                            hashes: hashes.into(),
-                        }
-                    }
-                }
-            }
-            // Nobody seeds a copy here.
-            CompareRequest::Match { .. } => return Err(()),
-        };
-        self.answers.push_back(Answers { theirs, mine });
+        if let CompareRequest::Blocks {
+            file,
+            offset,
+            blocks,
+        } = &request
+            && self.held(*file).is_some()
+        {
+            let node = &self.world.nodes[self.node];
+            let (size, hashes) = hashes(node, *file, *offset, *blocks);
+            mine = Some((size, hashes.into()));
+        }
+        self.asked.push_back((request, mine));
         Ok(())
     }
 
+    /// The world goes on while a question and its answer are on their way.
     fn answer(&mut self) -> Result<Answers, ()> {
-        self.answers.pop_front().ok_or(())
+        let (request, mine) = self.asked.pop_front().ok_or(())?;
+        let world = &mut *self.world;
+        let peer = 1 - self.node;
+        let mut answer = None;
+        for way in 0..2 {
+            let arrives = world.now + 20_000 + world.rng.below(world.net.delay.max(1));
+            world.run(arrives);
+            let there = world.has_connection(self.node, self.connection)
+                && world.nodes[self.node].life == self.life
+                && world.nodes[self.node].role == Some(Role::Primary)
+                && world.nodes.iter().all(|n| !n.frozen)
+                && world.net.cut == [false; 2]
+                && world.failure.is_none();
+            if !there {
+                return Err(());
+            }
+            if way == 0 {
+                answer = answer_of(&world.nodes[peer], &request);
+            }
+        }
+        let theirs = answer.ok_or(())?;
+        Ok(Answers { theirs, mine })
     }
 
     fn unexpected(&mut self, _answer: &CompareAnswer) {}
 
-    fn mark(&mut self, change: impl FnOnce(&mut DirtyMap)) {
-        self.node.core.mark(change);
+    fn watch(&mut self, watch: bool) {
+        self.with_core(|core| core.watch_moves(watch));
     }
+
+    fn moved(&mut self) -> Vec<FileId> {
+        let mut moved = Vec::new();
+        self.with_core(|core| moved = core.take_moved());
+        moved
+    }
+
+    fn mark(&mut self, change: impl FnOnce(&mut DirtyMap)) {
+        self.with_core(|core| core.mark(change));
+    }
+}
+
+/// The target's answer.
+fn answer_of(target: &Node, request: &CompareRequest) -> Option<CompareAnswer> {
+    let fs = &target.disk.fs;
+    Some(match request {
+        CompareRequest::Objects { files } => CompareAnswer::Present {
+            present: files.iter().map(|f| fs.items.contains_key(f)).collect(),
+        },
+        CompareRequest::Blocks {
+            file,
+            offset,
+            blocks,
+        } => match fs.kind(*file) {
+            None => CompareAnswer::Missing,
+            Some(_) => {
+                let (size, hashes) = hashes(target, *file, *offset, *blocks);
+                CompareAnswer::Hashes {
+                    size,
+                    hashes: hashes.into(),
+                }
+            }
+        },
+        // Nobody seeds a copy here.
+        CompareRequest::Match { .. } => return None,
+    })
 }

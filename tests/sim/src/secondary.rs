@@ -7,6 +7,7 @@ use twinfold_protocol::secondary::{Accepted, needs_sync};
 use twinfold_protocol::wire::{OpStreamStart, Receipt};
 
 use crate::bugs::Bug;
+use crate::disk::Refusal;
 use crate::net::Message;
 use crate::world::{MS, Step, SyncJob, World};
 
@@ -46,6 +47,9 @@ impl World {
             return;
         };
         standby.busy = false;
+        if self.bug == Some(Bug::AnyOrder) {
+            swap_heads(&mut standby.inbox, !standby.machine.is_syncing());
+        }
         let Some(op) = standby.inbox.front().cloned() else {
             return;
         };
@@ -65,14 +69,12 @@ impl World {
         if let Some(standby) = &mut self.nodes[node].standby {
             standby.busy = true;
         }
-        self.soon(node, 3 * MS, Step::Noted(cold));
+        self.soon_disk(node, 3 * MS, Step::Noted(cold));
     }
 
     /// The notes for the op at the head of the queue are durable.
     pub(crate) fn standby_noted(&mut self, node: usize, intents: Vec<Intent>) {
-        for intent in intents {
-            self.nodes[node].disk.log.note(intent);
-        }
+        self.nodes[node].disk.note(intents);
         let Some(standby) = &mut self.nodes[node].standby else {
             return;
         };
@@ -93,19 +95,27 @@ impl World {
             Op::PutObject { object, .. } => n.disk.fs.size(object.file),
             _ => 0,
         };
-        let data = op.op.payload_len() > 0;
-        if n.disk.full && data {
-            return self.standby_failed(node, "no space left");
-        }
         let ignored = self.bug == Some(Bug::IgnoreHoles) && matches!(op.op, Op::PutHole { .. });
         let n = &mut self.nodes[node];
         let syncing = n.standby.as_ref().is_some_and(|s| s.machine.is_moving());
-        if !ignored && let Err(e) = n.disk.apply_as(&op.op, syncing) {
-            let connection = n.connection;
-            return self.fail(format!(
-                "node {node} cannot apply {:?} on connection {connection:?}: {e}",
-                op.op
-            ));
+        n.half_resynced |= op.op.is_resync() && op.op != Op::ResyncEnd;
+        let applied = match ignored {
+            true => Ok(()),
+            false => n.disk.apply_as(&op.op, syncing),
+        };
+        match applied {
+            Ok(()) => {}
+            Err(Refusal::Trouble(why)) => return self.standby_failed(node, why),
+            Err(Refusal::Drifted(why)) => {
+                let connection = n.connection;
+                return self.fail(format!(
+                    "node {node} cannot apply {} on connection {connection:?}: {why}",
+                    brief(&op.op)
+                ));
+            }
+        }
+        if n.disk.effects.is_dead() {
+            return;
         }
         if self.bug == Some(Bug::IdentityByPath)
             && let Op::PutDirectory { .. } = &op.op
@@ -121,6 +131,11 @@ impl World {
         }
         standby.machine.applied(op.seq);
         standby.inbox.pop_front();
+        let (session, fs) = (standby.machine.session(), &n.disk.fs);
+        match self.sequence[1 - node].applied(session, op.seq, fs) {
+            Ok(looked) => self.stats.prefixes += u64::from(looked),
+            Err(e) => return self.fail(format!("node {node}: {e}")),
+        }
         if needs_sync(&op.op) {
             self.sync_job(node, op);
         }
@@ -138,7 +153,7 @@ impl World {
             standby.stable_syncing = true;
             let seq = standby.machine.applied_seq();
             let session = standby.machine.session();
-            self.soon(node, 4 * MS, Step::SyncDone(session, SyncJob::Stable(seq)));
+            self.soon_disk(node, 4 * MS, Step::SyncDone(session, SyncJob::Stable(seq)));
         }
     }
 
@@ -164,7 +179,7 @@ impl World {
                 file, stability, ..
             } if *stability != Stability::Mode => SyncJob::Object(op.seq, *file),
             Op::Checkpoint | Op::ResyncEnd => {
-                let segment = n.disk.log.rotate();
+                let segment = n.disk.rotate();
                 let retire = standby.segment.replace(segment);
                 standby.older = std::mem::take(&mut standby.fresh);
                 match op.op {
@@ -177,7 +192,7 @@ impl World {
             }
             _ => return,
         };
-        self.soon(node, 8 * MS, Step::SyncDone(session, job));
+        self.soon_disk(node, 8 * MS, Step::SyncDone(session, job));
     }
 
     /// A sync is done.
@@ -189,27 +204,35 @@ impl World {
         if now != Some(session) {
             return;
         }
-        match job {
-            SyncJob::Object(seq, file) => {
-                self.nodes[node].disk.sync(file);
-                self.synced(node, seq);
+        let disk = &mut self.nodes[node].disk;
+        let flushed = match job {
+            SyncJob::Object(_, file) => disk.sync(file),
+            SyncJob::End(..) => {
+                disk.clear_aside();
+                disk.sync_all()
             }
+            SyncJob::Checkpoint(..) | SyncJob::Stable(_) => disk.sync_all(),
+        };
+        if flushed.is_err() {
+            // Whether or not anybody is there to be told.
+            if self.has(Bug::SwallowSyncError) && self.nodes[node].connection.is_none() {
+                self.nodes[node].disk.forget_unflushed();
+                return;
+            }
+            return self.standby_failed(node, "the flush failed");
+        }
+        match job {
+            SyncJob::Object(seq, _) => self.synced(node, seq),
             SyncJob::Checkpoint(seq, retire) => {
-                self.nodes[node].disk.sync_all();
                 self.retire(node, retire);
                 self.synced(node, seq);
             }
             SyncJob::End(seq, retire) => {
-                if self.nodes[node].standby.is_none() {
-                    return;
-                }
-                self.nodes[node].disk.clear_aside();
                 self.end_resync(node);
                 self.retire(node, retire);
                 self.synced(node, seq);
             }
             SyncJob::Stable(seq) => {
-                self.nodes[node].disk.sync_all();
                 if let Some(standby) = &mut self.nodes[node].standby {
                     standby.machine.durable(seq);
                     standby.stable_syncing = false;
@@ -224,7 +247,7 @@ impl World {
 
     fn retire(&mut self, node: usize, segment: Option<u64>) {
         if let Some(segment) = segment {
-            self.nodes[node].disk.log.retire(segment);
+            self.nodes[node].disk.retire(segment);
         }
     }
 
@@ -232,11 +255,11 @@ impl World {
         let n = &mut self.nodes[node];
         if let Some(standby) = &mut n.standby {
             let (module, generation, epoch) = (standby.module, standby.generation, standby.epoch);
-            n.disk.record.end_resync(module, generation, epoch);
+            n.disk.update(|r| r.end_resync(module, generation, epoch));
             standby.machine.resync_ended();
             n.recovered.clear();
             n.damaged = false;
-            n.disk.log.damaged = false;
+            n.half_resynced &= n.disk.effects.is_dead();
         }
     }
 
@@ -253,7 +276,7 @@ impl World {
             return;
         };
         self.note(|| format!("node {node} fails: {reason}"));
-        self.nodes[node].disk.record.fall_behind();
+        self.nodes[node].disk.update(|r| r.fall_behind());
         let receipt = Receipt::Failed {
             seq: standby.machine.applied_seq().next(),
             reason: reason.into(),
@@ -262,6 +285,16 @@ impl World {
             self.send(node, id, Message::Receipt(receipt));
         }
         self.drop_connection(node);
+    }
+}
+
+/// Planted bug: ops on different objects change places.
+fn swap_heads(inbox: &mut std::collections::VecDeque<Sequenced>, follows: bool) {
+    if let (true, [first, second, ..]) = (follows, inbox.make_contiguous())
+        && let (Op::Write { file: a, .. }, Op::Write { file: b, .. }) = (&first.op, &second.op)
+        && a != b
+    {
+        std::mem::swap(&mut first.op, &mut second.op);
     }
 }
 
@@ -306,6 +339,14 @@ pub(crate) fn brief(op: &Op) -> String {
                 crate::fs::values(data)
             )
         }
+        Op::Create {
+            parent,
+            name,
+            object,
+        } => format!(
+            "create {name} in {parent}: {:?} {}",
+            object.kind, object.file
+        ),
         other => format!("{other:?}"),
     }
 }

@@ -1,6 +1,7 @@
 //! What the application does: a mix of everything, on few objects, so that changes meet.
 
 use twinfold_protocol::attr::Kind;
+use twinfold_protocol::handshake::Role;
 use twinfold_protocol::ids::FileId;
 use twinfold_protocol::limits::BLOCK;
 use twinfold_protocol::op::{
@@ -13,6 +14,12 @@ use crate::world::{Event, MS, World};
 
 const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 const BLOCKS: [u32; 8] = [0, 1, 2, 3, 1023, 1024, 2050, 70_000];
+
+/// The words of everything the application does.
+pub(crate) const KINDS: [&str; 11] = [
+    "write", "truncate", "allocate", "setattr", "sync", "copy", "link", "rename", "unlink",
+    "rmdir", "create",
+];
 
 /// Objects at most: more only take time.
 const MAX_OBJECTS: usize = 14;
@@ -27,7 +34,7 @@ impl World {
         let pause = if self.rng.one_in(20) { 60 * MS } else { 4 * MS };
         let next = self.now + 1 + self.rng.below(pause);
         self.at(next, Event::Client);
-        let Some((node, life)) = self.serving else {
+        let Some((node, life)) = self.used_by_the_application() else {
             return;
         };
         let n = &self.nodes[node];
@@ -38,18 +45,36 @@ impl World {
         let id = self.next_change;
         self.next_change += 1;
         self.stats.asked += 1;
+        if self.less.skips(id, op.word()) {
+            return;
+        }
+        let syncs = matches!(op, Op::Sync { .. });
         let change = Change {
             op,
             locked: Vec::new(),
             seq: None,
+            term: self.nodes[node].term,
+            passed: syncs,
             applied: false,
+            failed: false,
         };
-        let syncs = matches!(change.op, Op::Sync { .. });
         self.nodes[node].changes.insert(id, change);
         if syncs {
             self.checker.asked_to_sync(id);
         }
         self.change_step(node, id, Stage::Lock);
+    }
+
+    /// The node that serves; now and then, where nobody prevents it, another primary
+    /// whose application has not heard that it is not the only one.
+    fn used_by_the_application(&mut self) -> Option<(usize, u64)> {
+        let (node, life) = self.serving?;
+        let peer = &self.nodes[1 - node];
+        let second = peer.role == Some(Role::Primary) && !self.habits.witness;
+        Some(match second && self.rng.one_in(3) {
+            true => (1 - node, peer.life),
+            false => (node, life),
+        })
     }
 
     fn choose(&mut self, node: usize) -> Option<Op> {
@@ -99,7 +124,9 @@ impl World {
         let count = 1 + self.rng.below(2);
         Some(match what {
             4..=9 => {
-                let values: Vec<u64> = (0..count).map(|i| self.next_change * 8 + i).collect();
+                let number = |i| self.next_change * 8 + i;
+                // Both halves alike: one that is torn shows.
+                let values: Vec<u64> = (0..count).map(|i| number(i) << 32 | number(i)).collect();
                 let stability = if self.rng.one_in(8) {
                     Stability::Full
                 } else {

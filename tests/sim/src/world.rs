@@ -16,8 +16,12 @@ use twinfold_protocol::time::Instant;
 use crate::bugs::Bug;
 use crate::checker::{Checker, Promise};
 use crate::disk::Disk;
+use crate::effects::Stop;
 use crate::faults::Fault;
+use crate::fs::Item;
 use crate::net::{Message, Net};
+use crate::plan::{Less, Plan};
+use crate::prefix::Sequence;
 use crate::primary::{Change, Stage};
 use crate::rng::Rng;
 
@@ -78,6 +82,8 @@ pub(crate) enum Step {
     /// Deadlines.
     Tick,
     /// A checkpoint is due.
+    Periodic,
+    /// A checkpoint goes on.
     Checkpoint(CheckpointStage),
     /// The witness is asked whether this primary may go on alone.
     AskWitness,
@@ -95,17 +101,24 @@ pub(crate) enum Step {
     SyncDone(SessionId, SyncJob),
     /// The resync of a session goes on.
     Resync(SessionId),
-    /// A demotion goes on once no change is under way.
+    /// This primary hands over or stops: no change is taken any more.
+    Quiesce(Quiet, u64, u64),
+}
+
+/// What a primary that takes no more changes is about to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Quiet {
+    /// Become secondary.
     Demote,
+    /// End.
+    Stop,
 }
 
 /// Where a checkpoint stands.
 #[derive(Clone, Debug)]
 pub(crate) enum CheckpointStage {
-    /// It begins.
-    Begin,
     /// Changes that were noted in the old segment take their places first.
-    Gather(BTreeSet<u64>),
+    Gather(u64, BTreeSet<u64>),
     /// And are applied here, before all is flushed.
     Flush(BTreeSet<u64>),
 }
@@ -149,6 +162,17 @@ pub(crate) struct Moving {
     pub(crate) stale: Vec<twinfold_protocol::op::Op>,
 }
 
+/// What the operator is like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Habits {
+    /// There is a witness; else both nodes may go on from one generation.
+    pub(crate) witness: bool,
+    /// A primary that lost its peer waits for the operator's word.
+    pub(crate) hold: bool,
+    /// A node that went down is given some time to be replaced by the other one.
+    pub(crate) patient: bool,
+}
+
 /// One node.
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -156,6 +180,8 @@ pub(crate) struct Node {
     pub(crate) frozen: bool,
     /// Counts the lives of its process.
     pub(crate) life: u64,
+    /// Counts its roles.
+    pub(crate) term: u64,
     pub(crate) boot: u128,
     pub(crate) disk: Disk,
     pub(crate) role: Option<Role>,
@@ -168,8 +194,21 @@ pub(crate) struct Node {
     pub(crate) next_id: u64,
     pub(crate) changes: BTreeMap<u64, Change>,
     pub(crate) locks: BTreeSet<FileId>,
+    /// Files without a name that the application still has open.
+    pub(crate) orphans: BTreeMap<FileId, Item>,
     pub(crate) moving: Moving,
+    /// The segment that the running checkpoint began.
     pub(crate) segment: Option<u64>,
+    /// A checkpoint is about to begin.
+    pub(crate) beginning: bool,
+    /// Its store could not be flushed: it needs a restart.
+    pub(crate) ailing: bool,
+    /// No more changes are taken.
+    pub(crate) closing: bool,
+    /// It compares its copy with the peer's.
+    pub(crate) comparing: bool,
+    /// A resync has begun to change this copy and has not ended.
+    pub(crate) half_resynced: bool,
     pub(crate) denied: bool,
     /// The operator decided that its copy is to be overwritten.
     pub(crate) given_up: bool,
@@ -200,8 +239,20 @@ pub struct Stats {
     pub alone: u64,
     /// Times the checker looked at a copy.
     pub looks: u64,
+    /// Times the secondary's copy was compared with its place in the sequence.
+    pub prefixes: u64,
+    /// Copies out of files without a name.
+    pub orphans: u64,
+    /// Checkpoints that came to their end.
+    pub checkpoints: u64,
+    /// Planned hand-overs.
+    pub swaps: u64,
+    /// Copies given up after a split.
+    pub splits: u64,
+    /// What the nodes did to disks, network and application.
+    pub effects: u64,
     /// Faults of each kind, as in [`Fault::NAMES`].
-    pub faults: [u64; Fault::KINDS],
+    pub faults: [u64; Fault::NAMES.len()],
 }
 
 /// Everything.
@@ -218,10 +269,26 @@ pub(crate) struct World {
     /// Which node may go on from a generation without its peer.
     pub(crate) witness: BTreeMap<u128, usize>,
     pub(crate) checker: Checker,
+    /// What the application knew when its primary went on alone, unasked of a witness.
+    pub(crate) before_split: Option<Checker>,
     /// The node and the life of it that the application uses.
     pub(crate) serving: Option<(usize, u64)>,
+    /// The primary's sequence, to compare the secondary with.
+    pub(crate) sequence: [Sequence; 2],
+    /// The node that the operator cannot reach, where the network is cut.
+    pub(crate) blind: Option<usize>,
+    /// The node that the application used last.
+    pub(crate) last_served: Option<usize>,
+    /// How often in a row the operator found nobody who serves.
+    pub(crate) missed: u64,
+    /// Everything is repaired; nobody helps any more.
+    pub(crate) repaired: bool,
     /// The settings of both nodes.
     pub(crate) config: Config,
+    /// What the operator is like.
+    pub(crate) habits: Habits,
+    /// What of the application's work is left out.
+    pub(crate) less: Less,
     pub(crate) bug: Option<Bug>,
     pub(crate) quiet: bool,
     pub(crate) stats: Stats,
@@ -233,7 +300,7 @@ pub(crate) struct World {
 
 impl World {
     /// Two nodes that were just initialised, A with the good copy.
-    pub(crate) fn new(seed: u64, bug: Option<Bug>, trace: bool) -> World {
+    pub(crate) fn new(seed: u64, plan: &Plan, bug: Option<Bug>, trace: bool) -> World {
         let mut rng = Rng::new(seed);
         let mode = match rng.below(6) {
             0 => AckMode::Disk,
@@ -246,6 +313,11 @@ impl World {
             op: Duration::from_millis(2000),
             sync: Duration::from_millis(2000),
             bridge: Duration::from_millis(if rng.one_in(4) { 0 } else { 300 }),
+        };
+        let habits = Habits {
+            witness: !rng.one_in(4),
+            hold: rng.one_in(4),
+            patient: rng.one_in(2),
         };
         let node = |side: usize| {
             let mut disk = Disk::default();
@@ -263,6 +335,7 @@ impl World {
                 up: false,
                 frozen: false,
                 life: 0,
+                term: 0,
                 boot: 1 + side as u128,
                 disk,
                 role: None,
@@ -275,8 +348,14 @@ impl World {
                 next_id: 0,
                 changes: BTreeMap::new(),
                 locks: BTreeSet::new(),
+                orphans: BTreeMap::new(),
                 moving: Moving::default(),
                 segment: None,
+                beginning: false,
+                ailing: false,
+                closing: false,
+                comparing: false,
+                half_resynced: false,
                 denied: false,
                 given_up: false,
                 own_history: false,
@@ -297,8 +376,16 @@ impl World {
             net,
             witness: BTreeMap::new(),
             checker: Checker::default(),
+            before_split: None,
             serving: None,
+            sequence: Default::default(),
+            blind: None,
+            last_served: None,
+            missed: 0,
+            repaired: false,
             config,
+            habits,
+            less: plan.less.clone(),
             bug,
             quiet: false,
             stats: Stats::default(),
@@ -348,6 +435,15 @@ impl World {
     /// A step of a node's process happens, at most `within` nanoseconds from now.
     pub(crate) fn soon(&mut self, node: usize, within: u64, step: Step) {
         let at = self.now + 1 + self.rng.below(within);
+        let life = self.nodes[node].life;
+        self.at(at, Event::Inside { node, life, step });
+    }
+
+    /// The same where the disk has a part in it, which may be slow.
+    pub(crate) fn soon_disk(&mut self, node: usize, within: u64, step: Step) {
+        let slow = self.nodes[node].disk.slow;
+        let more = self.rng.below(slow.max(1));
+        let at = self.now + 1 + self.rng.below(within) + more;
         let life = self.nodes[node].life;
         self.at(at, Event::Inside { node, life, step });
     }
@@ -405,22 +501,42 @@ impl World {
             Event::Operator => self.operator(),
             Event::Fault(fault) => self.fault(fault),
         }
+        (0..2).for_each(|node| self.stop_short(node));
+    }
+
+    /// A node that was to be stopped in front of an effect is.
+    fn stop_short(&mut self, node: usize) {
+        let Some(how) = self.nodes[node].disk.effects.take_stopped() else {
+            return;
+        };
+        let nth = self.nodes[node].disk.effects.count();
+        self.note(|| format!("node {node} is stopped in front of effect {nth}: {how:?}"));
+        match how {
+            Stop::Kill => self.kill(node),
+            Stop::Power => self.cut_power(node),
+            Stop::Freeze => {
+                self.freeze(node);
+                let at = self.now + self.rng.range(100, 1500) * MS;
+                self.at(at, Event::Fault(Fault::Thaw(node)));
+            }
+        }
     }
 
     fn step(&mut self, node: usize, step: Step) {
         match step {
             Step::Change(change, stage) => self.change_step(node, change, stage),
             Step::Tick => self.tick(node),
+            Step::Periodic => self.checkpoint_periodic(node),
             Step::Checkpoint(stage) => self.checkpoint_step(node, stage),
             Step::AskWitness => self.ask_witness(node),
             Step::Alone(generation) => self.alone(node, generation),
-            Step::PeerIsCurrent => self.nodes[node].disk.record.peer_is_current(),
+            Step::PeerIsCurrent => self.nodes[node].disk.update(|r| r.peer_is_current()),
             Step::Dial => self.dial(node),
             Step::Next => self.standby_next(node),
             Step::Noted(intents) => self.standby_noted(node, intents),
             Step::SyncDone(session, job) => self.standby_synced(node, session, job),
             Step::Resync(session) => self.resync_step(node, session),
-            Step::Demote => self.demote_step(node),
+            Step::Quiesce(why, until, rounds) => self.quiesce_step(node, why, until, rounds),
         }
     }
 
@@ -444,6 +560,12 @@ impl Stats {
         self.resumed += other.resumed;
         self.alone += other.alone;
         self.looks += other.looks;
+        self.prefixes += other.prefixes;
+        self.orphans += other.orphans;
+        self.checkpoints += other.checkpoints;
+        self.swaps += other.swaps;
+        self.splits += other.splits;
+        self.effects += other.effects;
         for (mine, theirs) in self.faults.iter_mut().zip(other.faults) {
             *mine += theirs;
         }

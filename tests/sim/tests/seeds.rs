@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use twinfold_sim::{Stats, faults_of, run};
+use twinfold_sim::{Stats, plan_of, run};
 
 /// Seconds of a run in which no new seed is begun any more; more with
 /// `TWINFOLD_SIM_SECONDS`.
@@ -22,7 +22,7 @@ fn nothing_acknowledged_is_lost_and_the_copies_come_together() {
     // At least some, however slow the machine is.
     while seed < 50 || begun.elapsed() < limit() {
         seed += 1;
-        let outcome = run(seed, &faults_of(seed), None, false);
+        let outcome = run(seed, &plan_of(seed), None, false);
         assert_eq!(
             outcome.failure, None,
             "seed {seed}: see it with `cargo run --release -p twinfold-sim -- --trace {seed}`"
@@ -44,7 +44,7 @@ fn nothing_acknowledged_is_lost_and_the_copies_come_together() {
 
 #[test]
 fn a_seed_replays_exactly() {
-    let [one, two] = [(); 2].map(|()| run(7, &faults_of(7), None, true));
+    let [one, two] = [(); 2].map(|()| run(7, &plan_of(7), None, true));
     assert!(one.trace.len() > 100);
     assert!(one.trace == two.trace, "two runs of one seed differ");
 }

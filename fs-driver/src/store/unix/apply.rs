@@ -428,6 +428,31 @@ mod tests {
         }
     }
 
+    /// A resync is broken off for good: what it took out of its place and left with
+    /// another name goes with that name; what has none is kept.
+    #[test]
+    fn a_copy_made_good_half_resynced_removes_what_loses_its_last_name() {
+        let (directory, store) = store();
+        let file = create(&store, 1, "one", Kind::Regular);
+        let link = Op::Link {
+            file,
+            parent: FileId::ROOT,
+            name: name("two"),
+        };
+        store.apply(&link, false).unwrap();
+        let lost = create(&store, 2, "lost", Kind::Regular);
+        store.apply(&unlink("one", file), true).unwrap();
+        store.apply(&unlink("lost", lost), true).unwrap();
+        assert_eq!(store.settle_aside().unwrap(), 1, "that has no name");
+        assert!(store.node(lost).is_ok());
+        store.apply(&unlink("two", file), false).unwrap();
+        assert_eq!(
+            store.node(file).unwrap_err().raw_os_error(),
+            Some(libc::ESTALE)
+        );
+        assert_eq!(held(&directory), [] as [std::path::PathBuf; 0]);
+    }
+
     #[test]
     fn what_somebody_has_open_stays_reachable_without_a_name() {
         let (directory, store) = store();

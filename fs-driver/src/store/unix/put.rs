@@ -312,17 +312,42 @@ impl Store {
 
     /// Removes what is still aside: the primary has no name for it.
     pub fn clear_aside(&self) -> io::Result<u64> {
-        let directory = sys::reopen(self.aside.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?;
         let mut removed = 0;
+        for name in self.all_aside()? {
+            removed += self.remove_tree(self.aside.as_fd(), &name)?;
+        }
+        Ok(removed)
+    }
+
+    /// This copy is made the good one although a resync of it has not ended. A file that is
+    /// aside and has a name as well loses its place aside: with it, it would outlive its last
+    /// name. What has no name but that stays where it is, for whoever may need it. Returns
+    /// how many such objects there are.
+    pub fn settle_aside(&self) -> io::Result<u64> {
+        let mut kept = 0;
+        for name in self.all_aside()? {
+            let stat = rustix::fs::fstat(&sys::open_name(self.aside.as_fd(), &name)?)?;
+            if kind_of(&stat)? != Kind::Directory && stat.st_nlink > 1 {
+                rustix::fs::unlinkat(&self.aside, name.as_c_str(), AtFlags::empty())?;
+            } else {
+                kept += 1;
+            }
+        }
+        Ok(kept)
+    }
+
+    /// The names of what is aside.
+    fn all_aside(&self) -> io::Result<Vec<CString>> {
+        let directory = sys::reopen(self.aside.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let mut all = Vec::new();
         for entry in rustix::fs::Dir::new(directory)? {
             let entry = entry?;
             let name = entry.file_name();
-            if name.to_bytes() == b"." || name.to_bytes() == b".." {
-                continue;
+            if name.to_bytes() != b"." && name.to_bytes() != b".." {
+                all.push(name.to_owned());
             }
-            removed += self.remove_tree(self.aside.as_fd(), &name.to_owned())?;
         }
-        Ok(removed)
+        Ok(all)
     }
 
     /// Removes what a name leads to, with all below it, whether it has an id or not.
