@@ -39,6 +39,7 @@ impl Engine {
                 );
             }
             tracing::warn!(%objection, "starting as primary by force");
+            self.keep_what_waits_aside();
         }
         // A peer that was up to date is left behind by whatever is written now.
         self.take_over(record.paired || force, DirtyMap::default())
@@ -129,6 +130,9 @@ impl Engine {
             bail!("this copy was never synchronised: there is nothing to promote");
         }
         self.drop_connection("promoted");
+        if !current {
+            self.keep_what_waits_aside();
+        }
         let mut suspects = match standby {
             Some(standby) => standby.into_marks(&self.store),
             None => DirtyMap::default(),
