@@ -492,3 +492,35 @@ fn what_waits_aside_when_a_copy_is_made_good_by_force_is_kept() {
     assert!(!pair.on_a("d").exists());
     pair.a.kill();
 }
+
+/// By force a copy is made good that lacks acknowledged writes of the other one. Nobody went
+/// on twice, so the other one follows by itself; what it had is kept all the same.
+#[test]
+fn what_a_copy_had_that_follows_a_forced_one_is_kept() {
+    let mut pair = Pair::with(options());
+    fs::write(pair.on_a("f"), "old").unwrap();
+    forget_how_it_began(&pair);
+    fs::write(pair.on_a("f"), "newer").unwrap();
+    fs::write(pair.on_a("lost"), "acknowledged").unwrap();
+    pair.wait_settled();
+    pair.a.kill();
+    pair.b.kill();
+    // As a power cut leaves it: what was not synced is gone from the disk of A.
+    fs::write(pair.a.data().join("f"), "old").unwrap();
+    fs::write(pair.a.data().join("lost"), "").unwrap();
+    // A was secondary when it last ran, as far as it knows: only force makes it primary.
+    pair.a.start(Role::Secondary).unwrap();
+    pair.a.kill();
+    pair.a.start(Role::ForcedPrimary).unwrap();
+    pair.b.start(Role::Secondary).unwrap();
+    pair.assert_identical();
+    assert_eq!(fs::read(pair.on_b("f")).unwrap(), b"old");
+    let archives = list(&pair.b);
+    assert_eq!(archives.len(), 1, "{archives:?}");
+    assert_eq!(archives[0]["about"]["reason"], "forced");
+    let files = PathBuf::from(archives[0]["files"].as_str().unwrap());
+    assert_eq!(fs::read(files.join("f")).unwrap(), b"newer");
+    assert_eq!(fs::read(files.join("lost")).unwrap(), b"acknowledged");
+    assert!(list(&pair.a).is_empty());
+    pair.b.kill();
+}

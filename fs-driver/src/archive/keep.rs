@@ -33,6 +33,8 @@ const ID: &[u8] = b"trusted.twinfold";
 pub enum Reason {
     /// The operator gives the copy up.
     GivenUp,
+    /// The other copy was made the good one by force, and may lack what this one has.
+    Forced,
     /// The copy was made the good one by force, in the middle of a resync: these objects had
     /// lost their names by then, and had no new ones. They are named by their ids.
     Aside,
