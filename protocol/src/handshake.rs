@@ -53,6 +53,9 @@ pub struct CopyState {
     pub up_to_date: bool,
     /// Its operator said that it may be overwritten by the other one, until it was.
     pub given_up: bool,
+    /// It was made the good one by force, and no other one has followed it since: what
+    /// the other one has may be more.
+    pub forced: bool,
 }
 
 impl CopyState {
@@ -79,6 +82,7 @@ impl CopyState {
         state.module = module;
         state.bases.clear();
         state.given_up = false;
+        state.forced = false;
         state.remember(generation);
         state.up_to_date = true;
         state

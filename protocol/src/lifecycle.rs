@@ -161,7 +161,13 @@ impl Record {
     /// The peer is up to date: no base is needed any more.
     pub fn peer_is_current(&mut self) {
         self.copy.bases.clear();
+        self.copy.forced = false;
         self.alone_since = 0;
+    }
+
+    /// The copy is primary by force, whatever the peer may have.
+    pub fn is_forced(&mut self) {
+        self.copy.forced = true;
     }
 
     /// A resync of this copy begins, from a primary that has seen `epoch` (invariant 11).

@@ -35,6 +35,9 @@ pub enum Reason {
     GivenUp,
     /// The other copy was made the good one by force, and may lack what this one has.
     Forced,
+    /// The copy was made the good one by force, in the middle of a resync: these objects had
+    /// lost their names by then, and had no new ones. They are named by their ids.
+    Aside,
 }
 
 /// What is to be kept of an object.
@@ -78,10 +81,11 @@ struct Found {
     names: bool,
 }
 
-/// Keeps what is wanted of the copy in a new archive; returns its name. Nothing may change
-/// the copy meanwhile. When this returns the archive is complete and on the disk.
+/// Keeps what is wanted below `root` of the copy in a new archive; returns its name. Nothing
+/// may change it meanwhile. When this returns the archive is complete and on the disk.
 pub fn keep(
     layout: &Layout,
+    root: PathBuf,
     copy: &CopyState,
     reason: Reason,
     wanted: &Wanted,
@@ -91,7 +95,7 @@ pub fn keep(
     super::remove_incomplete(layout)?;
     let name = format!("{}-{}", stamp(now), copy.current);
     let part = layout.archive().join(format!("{name}{PART}"));
-    let made = write(layout, copy, reason, wanted, now, &part);
+    let made = write(root, copy, reason, wanted, now, &part);
     let about = match made {
         Ok(about) => about,
         Err(e) => {
@@ -127,7 +131,7 @@ fn stamp(now: u64) -> String {
 }
 
 fn write(
-    layout: &Layout,
+    root: PathBuf,
     copy: &CopyState,
     reason: Reason,
     wanted: &Wanted,
@@ -135,7 +139,6 @@ fn write(
     part: &Path,
 ) -> io::Result<About> {
     private_directory(part)?;
-    let root = layout.data();
     let mut lines = BufWriter::new(File::create_new(part.join(MANIFEST))?);
     let (found, removed) = find(&root, wanted)?;
     let mut archiving = Archiving {

@@ -41,7 +41,8 @@ impl Engine {
         let layout = self.store.layout();
         let now = clock::unix_seconds();
         if !wanted.is_empty() {
-            let (name, about) = archive::keep(layout, &record.copy, reason, &wanted, now)?;
+            let (name, about) =
+                archive::keep(layout, layout.data(), &record.copy, reason, &wanted, now)?;
             tracing::warn!(
                 name,
                 files = about.files,
@@ -57,6 +58,39 @@ impl Engine {
         })?;
         self.limit_archives();
         Ok(())
+    }
+
+    /// The copy is made the good one by force. Was that in the middle of a resync, then some
+    /// objects wait aside for their names, which will never come: they are kept, and go.
+    pub(super) fn keep_what_waits_aside(&self) {
+        let kept = (|| {
+            let layout = self.store.layout();
+            if std::fs::read_dir(layout.aside())?.next().is_none() {
+                return Ok(());
+            }
+            let (copy, now) = (self.copy.get().copy, clock::unix_seconds());
+            let wanted = Wanted {
+                everything: true,
+                ..Wanted::default()
+            };
+            let aside = layout.aside();
+            let (name, _) = archive::keep(layout, aside, &copy, Reason::Aside, &wanted, now)?;
+            let objects = self.store.clear_aside()?;
+            tracing::warn!(
+                name,
+                objects,
+                "the resync of this copy was not finished; what had lost its name in it is kept in \
+                 an archive"
+            );
+            io::Result::Ok(())
+        })();
+        if let Err(error) = kept {
+            tracing::warn!(
+                %error,
+                "what lost its name in the unfinished resync of this copy cannot be kept; it waits \
+                 in the directory `aside` until the next resync of this copy"
+            );
+        }
     }
 
     fn wanted(&self, own: &OwnChanges) -> io::Result<Wanted> {

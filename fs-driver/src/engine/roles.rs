@@ -31,6 +31,7 @@ impl Engine {
     /// every acknowledged write (promise 4).
     pub fn start_primary(self: &Arc<Self>, force: bool) -> Result<()> {
         let record = self.copy.get();
+        let mut forced = false;
         if let Some(objection) = record.objection(crate::state::boot_id()) {
             if !force || !record.copy.current.is_some() {
                 bail!(
@@ -39,14 +40,16 @@ impl Engine {
                 );
             }
             tracing::warn!(%objection, "starting as primary by force");
+            self.keep_what_waits_aside();
+            forced = true;
         }
         // A peer that was up to date is left behind by whatever is written now.
-        self.take_over(record.paired || force, DirtyMap::default())
+        self.take_over(record.paired || force, forced, DirtyMap::default())
     }
 
     /// Makes a new epoch (and generation) durable and accepts writes, alone.
     /// `suspects` are what the other copy may lack.
-    fn take_over(&self, new_generation: bool, suspects: DirtyMap) -> Result<()> {
+    fn take_over(&self, new_generation: bool, forced: bool, suspects: DirtyMap) -> Result<()> {
         let aside = self.store.settle_aside();
         let aside = aside.context("cannot look at what a resync left aside")?;
         if aside > 0 {
@@ -59,6 +62,9 @@ impl Engine {
         let next = new_generation.then(|| Generation(random_id()));
         let mut record = self.copy.get();
         record.become_primary(self.side, next, crate::state::boot_id())?;
+        if forced {
+            record.is_forced();
+        }
         if next.is_some() {
             record.alone_since = clock::unix_seconds();
         }
@@ -139,6 +145,9 @@ impl Engine {
             bail!("this copy was never synchronised: there is nothing to promote");
         }
         self.drop_connection("promoted");
+        if !current {
+            self.keep_what_waits_aside();
+        }
         let mut suspects = match standby {
             Some(standby) => standby.into_marks(&self.store),
             None => DirtyMap::default(),
@@ -155,7 +164,7 @@ impl Engine {
                 }
             }
         };
-        self.take_over(true, suspects)
+        self.take_over(true, !current, suspects)
     }
 
     /// Makes a primary secondary: no write is accepted from now on, all is flushed,

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use twinfold_protocol::handshake::{Decision, Method, Which};
+use twinfold_protocol::handshake::{CopyState, Decision, Method, Which};
 use twinfold_protocol::ids::{Epoch, FileId, Generation, ModuleId, Seq, SessionId};
 use twinfold_protocol::marks::DirtyMap;
 use twinfold_protocol::op::{Op, Payload, Stability};
@@ -192,20 +192,27 @@ impl Engine {
 
     /// Before a resync that overwrites what this copy may have and its source may not: keeps
     /// it, if that was not done when the copy was given up. Blocks for as long as that takes.
-    pub(crate) fn keep_before_resync(&self, decision: Decision) -> io::Result<()> {
+    pub(crate) fn keep_before_resync(
+        &self,
+        decision: Decision,
+        source: &CopyState,
+    ) -> io::Result<()> {
         let Decision::Resync { method, .. } = decision else {
             return Ok(());
         };
-        let record = self.copy.get();
-        if !record.copy.given_up || method == Method::Marks {
-            return Ok(());
-        }
+        let copy = self.copy.get().copy;
+        let (reason, everything) = match (copy.given_up, source.forced) {
+            (true, _) if method == Method::Compare => (Reason::GivenUp, true),
+            // Acknowledged writes may be here that the source lost, or never had.
+            (false, true) if copy.current.is_some() => (Reason::Forced, false),
+            _ => return Ok(()),
+        };
         {
             let _ending = self.ending.lock();
             self.keeping.store(true, Ordering::Release);
             *self.standby.lock() = None;
         }
-        let kept = self.keep_copy(Reason::GivenUp, true);
+        let kept = self.keep_copy(reason, everything);
         self.keeping.store(false, Ordering::Release);
         kept
     }

@@ -215,8 +215,8 @@ async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended>
             if !target {
                 bail!("this copy would be the source, but this node is secondary");
             }
-            let keeper = engine.clone();
-            tokio::task::spawn_blocking(move || keeper.keep_before_resync(own))
+            let (keeper, source) = (engine.clone(), theirs.copy.clone());
+            tokio::task::spawn_blocking(move || keeper.keep_before_resync(own, &source))
                 .await?
                 .context(
                     "what this copy has cannot be kept, so it is not overwritten: make room, or \

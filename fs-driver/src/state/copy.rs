@@ -5,7 +5,7 @@
 //! ```text
 //! slot i at byte 4096 * i; the sound one with the higher number holds
 //!   0  8   "twinfold"
-//!   8  2   version, 4
+//!   8  2   version, 5
 //!  10  8   number of the change
 //!  18  4   bytes of the body
 //!  22  n   body
@@ -19,6 +19,7 @@
 //!         1  clean: the driver stopped in order
 //!        16  boot id of the operating system during the last run
 //!         1  given up by its operator
+//!         1  made the good one by force, and not followed by the other one since
 //!         1  kept in an archive: 0 no, 1 its changes, 2 all of it, 3 the operator does without
 //!         8  when it last went on without its peer, in seconds since 1970, or 0
 //!         8  number of the saved marks in force (`state/marks`)
@@ -40,7 +41,7 @@ use twinfold_protocol::lifecycle::{Archived, Record};
 use twinfold_protocol::limits;
 
 const MAGIC: &[u8; 8] = b"twinfold";
-const VERSION: u16 = 4;
+const VERSION: u16 = 5;
 
 /// Bytes of a slot: one sector of any disk holds no more than one.
 const SLOT: usize = 4096;
@@ -163,6 +164,7 @@ fn slot(record: &Record, number: u64) -> Vec<u8> {
     body.push(record.clean.into());
     body.extend_from_slice(&record.boot.to_le_bytes());
     body.push(record.copy.given_up.into());
+    body.push(record.copy.forced.into());
     body.push(match record.archived {
         Archived::No => 0,
         Archived::Changes => 1,
@@ -256,6 +258,7 @@ fn decode_body(bytes: &mut Bytes<'_>) -> Result<Record> {
             history: bytes.generations()?,
             up_to_date: bytes.bool()?,
             given_up: false,
+            forced: false,
         },
         epoch: Epoch(bytes.u32()?),
         role: match bytes.take::<1>()? {
@@ -272,6 +275,7 @@ fn decode_body(bytes: &mut Bytes<'_>) -> Result<Record> {
         archived: Archived::No,
     };
     record.copy.given_up = bytes.bool()?;
+    record.copy.forced = bytes.bool()?;
     record.archived = match bytes.take::<1>()? {
         [0] => Archived::No,
         [1] => Archived::Changes,
@@ -297,6 +301,7 @@ mod tests {
                 history: vec![Generation(3), Generation(2)],
                 up_to_date: true,
                 given_up: true,
+                forced: true,
             },
             epoch: Epoch(12),
             role: Some(Role::Primary),

@@ -209,6 +209,7 @@ impl Control {
                 put_generations(&mut w, &h.copy.history);
                 w.u8(h.copy.up_to_date.into());
                 w.u8(h.copy.given_up.into());
+                w.u8(h.copy.forced.into());
                 w.u32(h.epoch.0);
                 w.option(h.resume, |w, (session, seq)| {
                     w.u128(session.0);
@@ -368,6 +369,7 @@ fn get_hello(r: &mut Reader) -> Result<Hello, Violation> {
         history: get_generations(r)?,
         up_to_date: r.bool("up to date")?,
         given_up: r.bool("given up")?,
+        forced: r.bool("forced")?,
     };
     let epoch = r.u32()?;
     check("epoch", epoch.into(), Epoch::MAX.0.into())?;

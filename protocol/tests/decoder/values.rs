@@ -430,7 +430,7 @@ fn hello() -> impl Strategy<Value = Hello> {
         any::<u128>(),
         generations(),
         generations(),
-        any::<(bool, bool)>(),
+        any::<(bool, bool, bool)>(),
     );
     let copy = copy.prop_map(|(module, current, bases, history, flags)| CopyState {
         module: ModuleId(module),
@@ -439,6 +439,7 @@ fn hello() -> impl Strategy<Value = Hello> {
         history,
         up_to_date: flags.0,
         given_up: flags.1,
+        forced: flags.2,
     });
     let account = (text(limits::MAX_REASON), any::<(u64, u64, u64)>());
     let account = account.prop_map(|(mount, (alone_since, objects, bytes))| Account {
