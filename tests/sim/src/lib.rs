@@ -18,6 +18,7 @@ mod faults;
 mod fs;
 mod log;
 mod net;
+mod own;
 mod plan;
 mod prefix;
 mod primary;

@@ -91,7 +91,7 @@ fn many(arguments: &Arguments) -> ExitCode {
     println!(
         "{seeds} seeds in {seconds:.1} s, {:.0}/s: {} effects, {} changes asked for, {} \
          acknowledged; {} failovers, {} hand-overs, {} splits given up, {} starts, {} resyncs, {} \
-         sessions resumed, {} times alone, {} checkpoints, {} copies of nameless files, looked {} times, {} prefixes compared",
+         sessions resumed, {} times alone, {} checkpoints and {} while alone, {} copies of nameless files, looked {} times, {} prefixes compared",
         seeds as f64 / seconds,
         stats.effects,
         stats.asked,
@@ -104,6 +104,7 @@ fn many(arguments: &Arguments) -> ExitCode {
         stats.resumed,
         stats.alone,
         stats.checkpoints,
+        stats.alone_checkpoints,
         stats.orphans,
         stats.looks,
         stats.prefixes,

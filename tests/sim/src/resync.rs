@@ -68,9 +68,10 @@ impl World {
             }
             Message::Marks {
                 session,
+                own,
                 intents,
                 damaged,
-            } => self.marks(node, id, session, intents, damaged),
+            } => self.marks(node, id, session, (*own, intents, damaged)),
             Message::Start(start) => self.standby_start(node, start),
             Message::Op(op) => self.standby_op(node, *op),
             Message::Receipt(receipt) => {
@@ -220,13 +221,18 @@ impl World {
             inbox: Default::default(),
             busy: false,
         });
-        let damaged = n.disk.log.is_damaged() && self.bug != Some(Bug::AssumeClean);
-        let intents: Vec<Intent> = self.nodes[node].disk.log.all().into_iter().collect();
+        let own = Box::new(n.own.clone().united());
+        let damaged = (n.damaged || n.disk.log.is_damaged() || own.is_everything())
+            && self.bug != Some(Bug::AssumeClean);
+        let mut intents = n.disk.log.all();
+        intents.extend(n.recovered.iter().copied());
+        let intents: Vec<Intent> = intents.into_iter().collect();
         self.send(
             node,
             id,
             Message::Marks {
                 session,
+                own,
                 intents,
                 damaged,
             },
@@ -239,8 +245,7 @@ impl World {
         node: usize,
         id: u64,
         session: SessionId,
-        intents: Vec<Intent>,
-        damaged: bool,
+        (theirs_own, intents, damaged): (DirtyMap, Vec<Intent>, bool),
     ) {
         let peer = 1 - node;
         let usable = self.has_connection(node, id)
@@ -272,7 +277,18 @@ impl World {
         if self.has(Bug::DropMarks) {
             self.nodes[node].core.mark(|map| *map = DirtyMap::default());
         }
-        let suspects = self.nodes[node].core.take_suspects();
+        let own = self.nodes[node].core.take_suspects();
+        let mut everything = own.is_everything();
+        self.nodes[node]
+            .core
+            .mark(|dirty| everything |= dirty.take_everything());
+        if method == Method::Marks && everything {
+            method = Method::Compare;
+        }
+        let mut suspects = own.clone();
+        if !self.has(Bug::IgnoreTargetNotes) {
+            suspects.unite(theirs_own);
+        }
         let patience = if self.rng.one_in(12) {
             self.rng.below(20)
         } else {
@@ -294,7 +310,10 @@ impl World {
         self.nodes[node].comparing = false;
         if compared.is_err() {
             self.note(|| format!("node {node}: the comparison breaks off"));
-            self.nodes[node].core.add_suspects(suspects);
+            self.nodes[node].core.add_suspects(own);
+            if everything {
+                self.nodes[node].core.mark(DirtyMap::mark_everything);
+            }
             if self.nodes[node].connection == Some(id) {
                 self.drop_connection(node);
             }
@@ -303,7 +322,7 @@ impl World {
         let n = &self.nodes[node];
         if n.core.link() != Link::Alone || n.connection != Some(id) {
             // The comparison came too late; what it found stays marked.
-            self.nodes[node].core.add_suspects(suspects);
+            self.nodes[node].core.add_suspects(own);
             return;
         }
         self.note(|| format!("node {node} compared ({method:?}), session {session} begins"));
