@@ -12,6 +12,7 @@
 mod bugs;
 mod checker;
 mod checkpoint;
+mod compare;
 mod disk;
 mod effects;
 mod faults;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use twinfold_sim::{Bug, Fault, Stats, plan_of, run, shrink};
+use twinfold_sim::{Bug, Stats, plan_of, run, shrink};
 
 /// The simulator of twinfold: two nodes, their disks, their network, and everything
 /// that can happen to them.
@@ -109,12 +109,7 @@ fn many(arguments: &Arguments) -> ExitCode {
         stats.looks,
         stats.prefixes,
     );
-    let faults: Vec<String> = Fault::NAMES
-        .iter()
-        .zip(stats.faults)
-        .map(|(name, n)| format!("{name} {n}"))
-        .collect();
-    println!("faults: {}", faults.join(", "));
+    println!("faults: {}", stats.faults_by_name());
     match failed.first() {
         None => ExitCode::SUCCESS,
         Some(seed) => {

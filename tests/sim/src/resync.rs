@@ -3,22 +3,23 @@
 use std::collections::BTreeSet;
 
 use twinfold_protocol::attr::Kind;
-use twinfold_protocol::compare::{HASH, Source, compare};
+use twinfold_protocol::compare::compare;
 use twinfold_protocol::handshake::{Decision, Method, Role, Which, decide};
 use twinfold_protocol::ids::{FileId, Seq, SessionId};
 use twinfold_protocol::lifecycle::Record;
-use twinfold_protocol::limits::{self, BLOCK};
+use twinfold_protocol::limits::BLOCK;
 use twinfold_protocol::marks::{DirtyMap, Intent, Names};
 use twinfold_protocol::op::{Listing, Name, Op, PutEntry};
-use twinfold_protocol::primary::{AckMode, Link, Primary};
+use twinfold_protocol::primary::{AckMode, Link};
 use twinfold_protocol::secondary::Secondary;
 use twinfold_protocol::time::Timestamp;
-use twinfold_protocol::wire::{CompareAnswer, CompareRequest, OpStreamStart};
+use twinfold_protocol::wire::OpStreamStart;
 
 use crate::bugs::Bug;
-use crate::fs::{Fs, payload};
+use crate::compare::Here;
+use crate::fs::payload;
 use crate::net::Message;
-use crate::world::{MS, Moving, Node, Standby, Step, World};
+use crate::world::{MS, Moving, Standby, Step, World};
 
 /// Entries of a directory in one op: few, so that listings are cut.
 const ENTRIES: usize = 2;
@@ -537,147 +538,11 @@ impl World {
     }
 }
 
-/// The source's copy, and the target to be asked.
-struct Here<'a> {
-    world: &'a mut World,
-    node: usize,
-    life: u64,
-    connection: u64,
-    /// Questions after which the connection breaks.
-    patience: u64,
-}
-
-impl Here<'_> {
-    fn fs(&self) -> &Fs {
-        &self.world.nodes[self.node].disk.fs
-    }
-
-    /// Nothing of a process that is gone.
-    fn with_core(&mut self, change: impl FnOnce(&mut Primary<u64>)) {
-        let node = &mut self.world.nodes[self.node];
-        if node.life == self.life {
-            change(&mut node.core);
-        }
-    }
-}
-
 impl World {
     /// Whether both nodes have this connection as theirs.
-    fn has_connection(&self, node: usize, id: u64) -> bool {
+    pub(crate) fn has_connection(&self, node: usize, id: u64) -> bool {
         [node, 1 - node]
             .iter()
             .all(|n| self.nodes[*n].up && self.nodes[*n].connection == Some(id))
-    }
-}
-
-fn hashes(node: &Node, file: FileId, offset: u64, blocks: u32) -> (u64, Vec<u8>) {
-    let fs = &node.disk.fs;
-    let size = fs.size(file);
-    let end = size.min(offset + u64::from(blocks) * BLOCK);
-    let values = fs.read(file, offset, end.saturating_sub(offset));
-    let hash = |value: &u64| {
-        let mut hash = [0; HASH];
-        hash[..8].copy_from_slice(&value.to_le_bytes());
-        hash
-    };
-    (size, values.iter().flat_map(hash).collect())
-}
-
-impl Source for Here<'_> {
-    type Error = ();
-
-    fn kind(&mut self, file: FileId) -> Result<Option<Kind>, ()> {
-        Ok(self.fs().kind(file))
-    }
-
-    fn size(&mut self, file: FileId) -> Result<u64, ()> {
-        Ok(self.fs().size(file))
-    }
-
-    fn find(&mut self, directory: FileId, name: &Name) -> Result<Option<FileId>, ()> {
-        let names = self.fs().names(directory);
-        Ok(names.and_then(|n| n.get(name)).copied())
-    }
-
-    fn list(&mut self, directory: FileId) -> Result<Vec<FileId>, ()> {
-        let names = self.fs().names(directory);
-        Ok(names
-            .map(|n| n.values().copied().collect())
-            .unwrap_or_default())
-    }
-
-    fn ids(&mut self, first: FileId) -> Result<Vec<FileId>, ()> {
-        let last = FileId(first.0 + limits::ID_BLOCK - 1);
-        let items = &self.fs().items;
-        Ok(items.range(first..=last).map(|(id, _)| *id).collect())
-    }
-
-    fn hashes(&mut self, file: FileId, offset: u64, blocks: u32) -> Result<(u64, Vec<u8>), ()> {
-        Ok(hashes(&self.world.nodes[self.node], file, offset, blocks))
-    }
-
-    /// The world goes on while a question and its answer are on their way.
-    fn ask(&mut self, request: CompareRequest) -> Result<CompareAnswer, ()> {
-        self.patience = self.patience.checked_sub(1).ok_or(())?;
-        let world = &mut *self.world;
-        let peer = 1 - self.node;
-        let mut answer = None;
-        for way in 0..2 {
-            let arrives = world.now + 20_000 + world.rng.below(world.net.delay.max(1));
-            world.run(arrives);
-            let there = world.has_connection(self.node, self.connection)
-                && world.nodes[self.node].life == self.life
-                && world.nodes[self.node].role == Some(Role::Primary)
-                && world.nodes.iter().all(|n| !n.frozen)
-                && world.net.cut == [false; 2]
-                && world.failure.is_none();
-            if !there {
-                return Err(());
-            }
-            if way == 0 {
-                answer = Some(answer_of(&world.nodes[peer], &request));
-            }
-        }
-        answer.ok_or(())
-    }
-
-    fn unexpected(&mut self, _answer: &CompareAnswer) {}
-
-    fn watch(&mut self, watch: bool) {
-        self.with_core(|core| core.watch_moves(watch));
-    }
-
-    fn moved(&mut self) -> Vec<FileId> {
-        let mut moved = Vec::new();
-        self.with_core(|core| moved = core.take_moved());
-        moved
-    }
-
-    fn mark(&mut self, change: impl FnOnce(&mut DirtyMap)) {
-        self.with_core(|core| core.mark(change));
-    }
-}
-
-/// The target's answer.
-fn answer_of(target: &Node, request: &CompareRequest) -> CompareAnswer {
-    let fs = &target.disk.fs;
-    match request {
-        CompareRequest::Objects { files } => CompareAnswer::Present {
-            present: files.iter().map(|f| fs.items.contains_key(f)).collect(),
-        },
-        CompareRequest::Blocks {
-            file,
-            offset,
-            blocks,
-        } => match fs.kind(*file) {
-            None => CompareAnswer::Missing,
-            Some(_) => {
-                let (size, hashes) = hashes(target, *file, *offset, *blocks);
-                CompareAnswer::Hashes {
-                    size,
-                    hashes: hashes.into(),
-                }
-            }
-        },
     }
 }

@@ -557,6 +557,13 @@ impl World {
 }
 
 impl Stats {
+    /// How often each kind of fault happened.
+    pub fn faults_by_name(&self) -> String {
+        let counts = Fault::NAMES.iter().zip(self.faults);
+        let texts: Vec<String> = counts.map(|(name, n)| format!("{name} {n}")).collect();
+        texts.join(", ")
+    }
+
     /// Adds what was counted elsewhere.
     pub fn add(&mut self, other: &Stats) {
         self.asked += other.asked;

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use twinfold_sim::{Fault, Stats, plan_of, run};
+use twinfold_sim::{Stats, plan_of, run};
 
 /// Seconds of a run in which no new seed is begun any more; more with
 /// `TWINFOLD_SIM_SECONDS`.
@@ -29,12 +29,7 @@ fn nothing_acknowledged_is_lost_and_the_copies_come_together() {
         );
         total.add(&outcome.stats);
     }
-    let faults: Vec<String> = Fault::NAMES
-        .iter()
-        .zip(total.faults)
-        .map(|(name, n)| format!("{name} {n}"))
-        .collect();
-    println!("{seed} seeds: {total:?}\n{}", faults.join(", "));
+    println!("{seed} seeds: {total:?}\n{}", total.faults_by_name());
     // The faults do happen, and so does what they are to test.
     assert!(total.faults.iter().all(|n| *n > 0), "{total:?}");
     let counts = [
