@@ -39,6 +39,10 @@ pub enum Bug {
     IgnoreTargetNotes,
     /// 8: a copy out of a file without a name is shipped as one.
     CopyOfNameless,
+    /// 12: saved marks are not read when the driver starts.
+    ForgetMarks,
+    /// 1: while alone, notes go before the marks that stand for them are saved.
+    NotesGoFirst,
     /// Promise 3: the secondary applies writes to different files in any order.
     AnyOrder,
     /// 17: the record is written in place: power that fails meanwhile tears it.
@@ -59,7 +63,7 @@ impl Bug {
     /// The invariant of `guarantees.md` that it breaks.
     pub fn invariant(self) -> u8 {
         match self {
-            Bug::NoIntents | Bug::LateIntents => 1,
+            Bug::NoIntents | Bug::LateIntents | Bug::NotesGoFirst => 1,
             Bug::EarlyRetire | Bug::CheckpointsOverlap => 2,
             Bug::LocalSync | Bug::SwallowSyncError => 3,
             Bug::GoAloneUnasked | Bug::StaleVote => 4,
@@ -69,7 +73,7 @@ impl Bug {
             Bug::NoUndo | Bug::AsideLeft => 9,
             Bug::StaleRead => 10,
             Bug::EarlyUpToDate => 11,
-            Bug::DropMarks | Bug::AssumeClean => 12,
+            Bug::DropMarks | Bug::AssumeClean | Bug::ForgetMarks => 12,
             Bug::NewerByClock => 13,
             Bug::HoldForever => 14,
             Bug::IgnoreTargetNotes => 15,

@@ -20,6 +20,7 @@ impl World {
     /// Both nodes flush, unless there is nothing to flush: by itself or by hand.
     pub(crate) fn checkpoint(&mut self, node: usize) {
         let primary = self.nodes[node].role == Some(Role::Primary);
+        self.checkpoint_alone(node);
         if primary && self.nodes[node].core.unflushed_counts() != (0, 0) {
             self.begin_checkpoint(node);
         }
@@ -56,7 +57,9 @@ impl World {
 
     /// A checkpoint goes on.
     pub(crate) fn checkpoint_step(&mut self, node: usize, stage: CheckpointStage) {
-        let (CheckpointStage::Gather(_, before) | CheckpointStage::Flush(before)) = &stage;
+        let (CheckpointStage::Gather(_, before)
+        | CheckpointStage::Alone(_, before)
+        | CheckpointStage::Flush(before)) = &stage;
         let now = self.inside(node);
         if before.iter().any(|id| now.contains(id)) {
             return self.soon(node, 2 * MS, Step::Checkpoint(stage));
@@ -75,6 +78,7 @@ impl World {
                 self.ship(node);
                 self.soon_disk(node, 4 * MS, Step::Checkpoint(CheckpointStage::Flush(now)));
             }
+            CheckpointStage::Alone(segment, _) => self.save_alone(node, segment),
             CheckpointStage::Flush(_) => {
                 self.nodes[node].beginning = false;
                 // What a broken disk could not flush stays marked and noted.

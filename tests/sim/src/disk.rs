@@ -20,6 +20,7 @@ use crate::bugs::Bug;
 use crate::effects::{Effects, Stop};
 use crate::fs::{Fs, payload, values};
 use crate::log::Log;
+use crate::own::Saved;
 use crate::rng::Rng;
 
 /// The disk of one node.
@@ -34,6 +35,8 @@ pub(crate) struct Disk {
     pub(crate) log: Log,
     /// The copy's record; each change is synced. Changed by [`Disk::update`] only.
     pub(crate) record: Record,
+    /// Marks saved for the next run.
+    pub(crate) saved: Saved,
     /// No room for data.
     pub(crate) full: bool,
     /// Changes and flushes of the store fail.

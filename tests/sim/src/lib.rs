@@ -12,12 +12,14 @@
 mod bugs;
 mod checker;
 mod checkpoint;
+mod compare;
 mod disk;
 mod effects;
 mod faults;
 mod fs;
 mod log;
 mod net;
+mod own;
 mod plan;
 mod prefix;
 mod primary;

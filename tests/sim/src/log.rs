@@ -57,6 +57,11 @@ impl Log {
         notes.flatten().copied().collect()
     }
 
+    /// Whether anything is noted.
+    pub(crate) fn has_notes(&self) -> bool {
+        self.segments.values().any(|s| !s.notes.is_empty())
+    }
+
     /// Whether some of it cannot be read.
     pub(crate) fn is_damaged(&self) -> bool {
         self.segments.values().any(|s| s.damaged)

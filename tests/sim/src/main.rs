@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use twinfold_sim::{Bug, Fault, Stats, plan_of, run, shrink};
+use twinfold_sim::{Bug, Stats, plan_of, run, shrink};
 
 /// The simulator of twinfold: two nodes, their disks, their network, and everything
 /// that can happen to them.
@@ -91,7 +91,7 @@ fn many(arguments: &Arguments) -> ExitCode {
     println!(
         "{seeds} seeds in {seconds:.1} s, {:.0}/s: {} effects, {} changes asked for, {} \
          acknowledged; {} failovers, {} hand-overs, {} splits given up, {} starts, {} resyncs, {} \
-         sessions resumed, {} times alone, {} checkpoints, {} copies of nameless files, looked {} times, {} prefixes compared",
+         sessions resumed, {} times alone, {} checkpoints and {} while alone, {} copies of nameless files, looked {} times, {} prefixes compared",
         seeds as f64 / seconds,
         stats.effects,
         stats.asked,
@@ -104,16 +104,12 @@ fn many(arguments: &Arguments) -> ExitCode {
         stats.resumed,
         stats.alone,
         stats.checkpoints,
+        stats.alone_checkpoints,
         stats.orphans,
         stats.looks,
         stats.prefixes,
     );
-    let faults: Vec<String> = Fault::NAMES
-        .iter()
-        .zip(stats.faults)
-        .map(|(name, n)| format!("{name} {n}"))
-        .collect();
-    println!("faults: {}", faults.join(", "));
+    println!("faults: {}", stats.faults_by_name());
     match failed.first() {
         None => ExitCode::SUCCESS,
         Some(seed) => {

@@ -7,7 +7,7 @@ use twinfold_protocol::handshake::Decision;
 use twinfold_protocol::ids::Seq;
 use twinfold_protocol::ids::SessionId;
 use twinfold_protocol::lifecycle::Record;
-use twinfold_protocol::marks::Intent;
+use twinfold_protocol::marks::{DirtyMap, Intent};
 use twinfold_protocol::op::Sequenced;
 use twinfold_protocol::wire::{OpStreamStart, Receipt};
 
@@ -40,6 +40,8 @@ pub(crate) enum Message {
     Marks {
         /// For which session.
         session: SessionId,
+        /// What it has changed itself, exactly.
+        own: Box<DirtyMap>,
         /// The notes.
         intents: Vec<Intent>,
         /// Some cannot be read.

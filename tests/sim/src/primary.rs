@@ -587,7 +587,7 @@ impl World {
             Action::CheckpointDone => {
                 self.stats.checkpoints += 1;
                 if let Some(segment) = self.nodes[node].segment.take() {
-                    self.nodes[node].disk.retire(segment);
+                    self.notes_may_go(node, segment);
                 }
             }
             // No simulated primary verifies.

@@ -3,22 +3,23 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use twinfold_protocol::attr::Kind;
-use twinfold_protocol::compare::{Answers, HASH, Held, Source, compare};
+use twinfold_protocol::compare::compare;
 use twinfold_protocol::handshake::{Decision, Method, Role, Which, decide};
 use twinfold_protocol::ids::{FileId, Seq, SessionId};
 use twinfold_protocol::lifecycle::Record;
-use twinfold_protocol::limits::{self, BLOCK};
+use twinfold_protocol::limits::BLOCK;
 use twinfold_protocol::marks::{DirtyMap, Intent, Names};
 use twinfold_protocol::op::{Listing, Name, Op, PutEntry};
-use twinfold_protocol::primary::{AckMode, Link, Primary};
+use twinfold_protocol::primary::{AckMode, Link};
 use twinfold_protocol::secondary::Secondary;
 use twinfold_protocol::time::Timestamp;
-use twinfold_protocol::wire::{CompareAnswer, CompareRequest, Hashes, MatchEntry, OpStreamStart};
+use twinfold_protocol::wire::OpStreamStart;
 
 use crate::bugs::Bug;
-use crate::fs::{Fs, payload};
+use crate::compare::Here;
+use crate::fs::payload;
 use crate::net::Message;
-use crate::world::{MS, Moving, Node, Standby, Step, World};
+use crate::world::{MS, Moving, Standby, Step, World};
 
 /// Entries of a directory in one op: few, so that listings are cut.
 const ENTRIES: usize = 2;
@@ -68,9 +69,10 @@ impl World {
             }
             Message::Marks {
                 session,
+                own,
                 intents,
                 damaged,
-            } => self.marks(node, id, session, intents, damaged),
+            } => self.marks(node, id, session, (*own, intents, damaged)),
             Message::Start(start) => self.standby_start(node, start),
             Message::Op(op) => self.standby_op(node, *op),
             Message::Receipt(receipt) => {
@@ -220,13 +222,18 @@ impl World {
             inbox: Default::default(),
             busy: false,
         });
-        let damaged = n.disk.log.is_damaged() && self.bug != Some(Bug::AssumeClean);
-        let intents: Vec<Intent> = self.nodes[node].disk.log.all().into_iter().collect();
+        let own = Box::new(n.own.clone().united());
+        let damaged = (n.damaged || n.disk.log.is_damaged() || own.is_everything())
+            && self.bug != Some(Bug::AssumeClean);
+        let mut intents = n.disk.log.all();
+        intents.extend(n.recovered.iter().copied());
+        let intents: Vec<Intent> = intents.into_iter().collect();
         self.send(
             node,
             id,
             Message::Marks {
                 session,
+                own,
                 intents,
                 damaged,
             },
@@ -239,8 +246,7 @@ impl World {
         node: usize,
         id: u64,
         session: SessionId,
-        intents: Vec<Intent>,
-        damaged: bool,
+        (theirs_own, intents, damaged): (DirtyMap, Vec<Intent>, bool),
     ) {
         let peer = 1 - node;
         let usable = self.has_connection(node, id)
@@ -272,7 +278,18 @@ impl World {
         if self.has(Bug::DropMarks) {
             self.nodes[node].core.mark(|map| *map = DirtyMap::default());
         }
-        let suspects = self.nodes[node].core.take_suspects();
+        let own = self.nodes[node].core.take_suspects();
+        let mut everything = own.is_everything();
+        self.nodes[node]
+            .core
+            .mark(|dirty| everything |= dirty.take_everything());
+        if method == Method::Marks && everything {
+            method = Method::Compare;
+        }
+        let mut suspects = own.clone();
+        if !self.has(Bug::IgnoreTargetNotes) {
+            suspects.unite(theirs_own);
+        }
         let patience = if self.rng.one_in(12) {
             self.rng.below(20)
         } else {
@@ -295,7 +312,10 @@ impl World {
         self.nodes[node].comparing = false;
         if compared.is_err() {
             self.note(|| format!("node {node}: the comparison breaks off"));
-            self.nodes[node].core.add_suspects(suspects);
+            self.nodes[node].core.add_suspects(own);
+            if everything {
+                self.nodes[node].core.mark(DirtyMap::mark_everything);
+            }
             if self.nodes[node].connection == Some(id) {
                 self.drop_connection(node);
             }
@@ -304,7 +324,7 @@ impl World {
         let n = &self.nodes[node];
         if n.core.link() != Link::Alone || n.connection != Some(id) {
             // The comparison came too late; what it found stays marked.
-            self.nodes[node].core.add_suspects(suspects);
+            self.nodes[node].core.add_suspects(own);
             return;
         }
         self.note(|| format!("node {node} compared ({method:?}), session {session} begins"));
@@ -519,174 +539,11 @@ impl World {
     }
 }
 
-/// The source's copy, and the target to be asked.
-struct Here<'a> {
-    world: &'a mut World,
-    node: usize,
-    life: u64,
-    connection: u64,
-    /// Questions after which the connection breaks.
-    patience: u64,
-    /// Questions under way, with what this node itself found when it asked.
-    asked: VecDeque<(CompareRequest, Option<(u64, Hashes)>)>,
-}
-
-impl Here<'_> {
-    fn fs(&self) -> &Fs {
-        &self.world.nodes[self.node].disk.fs
-    }
-
-    fn held(&self, file: FileId) -> Option<Held> {
-        self.fs().kind(file).map(|kind| Held {
-            file,
-            kind,
-            size: self.fs().size(file),
-        })
-    }
-
-    /// Nothing of a process that is gone.
-    fn with_core(&mut self, change: impl FnOnce(&mut Primary<u64>)) {
-        let node = &mut self.world.nodes[self.node];
-        if node.life == self.life {
-            change(&mut node.core);
-        }
-    }
-}
-
 impl World {
     /// Whether both nodes have this connection as theirs.
-    fn has_connection(&self, node: usize, id: u64) -> bool {
+    pub(crate) fn has_connection(&self, node: usize, id: u64) -> bool {
         [node, 1 - node]
             .iter()
             .all(|n| self.nodes[*n].up && self.nodes[*n].connection == Some(id))
     }
-}
-
-fn hashes(node: &Node, file: FileId, offset: u64, blocks: u32) -> (u64, Vec<u8>) {
-    let fs = &node.disk.fs;
-    let size = fs.size(file);
-    let end = size.min(offset + u64::from(blocks) * BLOCK);
-    let values = fs.read(file, offset, end.saturating_sub(offset));
-    let hash = |value: &u64| {
-        let mut hash = [0; HASH];
-        hash[..8].copy_from_slice(&value.to_le_bytes());
-        hash
-    };
-    (size, values.iter().flat_map(hash).collect())
-}
-
-impl Source for Here<'_> {
-    type Error = ();
-
-    fn look(&mut self, file: FileId) -> Result<Option<Held>, ()> {
-        Ok(self.held(file))
-    }
-
-    fn find(&mut self, directory: FileId, name: &Name) -> Result<Option<FileId>, ()> {
-        let names = self.fs().names(directory);
-        Ok(names.and_then(|n| n.get(name)).copied())
-    }
-
-    fn list(&mut self, directory: FileId) -> Result<Vec<Held>, ()> {
-        let names = self.fs().names(directory);
-        let files = names.into_iter().flat_map(|n| n.values());
-        Ok(files.filter_map(|file| self.held(*file)).collect())
-    }
-
-    /// Nobody seeds a copy here.
-    fn entries(&mut self, _directory: FileId) -> Result<Vec<MatchEntry>, ()> {
-        Err(())
-    }
-
-    fn ids(&mut self, first: FileId) -> Result<Vec<FileId>, ()> {
-        let last = FileId(first.0 + limits::ID_BLOCK - 1);
-        let items = &self.fs().items;
-        Ok(items.range(first..=last).map(|(id, _)| *id).collect())
-    }
-
-    fn ask(&mut self, request: CompareRequest) -> Result<(), ()> {
-        self.patience = self.patience.checked_sub(1).ok_or(())?;
-        let mut mine = None;
-        if let CompareRequest::Blocks {
-            file,
-            offset,
-            blocks,
-        } = &request
-            && self.held(*file).is_some()
-        {
-            let node = &self.world.nodes[self.node];
-            let (size, hashes) = hashes(node, *file, *offset, *blocks);
-            mine = Some((size, hashes.into()));
-        }
-        self.asked.push_back((request, mine));
-        Ok(())
-    }
-
-    /// The world goes on while a question and its answer are on their way.
-    fn answer(&mut self) -> Result<Answers, ()> {
-        let (request, mine) = self.asked.pop_front().ok_or(())?;
-        let world = &mut *self.world;
-        let peer = 1 - self.node;
-        let mut answer = None;
-        for way in 0..2 {
-            let arrives = world.now + 20_000 + world.rng.below(world.net.delay.max(1));
-            world.run(arrives);
-            let there = world.has_connection(self.node, self.connection)
-                && world.nodes[self.node].life == self.life
-                && world.nodes[self.node].role == Some(Role::Primary)
-                && world.nodes.iter().all(|n| !n.frozen)
-                && world.net.cut == [false; 2]
-                && world.failure.is_none();
-            if !there {
-                return Err(());
-            }
-            if way == 0 {
-                answer = answer_of(&world.nodes[peer], &request);
-            }
-        }
-        let theirs = answer.ok_or(())?;
-        Ok(Answers { theirs, mine })
-    }
-
-    fn unexpected(&mut self, _answer: &CompareAnswer) {}
-
-    fn watch(&mut self, watch: bool) {
-        self.with_core(|core| core.watch_moves(watch));
-    }
-
-    fn moved(&mut self) -> Vec<FileId> {
-        let mut moved = Vec::new();
-        self.with_core(|core| moved = core.take_moved());
-        moved
-    }
-
-    fn mark(&mut self, change: impl FnOnce(&mut DirtyMap)) {
-        self.with_core(|core| core.mark(change));
-    }
-}
-
-/// The target's answer.
-fn answer_of(target: &Node, request: &CompareRequest) -> Option<CompareAnswer> {
-    let fs = &target.disk.fs;
-    Some(match request {
-        CompareRequest::Objects { files } => CompareAnswer::Present {
-            present: files.iter().map(|f| fs.items.contains_key(f)).collect(),
-        },
-        CompareRequest::Blocks {
-            file,
-            offset,
-            blocks,
-        } => match fs.kind(*file) {
-            None => CompareAnswer::Missing,
-            Some(_) => {
-                let (size, hashes) = hashes(target, *file, *offset, *blocks);
-                CompareAnswer::Hashes {
-                    size,
-                    hashes: hashes.into(),
-                }
-            }
-        },
-        // Nobody seeds a copy here.
-        CompareRequest::Match { .. } => return None,
-    })
 }

@@ -7,7 +7,7 @@
 use twinfold_protocol::handshake::{Decision, Role, decide};
 use twinfold_protocol::ids::{Generation, Side};
 use twinfold_protocol::marks::DirtyMap;
-use twinfold_protocol::primary::{AckMode, Link, Primary};
+use twinfold_protocol::primary::{AckMode, Link, OwnMarks, Primary};
 
 use crate::bugs::Bug;
 use crate::checker::Promise;
@@ -53,8 +53,13 @@ impl World {
         n.up = true;
         n.frozen = false;
         n.life += 1;
-        n.recovered = n.disk.log.all();
-        n.damaged = n.disk.log.is_damaged() && self.bug != Some(Bug::AssumeClean);
+        let found = n.disk.find_own();
+        n.own = found.own;
+        n.recovered = found.notes;
+        n.damaged = found.damaged && self.bug != Some(Bug::AssumeClean);
+        if self.bug == Some(Bug::ForgetMarks) {
+            n.own = OwnMarks::default();
+        }
         n.disk.rotate();
         n.standby = None;
         n.connection = None;
@@ -123,6 +128,9 @@ impl World {
             true => Primary::new(config, DirtyMap::default()),
             false => n.core.next_term(),
         };
+        let own = std::mem::take(&mut n.own);
+        n.core.mark(|dirty| dirty.unite(own.dirty));
+        n.core.add_suspects(own.suspect);
         n.core.add_suspects(suspects);
         n.role = Some(Role::Primary);
         n.term += 1;
@@ -202,6 +210,11 @@ impl World {
             self.begin_checkpoint(node);
             return self.soon(node, 2 * MS, Step::Quiesce(why, until, rounds + 1));
         }
+        if self.nodes[node].comparing {
+            // With the connection the comparison ends.
+            self.drop_connection(node);
+            return self.soon(node, 2 * MS, Step::Quiesce(why, until, rounds));
+        }
         match why {
             Quiet::Demote => self.demoted(node),
             Quiet::Stop => self.stopped(node),
@@ -219,9 +232,12 @@ impl World {
             self.serving = None;
         }
         self.drop_connection(node);
+        let segment = self.nodes[node].disk.rotate();
+        let own = self.end_term(node, segment);
         let old_term = self.has(Bug::StaleVote);
         let config = self.config;
         let n = &mut self.nodes[node];
+        n.own = own;
         // What is still held is answered with an error; a sync under way still votes.
         n.changes.retain(|_, change| !change.applied);
         n.locks.clear();
@@ -235,8 +251,6 @@ impl World {
         n.term += 1;
         n.closing = false;
         n.standby = None;
-        n.recovered = n.disk.log.all();
-        n.damaged = n.disk.log.is_damaged();
         n.segment = None;
         n.beginning = false;
         n.denied = false;
@@ -265,6 +279,10 @@ impl World {
     fn stopped(&mut self, node: usize) {
         if self.nodes[node].disk.sync_all().is_ok() {
             self.drop_connection(node);
+            if self.nodes[node].role == Some(Role::Primary) {
+                let segment = self.nodes[node].disk.log.current() + 1;
+                self.end_term(node, segment);
+            }
             self.nodes[node].disk.update(|r| r.stop());
         }
         self.end(node);
@@ -309,7 +327,10 @@ impl World {
         n.lost_cache = true;
         if self.rng.one_in(5) {
             let n = &mut self.nodes[node];
-            n.disk.log.damage(&mut self.rng);
+            match self.rng.one_in(3) {
+                true => n.disk.saved.lost = true,
+                false => n.disk.log.damage(&mut self.rng),
+            }
         }
     }
 
@@ -424,9 +445,13 @@ impl World {
             suspects = standby.fresh;
             suspects.unite(standby.older);
         }
+        let n = &mut self.nodes[node];
         if current {
-            self.nodes[node].recovered.clear();
-            self.nodes[node].damaged = false;
+            n.recovered.clear();
+            n.damaged = false;
+        } else {
+            n.recovered.extend(n.disk.log.all());
+            n.damaged |= n.disk.log.is_damaged();
         }
         self.must_be_whole(node, true);
         let next = Generation(self.random_id());

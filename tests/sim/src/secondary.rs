@@ -257,9 +257,8 @@ impl World {
             let (module, generation, epoch) = (standby.module, standby.generation, standby.epoch);
             n.disk.update(|r| r.end_resync(module, generation, epoch));
             standby.machine.resync_ended();
-            n.recovered.clear();
-            n.damaged = false;
             n.half_resynced &= n.disk.effects.is_dead();
+            self.forget_own_marks(node);
         }
     }
 

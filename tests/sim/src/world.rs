@@ -9,7 +9,7 @@ use twinfold_protocol::ids::{Epoch, FileId, Generation, ModuleId, Seq, SessionId
 use twinfold_protocol::lifecycle::Record;
 use twinfold_protocol::marks::{DirtyMap, Intent};
 use twinfold_protocol::op::{Name, Sequenced};
-use twinfold_protocol::primary::{AckMode, Config, Primary};
+use twinfold_protocol::primary::{AckMode, Config, OwnMarks, Primary};
 use twinfold_protocol::secondary::Secondary;
 use twinfold_protocol::time::Instant;
 
@@ -119,6 +119,8 @@ pub(crate) enum Quiet {
 pub(crate) enum CheckpointStage {
     /// Changes that were noted in the old segment take their places first.
     Gather(u64, BTreeSet<u64>),
+    /// The same while alone; then the marks are saved.
+    Alone(u64, BTreeSet<u64>),
     /// And are applied here, before all is flushed.
     Flush(BTreeSet<u64>),
 }
@@ -186,6 +188,8 @@ pub(crate) struct Node {
     pub(crate) disk: Disk,
     pub(crate) role: Option<Role>,
     pub(crate) core: Primary<u64>,
+    /// What this node has changed by itself, exactly.
+    pub(crate) own: OwnMarks,
     pub(crate) recovered: BTreeSet<Intent>,
     pub(crate) damaged: bool,
     pub(crate) standby: Option<Standby>,
@@ -245,6 +249,8 @@ pub struct Stats {
     pub orphans: u64,
     /// Checkpoints that came to their end.
     pub checkpoints: u64,
+    /// Checkpoints of a primary that was alone.
+    pub alone_checkpoints: u64,
     /// Planned hand-overs.
     pub swaps: u64,
     /// Copies given up after a split.
@@ -340,6 +346,7 @@ impl World {
                 disk,
                 role: None,
                 core: Primary::new(config, DirtyMap::default()),
+                own: OwnMarks::default(),
                 recovered: BTreeSet::new(),
                 damaged: false,
                 standby: None,
@@ -550,6 +557,13 @@ impl World {
 }
 
 impl Stats {
+    /// How often each kind of fault happened.
+    pub fn faults_by_name(&self) -> String {
+        let counts = Fault::NAMES.iter().zip(self.faults);
+        let texts: Vec<String> = counts.map(|(name, n)| format!("{name} {n}")).collect();
+        texts.join(", ")
+    }
+
     /// Adds what was counted elsewhere.
     pub fn add(&mut self, other: &Stats) {
         self.asked += other.asked;
@@ -563,6 +577,7 @@ impl Stats {
         self.prefixes += other.prefixes;
         self.orphans += other.orphans;
         self.checkpoints += other.checkpoints;
+        self.alone_checkpoints += other.alone_checkpoints;
         self.swaps += other.swaps;
         self.splits += other.splits;
         self.effects += other.effects;

@@ -29,11 +29,16 @@ fn nothing_acknowledged_is_lost_and_the_copies_come_together() {
         );
         total.add(&outcome.stats);
     }
-    println!("{seed} seeds: {total:?}");
+    println!("{seed} seeds: {total:?}\n{}", total.faults_by_name());
     // The faults do happen, and so does what they are to test.
     assert!(total.faults.iter().all(|n| *n > 0), "{total:?}");
     let counts = [
         total.acknowledged / 500,
+        total.prefixes / 500,
+        total.checkpoints,
+        total.alone_checkpoints,
+        total.splits,
+        total.orphans,
         total.failovers,
         total.resyncs,
         total.resumed,
