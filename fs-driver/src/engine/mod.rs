@@ -14,6 +14,7 @@ mod data;
 mod gate;
 mod hashing;
 mod jobs;
+mod moving;
 mod names;
 mod own;
 mod pace;

@@ -305,7 +305,7 @@ impl Engine {
         )
     }
 
-    fn put(&self, session: SessionId, op: Op) -> Result<(), ResyncError> {
+    pub(super) fn put(&self, session: SessionId, op: Op) -> Result<(), ResyncError> {
         self.touch(&op);
         self.pace.spent(clock::now(), on_the_wire(&op));
         let mut core = self.core.lock();
@@ -359,26 +359,8 @@ impl Engine {
             while self.core.lock().take_run(file, u32::MAX, 0).is_some() {}
             return Ok(());
         }
-        let most = (limits::RESYNC_CHUNK as u64 / limits::BLOCK) as u32;
-        loop {
-            self.wait_for_window(session, limits::RESYNC_CHUNK)?;
-            // The run is known only once it is taken, so the whole file is held for the
-            // moment it takes to read one chunk.
-            let _whole = node.ranges.lock_all();
-            if node.is_orphan() {
-                self.core.lock().object_is_gone(file);
-                return Ok(());
-            }
-            let size = node.size()?;
-            let run = self.core.lock().take_run(file, most, size);
-            let Some((offset, length)) = run else { break };
-            self.tracker.worked(clock::now(), length);
-            if let Err(e) = self.put_run(session, node, offset, length) {
-                let mut back = DirtyMap::default();
-                back.mark_data(file, offset, length);
-                self.core.lock().give_back(back);
-                return Err(e);
-            }
+        if !self.move_data(session, node)? {
+            return Ok(());
         }
         // The data just moved changed the times there.
         self.touch(&Op::PutHole {
@@ -386,51 +368,6 @@ impl Engine {
             offset: 0,
             length: 0,
         });
-        Ok(())
-    }
-
-    /// Moves one run: data as data, holes as holes (invariant 6).
-    fn put_run(
-        &self,
-        session: SessionId,
-        node: &Node,
-        offset: u64,
-        length: u64,
-    ) -> Result<(), ResyncError> {
-        let file = node.file();
-        let end = offset + length;
-        let mut at = offset;
-        while at < end {
-            let data = self.store.next_data(node, at)?.unwrap_or(end).min(end);
-            if data > at {
-                self.put(
-                    session,
-                    Op::PutHole {
-                        file,
-                        offset: at,
-                        length: data - at,
-                    },
-                )?;
-                at = data;
-                continue;
-            }
-            let hole = self.store.seek(node, at, false)?.min(end);
-            let mut bytes = vec![0; (hole - at) as usize];
-            let n = self.store.read(node, at, &mut bytes)?;
-            bytes.truncate(n);
-            if n == 0 {
-                break;
-            }
-            self.put(
-                session,
-                Op::PutData {
-                    file,
-                    offset: at,
-                    data: bytes::Bytes::from(bytes).into(),
-                },
-            )?;
-            at += n as u64;
-        }
         Ok(())
     }
 
@@ -473,7 +410,11 @@ impl Engine {
         })
     }
 
-    fn wait_for_window(&self, session: SessionId, bytes: usize) -> Result<(), ResyncError> {
+    pub(super) fn wait_for_window(
+        &self,
+        session: SessionId,
+        bytes: usize,
+    ) -> Result<(), ResyncError> {
         let mut core = self.core.lock();
         loop {
             if core.link() != Link::Syncing || core.session() != Some(session) {

@@ -1,13 +1,13 @@
 //! The secondary's side: applying what the primary sends, strictly in order.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use twinfold_protocol::handshake::{CopyState, Decision, Method, Which};
 use twinfold_protocol::ids::{Epoch, FileId, Generation, ModuleId, Seq, SessionId};
-use twinfold_protocol::marks::DirtyMap;
+use twinfold_protocol::marks::{DirtyMap, Intent, intents_of};
 use twinfold_protocol::op::{Op, Payload, Stability};
 use twinfold_protocol::secondary::{Accepted, Secondary, needs_sync};
 use twinfold_protocol::time::Timestamp;
@@ -261,6 +261,31 @@ impl Engine {
             standby.stable.get_or_insert_default();
         }
         Ok(())
+    }
+
+    /// Makes the notes of changes of data that have arrived with one sync for all of them: small
+    /// pieces all over a large file would else cost one each. What cannot be noted here is
+    /// met again when it is applied.
+    pub(crate) fn standby_note_ahead(&self, frames: &VecDeque<Payload>) {
+        if frames.len() < 2 {
+            return;
+        }
+        let mut wanted = Vec::new();
+        for frame in frames {
+            let Ok(op) = decode_op(frame.clone()) else {
+                break;
+            };
+            if let Op::Write { .. } | Op::PutData { .. } | Op::PutHole { .. } = op.op {
+                intents_of(&op.op, 0, |note| wanted.push(note));
+            }
+        }
+        wanted.retain(|note| match note {
+            Intent::Extent { file, .. } | Intent::File { file } => !self.is_new(*file),
+            _ => true,
+        });
+        if let Err(error) = self.intents.ensure(&wanted) {
+            tracing::debug!(%error, "ops could not be noted together");
+        }
     }
 
     /// Decodes and applies one frame of the op stream.

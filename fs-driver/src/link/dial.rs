@@ -33,6 +33,9 @@ const RETRY_FAILED: Duration = Duration::from_secs(30);
 /// turn of the endpoint costs, short beside what anybody waits for.
 const STRETCH: Duration = Duration::from_millis(1);
 
+/// Ops whose notes are made with one sync, at most.
+const AHEAD: usize = 256;
+
 /// Blocks about which questions are answered on one thread in one go.
 const TOGETHER: usize = 256;
 
@@ -443,8 +446,20 @@ async fn apply(
 ) -> Result<()> {
     let (done, mut synced) = mpsc::unbounded_channel::<Result<Option<Receipt>, StandbyError>>();
     let mut turn = std::time::Instant::now();
+    let mut ahead = VecDeque::new();
     loop {
-        while let Some(frame) = ops.ready()? {
+        loop {
+            if ahead.is_empty() {
+                while ahead.len() < AHEAD
+                    && let Some(frame) = ops.ready()?
+                {
+                    ahead.push_back(frame);
+                }
+                engine.standby_note_ahead(&ahead);
+            }
+            let Some(frame) = ahead.pop_front() else {
+                break;
+            };
             // Megabytes of ops may have arrived, and each op may wait for a busy disk.
             // Nothing on the way to the next one makes the endpoint, on this same thread,
             // send a receipt or answer a ping: it must be given its turn.
