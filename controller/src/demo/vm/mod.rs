@@ -7,12 +7,10 @@
 //! and says which blocks it finds. Every number that was ever printed must be there.
 
 pub(crate) mod guest;
-mod initramfs;
 
 use std::fmt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +23,7 @@ use super::nodes::{self, Node};
 use super::progress::Progress;
 use super::stage::Stage;
 use super::table::{self, grouped};
-use initramfs::{Archive, Kernel, MODULES};
+use twinfold_controller::guest::{self as machine, Archive, Kernel};
 
 /// The writer's number in the stamps of the guest's blocks.
 const WRITER: u64 = 1000;
@@ -37,13 +35,14 @@ const DISK_BYTES: u64 = 64 << 20;
 const BEFORE: u64 = 400;
 const AFTER: u64 = 200;
 
+/// The guest's memory, in MiB.
+const MEMORY: u32 = 256;
+
 /// How long the guest may take to boot; it is emulated, not accelerated.
 const TO_BOOT: Duration = Duration::from_secs(300);
 
 /// How long the guest may take for its blocks.
 const TO_WRITE: Duration = Duration::from_secs(300);
-
-const QEMU: &str = "qemu-system-x86_64";
 
 /// What the guest says.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -174,20 +173,15 @@ impl Guest {
         let console = stage.directory().join(format!("console-{}.log", node.name));
         let mut drive = std::ffi::OsString::from("format=raw,if=none,id=disk,cache=none,file=");
         drive.push(vm.join("disk.img"));
-        let mut qemu = Command::new(QEMU);
-        qemu.args(["-accel", "tcg", "-machine", "pc", "-m", "256", "-smp", "1"])
-            .args(["-no-user-config", "-nodefaults", "-no-reboot"])
-            .args(["-display", "none", "-monitor", "none", "-serial", "stdio"])
-            .args(["-device", "virtio-blk-pci,drive=disk", "-drive"])
+        let mut qemu = machine::machine(MEMORY);
+        qemu.args(["-device", "virtio-blk-pci,drive=disk", "-drive"])
             .arg(drive)
             .arg("-kernel")
             .arg(vm.join("kernel"))
             .arg("-initrd")
             .arg(vm.join("initramfs"))
             .arg("-append")
-            .arg(format!(
-                "console=ttyS0 quiet panic=-1 rdinit=/init -- demo-guest {seed}"
-            ));
+            .arg(machine::command_line(&format!("demo-guest {seed}")));
         Ok(Guest {
             process: stage.spawn(qemu, &console)?,
             console,
@@ -246,30 +240,14 @@ impl Guest {
     }
 }
 
-/// Says what is missing, before anything is put up.
-fn require_qemu() -> Result<()> {
-    match Command::new(QEMU).arg("--version").output() {
-        Ok(out) if out.status.success() => Ok(()),
-        Ok(out) => bail!("{QEMU} does not work: {}", out.status),
-        Err(e) => Err(e).context(format!(
-            "{QEMU} is needed; install it with: apt-get install --no-install-recommends \
-             qemu-system-x86"
-        )),
-    }
-}
-
 /// The guest's disk, kernel and initramfs, in the folder that is to be replicated.
 fn furnish(folder: &Path, kernel: &Kernel, seed: u64) -> Result<()> {
     let vm = folder.join("vm");
     let put = || -> Result<()> {
         std::fs::create_dir(&vm)?;
         std::fs::copy(&kernel.image, vm.join("kernel"))?;
-        let mut archive = Archive::with_init()?;
-        for (i, module) in kernel.modules.iter().enumerate() {
-            let name = module.file_name().unwrap_or_default().to_string_lossy();
-            // Loaded in the order of their names.
-            archive.file(&format!("{MODULES}/{i}-{name}"), &std::fs::read(module)?);
-        }
+        let me = std::env::current_exe().context("cannot find this program's own file")?;
+        let archive = Archive::with_init(&me, &kernel.modules)?;
         std::fs::write(vm.join("initramfs"), archive.finish())?;
         let disk = std::fs::File::create(vm.join("disk.img"))?;
         disk.set_len(DISK_BYTES)?;
@@ -285,8 +263,8 @@ pub(super) fn story(
     seed: u64,
     progress: &mut Progress,
 ) -> Result<Outcome> {
-    require_qemu()?;
-    let kernel = Kernel::find(kernel)?;
+    machine::require_qemu()?;
+    let kernel = Kernel::find(kernel, machine::DISK)?;
     progress.say(&format!("two nodes in {}", stage.directory().display()));
     let (mut a, mut b) = nodes::pair(stage, |folder| furnish(folder, &kernel, seed))?;
     a.start("primary")?;

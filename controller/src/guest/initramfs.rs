@@ -1,6 +1,6 @@
 //! The guest's first and only file system: a cpio archive (the "newc" format of the
 //! kernel's Documentation/driver-api/early-userspace/buffer-format.rst) with this
-//! program as `init`, the libraries it needs, and the modules for its disk.
+//! program as `init`, the libraries it needs, and kernel modules.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-/// Where the guest finds its modules, in the order in which they are loaded.
-pub(super) const MODULES: &str = "modules";
+use super::MODULES;
 
 const DIRECTORY: u32 = libc::S_IFDIR | 0o755;
 const PROGRAM: u32 = libc::S_IFREG | 0o755;
@@ -17,34 +16,49 @@ const CONSOLE: u32 = libc::S_IFCHR | 0o600;
 
 /// An archive being made.
 #[derive(Debug, Default)]
-pub(super) struct Archive {
+pub struct Archive {
     bytes: Vec<u8>,
     directories: Vec<PathBuf>,
+    /// Libraries that are in it.
+    files: Vec<PathBuf>,
     count: u32,
 }
 
 impl Archive {
-    /// An archive with this program as `/init`.
-    pub(super) fn with_init() -> Result<Archive> {
-        let me = std::env::current_exe().context("cannot find this program's own file")?;
-        let program =
-            std::fs::read(&me).with_context(|| format!("cannot read {}", me.display()))?;
+    /// An archive with a program as `/init`, and these modules of its kernel.
+    pub fn with_init(program: &Path, modules: &[PathBuf]) -> Result<Archive> {
         let mut archive = Archive::default();
-        archive.file("init", loaded_part(&program)?);
-        for library in libraries(&me)? {
-            // A link is followed: the name is what the loader looks for.
-            let data = std::fs::read(&library)
-                .with_context(|| format!("cannot read {}", library.display()))?;
-            archive.file(&library.to_string_lossy(), &data);
-        }
+        archive.program("init", program)?;
         archive.directory(Path::new("dev"));
         // The kernel opens it before anything can be mounted: character device 5, 1.
         archive.entry("dev/console", CONSOLE, (5, 1), &[]);
+        for module in modules {
+            let name = module.file_name().unwrap_or_default().to_string_lossy();
+            let data = std::fs::read(module)
+                .with_context(|| format!("cannot read {}", module.display()))?;
+            archive.file(&format!("{MODULES}/{name}"), &data);
+        }
         Ok(archive)
     }
 
+    /// Adds a program with the libraries it needs, but without what is only for debuggers.
+    pub fn program(&mut self, name: &str, path: &Path) -> Result<()> {
+        let read = |path: &Path| {
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+        };
+        self.file(name, loaded_part(&read(path)?)?);
+        for library in libraries(path)? {
+            if !self.files.contains(&library) {
+                // A link is followed: the name is what the loader looks for.
+                self.file(&library.to_string_lossy(), &read(&library)?);
+                self.files.push(library);
+            }
+        }
+        Ok(())
+    }
+
     /// Adds a file, and the directories it is in.
-    pub(super) fn file(&mut self, name: &str, data: &[u8]) {
+    pub fn file(&mut self, name: &str, data: &[u8]) {
         let name = name.trim_start_matches('/');
         if let Some(parent) = Path::new(name).parent() {
             self.directory(parent);
@@ -97,7 +111,7 @@ impl Archive {
     }
 
     /// The archive's bytes.
-    pub(super) fn finish(mut self) -> Vec<u8> {
+    pub fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, (0, 0), &[]);
         self.bytes
     }
@@ -151,13 +165,15 @@ fn loaded_part(elf: &[u8]) -> Result<&[u8]> {
 
 /// A kernel and the modules the guest needs with it.
 #[derive(Debug)]
-pub(super) struct Kernel {
-    pub(super) image: PathBuf,
-    pub(super) modules: Vec<PathBuf>,
+pub struct Kernel {
+    /// The kernel.
+    pub image: PathBuf,
+    /// Those of the modules asked for that it has.
+    pub modules: Vec<PathBuf>,
 }
 
-/// What a virtio disk needs, in this order; some may be built in, some not exist in a version.
-const NEEDED: [&str; 6] = [
+/// What a virtio disk needs; some may be built in, some not exist in a version.
+pub const DISK: &[&str] = &[
     "virtio",
     "virtio_ring",
     "virtio_pci_legacy_dev",
@@ -172,8 +188,9 @@ const HOW_TO_GET_ONE: &str = "get one with:\n  \
     and name it with: --kernel guest-kernel/boot/vmlinuz-VERSION";
 
 impl Kernel {
-    /// The kernel that was named, or the newest one of this machine.
-    pub(super) fn find(named: Option<&Path>) -> Result<Kernel> {
+    /// The kernel that was named, or the newest one of this machine, with these modules as
+    /// far as it has them.
+    pub fn find(named: Option<&Path>, needed: &[&str]) -> Result<Kernel> {
         let image = match named {
             Some(image) => std::path::absolute(image)?,
             None => newest(Path::new("/boot"))
@@ -183,7 +200,7 @@ impl Kernel {
             bail!("{} is not there; {HOW_TO_GET_ONE}", image.display());
         }
         let modules = match modules_of(&image) {
-            Some(directory) => needed_in(&directory)
+            Some(directory) => needed_in(&directory, needed)
                 .with_context(|| format!("cannot look through {}", directory.display()))?,
             // All built in, perhaps. The guest says so if it finds no disk.
             None => Vec::new(),
@@ -209,8 +226,8 @@ fn modules_of(image: &Path) -> Option<PathBuf> {
     places.into_iter().find(|place| place.is_dir())
 }
 
-fn needed_in(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut found = vec![None; NEEDED.len()];
+fn needed_in(directory: &Path, needed: &[&str]) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
     let mut directories = vec![directory.join("kernel")];
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(directory)? {
@@ -221,12 +238,13 @@ fn needed_in(directory: &Path) -> io::Result<Vec<PathBuf>> {
             }
             let name = entry.file_name().to_string_lossy().replace('-', "_");
             let module = name.split(".ko").next().unwrap_or_default();
-            if let Some(at) = NEEDED.iter().position(|needed| *needed == module) {
-                found[at] = Some(entry.path());
+            if needed.contains(&module) {
+                found.push(entry.path());
             }
         }
     }
-    Ok(found.into_iter().flatten().collect())
+    found.sort();
+    Ok(found)
 }
 
 #[cfg(test)]

@@ -1,0 +1,3 @@
+//! What the `twinfold` binary shares with the tests.
+
+pub mod guest;
