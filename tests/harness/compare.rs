@@ -78,6 +78,15 @@ impl Tree {
         Ok(Tree(all))
     }
 
+    /// Leaves out when directories were last read. After a boot the kernel itself reads
+    /// them, where an object is looked for by its handle, and notes that.
+    pub fn forget_reads_of_directories(&mut self) {
+        let all = self.0.values_mut();
+        for directory in all.filter(|object| object.kind == "directory") {
+            directory.accessed = None;
+        }
+    }
+
     /// Everything in which it differs from `later`.
     pub fn changes(&self, later: &Tree) -> Vec<String> {
         differences("before and after", self, later)

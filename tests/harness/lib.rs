@@ -18,6 +18,8 @@ mod disk;
 mod effects;
 mod failover;
 pub mod faulty;
+pub mod guest;
+pub mod ledger;
 mod network;
 mod node;
 mod pair;

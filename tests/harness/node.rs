@@ -55,7 +55,8 @@ fn program() -> Result<PathBuf> {
 }
 
 impl Node {
-    pub(crate) fn new(name: &'static str, directory: PathBuf) -> Result<Node> {
+    /// A node in a directory of its own, which is made.
+    pub fn new(name: &'static str, directory: PathBuf) -> Result<Node> {
         std::fs::create_dir_all(directory.join("vm"))?;
         Ok(Node {
             name,
