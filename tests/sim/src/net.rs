@@ -34,8 +34,9 @@ pub(crate) enum Message {
     },
     /// The session goes on.
     Resume(SessionId),
-    /// Nothing to talk about.
-    Refuse,
+    /// Nothing to talk about, as things stand with the primary's copy; none from a node that
+    /// is no primary.
+    Refuse(Option<Box<Record>>),
     /// The target's notes.
     Marks {
         /// For which session.

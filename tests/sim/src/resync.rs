@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use twinfold_protocol::attr::Kind;
 use twinfold_protocol::compare::compare;
-use twinfold_protocol::handshake::{Decision, Method, Role, Which, decide};
+use twinfold_protocol::handshake::{Decision, Method, Role, Which, decide, is_left_behind};
 use twinfold_protocol::ids::{FileId, Seq, SessionId};
 use twinfold_protocol::lifecycle::Record;
 use twinfold_protocol::limits::BLOCK;
@@ -62,8 +62,9 @@ impl World {
                 session,
             } => self.decided(node, id, &record, decision, session),
             Message::Resume(session) => self.note(|| format!("node {node} resumes {session}")),
-            Message::Refuse => {
+            Message::Refuse(theirs) => {
                 if self.nodes[node].connection == Some(id) {
+                    self.refused_by(node, theirs.as_deref());
                     self.drop_connection(node);
                 }
             }
@@ -95,9 +96,32 @@ impl World {
         }
     }
 
+    /// The table would have this copy resynced, but the primary still has a session open
+    /// that this process does not know. It may go on once this copy cannot.
+    fn refused_by(&mut self, node: usize, theirs: Option<&Record>) {
+        let n = &mut self.nodes[node];
+        let Some(theirs) = theirs else { return };
+        let mine = &n.disk.record.copy;
+        let own = decide((mine, Role::Secondary), (&theirs.copy, Role::Primary));
+        let target = matches!(
+            own,
+            Decision::Resync {
+                source: Which::Peer,
+                ..
+            }
+        );
+        let idle = n.role == Some(Role::Secondary) && n.standby.is_none();
+        if target && idle && mine.up_to_date {
+            n.disk.update(Record::fall_behind);
+        }
+    }
+
     fn hello(&mut self, node: usize, id: u64, theirs: &Record, resume: Option<(SessionId, Seq)>) {
         let refuse = |w: &mut World| {
-            w.send(node, id, Message::Refuse);
+            let n = &w.nodes[node];
+            let primary = n.role == Some(Role::Primary);
+            let record = primary.then(|| Box::new(n.disk.record.clone()));
+            w.send(node, id, Message::Refuse(record));
             w.close(id, node);
         };
         if self.nodes[node].role != Some(Role::Primary) {
@@ -127,8 +151,11 @@ impl World {
             return;
         }
         if !matches!(self.nodes[node].core.link(), Link::Alone | Link::Syncing) {
-            // A process that knows of no session cannot be promoted: nothing is to be asked.
-            if resume.is_none() && !self.has(Bug::HoldForever) {
+            // A process that knows of no session, with a copy that is not up to date: nobody
+            // can promote that, so nothing is to be asked.
+            let mine = &self.nodes[node].disk.record.copy;
+            let behind = is_left_behind(mine, (&theirs.copy, Role::Secondary));
+            if resume.is_none() && behind && !self.has(Bug::HoldForever) {
                 self.nodes[node].core.peer_restarted();
                 self.perform(node);
             }
