@@ -411,6 +411,11 @@ impl World {
             && self.reaches(1 - node)
             && self.nodes[node].role == Some(Role::Primary)
         {
+            // To one that is no copy of this one, nobody hands over.
+            let peer = &self.nodes[1 - node];
+            if peer.role != Some(Role::Secondary) || peer.disk.record.copy.given_up {
+                return;
+            }
             // In the middle of a resync it is a mistake, now and then made.
             if self.nodes[node].core.link() != Link::Paired && !self.rng.one_in(4) {
                 return;
@@ -499,7 +504,7 @@ impl World {
         for node in 0..2 {
             let record = &self.nodes[node].disk.record;
             let good = record.copy.current.is_some() && record.copy.up_to_date;
-            let given_up = self.nodes[node].given_up;
+            let given_up = self.nodes[node].given_up || record.copy.given_up;
             if good && !given_up && self.is_newest(node) && self.may_restart(node) {
                 let force = !self.nodes[node].up;
                 if self.grants(node) && force {
