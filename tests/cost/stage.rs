@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::relay::Relay;
 
 /// How long anything may take on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(900);
 
 /// Bytes beside file data for which no resync here has a reason: handshakes, marks,
 /// hashes, names and attributes of what changed, acknowledgements, lost datagrams.
@@ -67,6 +67,8 @@ impl Stage {
         let mut stage = Stage::stopped(options);
         stage.pair.a.start(Role::Primary).unwrap();
         stage.pair.b.start(Role::Secondary).unwrap();
+        let both = || is_paired(&stage.pair.a) && is_paired(&stage.pair.b);
+        assert!(wait_until(PATIENCE, both), "{:?}", stage.pair);
         stage.pair.wait_settled();
         stage
     }

@@ -143,7 +143,9 @@ impl Engine {
             core.peer_ready(clock::now(), session);
             let (objects, directories) = core.dirty().counts();
             let bytes = core.dirty().block_bytes() + missing;
-            let others = (objects + directories) as u64 * OBJECT_WEIGHT;
+            // What the peer lacks is made, and then gets its attributes.
+            let made = core.dirty().objects().filter(|(_, m)| m.unknown).count();
+            let others = (objects + made + directories) as u64 * OBJECT_WEIGHT;
             self.tracker.moves(clock::now(), bytes, bytes + others);
             core.next_seq()
         };
@@ -295,6 +297,13 @@ impl Engine {
         listing: Listing,
         entries: Vec<PutEntry>,
     ) -> Result<(), ResyncError> {
+        let made = {
+            let core = self.core.lock();
+            let objects = entries.iter().filter_map(|e| e.object.as_ref());
+            let marks = objects.filter_map(|o| core.dirty().object(o.file));
+            marks.filter(|m| m.unknown).count() as u64
+        };
+        self.tracker.worked(clock::now(), made * OBJECT_WEIGHT);
         self.put(
             session,
             Op::PutDirectory {
