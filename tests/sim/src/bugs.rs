@@ -49,12 +49,8 @@ pub enum Bug {
     TornRecord,
     /// 4: a local vote of an earlier term as primary counts in the next one.
     StaleVote,
-    /// 2: a second checkpoint takes the first one's segment for its own.
-    CheckpointsOverlap,
     /// 9: what a resync left aside stays when its target is made the good copy.
     AsideLeft,
-    /// 3: a sync that failed while the connection was away is asked for again.
-    SwallowSyncError,
     /// 14: a primary waits for ever for the session of a process that is gone.
     HoldForever,
 }
@@ -64,8 +60,8 @@ impl Bug {
     pub fn invariant(self) -> u8 {
         match self {
             Bug::NoIntents | Bug::LateIntents | Bug::NotesGoFirst => 1,
-            Bug::EarlyRetire | Bug::CheckpointsOverlap => 2,
-            Bug::LocalSync | Bug::SwallowSyncError => 3,
+            Bug::EarlyRetire => 2,
+            Bug::LocalSync => 3,
             Bug::GoAloneUnasked | Bug::StaleVote => 4,
             Bug::NoRangeLock => 5,
             Bug::IgnoreHoles | Bug::TruncateNotShipped => 6,

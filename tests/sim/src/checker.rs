@@ -126,6 +126,35 @@ impl Checker {
         }
     }
 
+    /// A sync of `file` is done: what had been acknowledged when it was asked for must be on
+    /// this disk, or something later.
+    pub(crate) fn on_disk(&self, sync: u64, file: FileId, disk: &Fs) -> Result<(), String> {
+        let Some(before) = self.syncs.get(&sync) else {
+            return Ok(());
+        };
+        let Some(item) = disk.items.get(&file) else {
+            // It was removed meanwhile.
+            return Ok(());
+        };
+        let held = every_place(&BTreeMap::from([(file, item.clone())]));
+        for (place, history) in &self.places {
+            if place.of() != file || matches!(place, Place::Name(..)) {
+                continue;
+            }
+            let Some(from) = history.iter().rposition(|e| e.when <= *before) else {
+                continue;
+            };
+            let found = held.get(place).copied().unwrap_or(0);
+            if history[from..].iter().all(|e| e.value != found) {
+                return Err(format!(
+                    "{place:?} is {found} on the disk, but a sync was acknowledged after {:?}",
+                    history[from]
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// The application looks at what a node shows it: everything promised at `level`
     /// must be there. From here on what it saw is what there is.
     pub(crate) fn look(&mut self, fs: &Fs, level: Promise) -> Result<(), String> {

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use twinfold_protocol::handshake::Role;
-use twinfold_protocol::primary::Link;
 use twinfold_protocol::time::Timestamp;
 
 use crate::bugs::Bug;
@@ -35,18 +34,12 @@ impl World {
 
     /// Begins a checkpoint, unless one runs.
     pub(crate) fn begin_checkpoint(&mut self, node: usize) {
-        let overlap = self.has(Bug::CheckpointsOverlap);
         let n = &mut self.nodes[node];
-        let may = n.core.can_checkpoint() && !n.beginning;
-        let overlaps = overlap && n.core.link() == Link::Paired;
-        if !(may || overlaps) {
+        if !n.core.can_checkpoint() || n.beginning {
             return;
         }
         n.beginning = true;
         let segment = n.disk.rotate();
-        if overlap {
-            n.segment = Some(segment);
-        }
         if self.has(Bug::EarlyRetire) {
             self.nodes[node].disk.retire(segment);
         }
@@ -72,9 +65,7 @@ impl World {
                     n.beginning = false;
                     return;
                 }
-                if self.bug != Some(Bug::CheckpointsOverlap) {
-                    n.segment = Some(segment);
-                }
+                n.segment = Some(segment);
                 self.ship(node);
                 self.soon_disk(node, 4 * MS, Step::Checkpoint(CheckpointStage::Flush(now)));
             }

@@ -151,6 +151,11 @@ impl Disk {
         }
     }
 
+    /// What a power cut would certainly leave.
+    pub(crate) fn durable(&self) -> &Fs {
+        &self.durable
+    }
+
     /// Removes what is still aside.
     pub(crate) fn clear_aside(&mut self) {
         if self.effects.next() {
@@ -166,11 +171,6 @@ impl Disk {
             self.fs.settle_aside();
             self.durable.settle_aside();
         }
-    }
-
-    /// What a flush that failed should have written never reaches the disk.
-    pub(crate) fn forget_unflushed(&mut self) {
-        self.pending.retain(|(op, _)| data_of(op).is_none());
     }
 
     /// `syncfs(2)`.

@@ -170,9 +170,7 @@ impl World {
             return self.refused(node, id);
         }
         if let Op::Sync { .. } = op {
-            if !self.has(Bug::LocalSync) {
-                self.submit(node, id, op.clone(), 0);
-            }
+            self.submit(node, id, op.clone(), 0);
             return self.soon_disk(node, 5 * MS, Step::Change(id, Stage::Synced));
         }
         if let Op::Write { .. } = op {
@@ -483,6 +481,9 @@ impl World {
         let (seq, late) = (change.seq, change.term != n.term);
         let ready = match seq {
             None => Some(id),
+            Some(_) if self.bug == Some(Bug::LocalSync) && matches!(change.op, Op::Sync { .. }) => {
+                Some(id)
+            }
             Some(seq) => n.core.local_done(seq, id),
         };
         if let Some(id) = ready {
@@ -531,6 +532,14 @@ impl World {
         if let Some(file) = synced
             && self.serving == Some((node, self.nodes[node].life))
         {
+            // Both disks, unless this node is alone.
+            let both = change.seq.is_some() && self.nodes[node].core.link() == Link::Paired;
+            for holder in [node, 1 - node].into_iter().take(1 + usize::from(both)) {
+                let disk = self.nodes[holder].disk.durable();
+                if let Err(e) = self.checker.on_disk(id, file, disk) {
+                    return self.fail(format!("node {holder}: {e}"));
+                }
+            }
             self.checker.synced(id, file);
         }
     }
@@ -597,6 +606,11 @@ impl World {
 
     /// The new generation is durable.
     pub(crate) fn alone(&mut self, node: usize, generation: Generation) {
+        let [mine, theirs] = [node, 1 - node].map(|n| &self.nodes[n].disk.record.copy);
+        if mine.current == theirs.current && theirs.up_to_date {
+            // Up to here the other one has everything.
+            self.before_split = None;
+        }
         self.nodes[node].disk.update(|r| r.go_alone(generation));
         let serves = self.serving == Some((node, self.nodes[node].life));
         if serves && !self.habits.witness {

@@ -215,10 +215,6 @@ impl World {
         };
         if flushed.is_err() {
             // Whether or not anybody is there to be told.
-            if self.has(Bug::SwallowSyncError) && self.nodes[node].connection.is_none() {
-                self.nodes[node].disk.forget_unflushed();
-                return;
-            }
             return self.standby_failed(node, "the flush failed");
         }
         match job {
