@@ -189,10 +189,16 @@ fn notes_of(
 
 impl Engine {
     /// Opens the folder below `layout.base` without a role. `side` says which of
-    /// the two nodes this one is.
-    pub fn open(layout: Layout, settings: Settings, side: Side) -> Result<Engine> {
+    /// the two nodes this one is. With `history_unknown` the copy is one of which nothing
+    /// is known, because the file that tells it cannot be read.
+    pub fn open(
+        layout: Layout,
+        settings: Settings,
+        side: Side,
+        history_unknown: bool,
+    ) -> Result<Engine> {
         let state = layout.state();
-        let found = crate::state::open(&state)?;
+        let found = crate::state::open(&state, history_unknown)?;
         let store = Store::open(layout).context("cannot open the store")?;
         repair::repair(&store, &found.recovered)
             .context("cannot repair the store after a crash")?;

@@ -213,7 +213,7 @@ impl Index {
                 continue;
             };
             loop {
-                let n = file.read_at(&mut buffer, counter * ENTRY as u64)?;
+                let n = file.read_at(&mut buffer, (counter + 1) * ENTRY as u64)?;
                 if n < ENTRY {
                     break;
                 }
@@ -347,7 +347,7 @@ mod tests {
         assert_eq!(again.after(Some(first)).unwrap(), [file]);
         assert_eq!(again.after(Some(file)).unwrap(), []);
         let later = FileId::new(Epoch(4), 5000);
-        again.put(later, &handle).unwrap();
+        again.put(later, &handle()).unwrap();
         assert_eq!(again.after(Some(file)).unwrap(), [later]);
         again.remove(file);
         assert_eq!(index.get(file).unwrap(), None);
