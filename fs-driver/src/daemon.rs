@@ -31,6 +31,8 @@ pub struct Start {
     pub role: Role,
     /// Also with a copy that may lack acknowledged writes.
     pub force: bool,
+    /// As secondary, although the history of its copy cannot be read.
+    pub history_unknown: bool,
 }
 
 /// A running driver, as the control socket sees it.
@@ -145,7 +147,12 @@ pub fn run(layout: Layout, identity: &Path, start: Start) -> Result<()> {
     let checkpoint_every = Duration::from_secs(settings.checkpoint_s);
     // Signals are taken by one thread only; it must be set up before any other starts.
     let signals = control::signals()?;
-    let engine = Arc::new(Engine::open(layout.clone(), settings, side)?);
+    let engine = Arc::new(Engine::open(
+        layout.clone(),
+        settings,
+        side,
+        start.history_unknown,
+    )?);
     if fuse::unmount_stale(&mount_at).context("a stale mount is in the way")? {
         tracing::info!(path = %mount_at.display(), "a mount left by a killed driver was removed");
     }

@@ -7,6 +7,7 @@
 //! modules differ                                   other module
 //! both were given up                               both given up
 //! one was given up                                 the other is source, see below
+//! one's history is not known                       as if it was given up: compare everything
 //! both without a generation                        no good copy named yet
 //! one without a generation                         the other is source, everything
 //! equal generations                                the primary is source, marks

@@ -72,6 +72,9 @@ pub enum Objection {
     /// It has no generation.
     #[error("this copy was never synchronised")]
     NeverSynchronised,
+    /// The record of it was lost.
+    #[error("this copy's history is not known: it waits to be compared with its peer's")]
+    HistoryUnknown,
     /// Its operator gave it up.
     #[error("this copy was given up: it waits to be overwritten by its peer")]
     GivenUp,
@@ -98,10 +101,26 @@ pub enum Objection {
 pub struct NoEpoch;
 
 impl Record {
+    /// The record of a copy whose own record cannot be read. It counts as given up: whoever
+    /// starts it says so, the peer is source, and everything is compared.
+    pub fn history_unknown(epoch: Epoch) -> Record {
+        Record {
+            copy: CopyState {
+                given_up: true,
+                ..CopyState::default()
+            },
+            epoch,
+            clean: true,
+            ..Record::default()
+        }
+    }
+
     /// Why this copy may not become primary without force; `boot` is the running
     /// operating system's.
     pub fn objection(&self, boot: u128) -> Option<Objection> {
-        if !self.copy.current.is_some() {
+        if !self.copy.current.is_some() && self.copy.given_up {
+            Some(Objection::HistoryUnknown)
+        } else if !self.copy.current.is_some() {
             Some(Objection::NeverSynchronised)
         } else if self.copy.given_up {
             Some(Objection::GivenUp)
@@ -266,6 +285,8 @@ mod tests {
         assert_eq!(given_up.objection(5), Some(Objection::GivenUp));
         given_up.become_primary(Side::Even, None, 5).unwrap();
         assert!(!given_up.copy.given_up, "force takes it back");
+        let unknown = Record::history_unknown(Epoch(4));
+        assert_eq!(unknown.objection(5), Some(Objection::HistoryUnknown));
         let mut secondary = record();
         secondary.role = Some(Role::Secondary);
         assert_eq!(secondary.objection(5), Some(Objection::WasSecondary));

@@ -27,6 +27,8 @@ pub enum Role {
     ForcedPrimary,
     /// Read-only, following.
     Secondary,
+    /// The same, although the history of its copy cannot be read.
+    HistoryUnknown,
 }
 
 /// One node of a pair.
@@ -189,14 +191,16 @@ impl Node {
         let mut arguments = vec![
             match role {
                 Role::Primary | Role::ForcedPrimary => "primary",
-                Role::Secondary => "secondary",
+                Role::Secondary | Role::HistoryUnknown => "secondary",
             },
             &mount,
             "--identity",
             &key,
         ];
-        if role == Role::ForcedPrimary {
-            arguments.push("--force");
+        match role {
+            Role::ForcedPrimary => arguments.push("--force"),
+            Role::HistoryUnknown => arguments.push("--history-unknown"),
+            Role::Primary | Role::Secondary => {}
         }
         self.begin(&arguments)?;
         let up = wait_until(PATIENCE, || self.has_ended() || self.is_mounted());

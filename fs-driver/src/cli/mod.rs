@@ -6,7 +6,7 @@ mod verify;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -101,6 +101,10 @@ enum Command {
         folder: Folder,
         #[command(flatten)]
         key: Key,
+        /// Although the file with this copy's history is damaged or newer: the copy is
+        /// compared with the peer's as a whole and becomes what the peer has.
+        #[arg(long)]
+        history_unknown: bool,
     },
     /// Show the folder's state.
     Status {
@@ -292,9 +296,25 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Init(args) => init(&args),
         Command::Primary { folder, key, force } => {
-            serve(&folder, &key.identity, Role::Primary, force)
+            let start = Start {
+                role: Role::Primary,
+                force,
+                history_unknown: false,
+            };
+            daemon::run(folder.layout()?, &key.identity, start)
         }
-        Command::Secondary { folder, key } => serve(&folder, &key.identity, Role::Secondary, false),
+        Command::Secondary {
+            folder,
+            key,
+            history_unknown,
+        } => {
+            let start = Start {
+                role: Role::Secondary,
+                force: false,
+                history_unknown,
+            };
+            daemon::run(folder.layout()?, &key.identity, start)
+        }
         Command::Status { folder, json } => {
             let status = control::ask(&folder.layout()?, Request::Status)?
                 .context("the driver told no state")?;
@@ -352,10 +372,6 @@ fn run(command: Command) -> Result<ExitCode> {
 
 fn tell(folder: &Folder, request: Request) -> Result<()> {
     control::ask(&folder.layout()?, request).map(drop)
-}
-
-fn serve(folder: &Folder, identity: &Path, role: Role, force: bool) -> Result<()> {
-    daemon::run(folder.layout()?, identity, Start { role, force })
 }
 
 fn init(args: &InitArgs) -> Result<()> {

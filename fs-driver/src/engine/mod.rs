@@ -20,6 +20,7 @@ mod own;
 mod pace;
 mod parking;
 mod progress;
+mod repair;
 mod resync;
 mod roles;
 mod settle;
@@ -187,33 +188,21 @@ fn notes_of(
     wanted
 }
 
-/// After a crash: what was being made in a directory when the driver went down.
-fn repair(store: &Store, recovered: &Recovered) -> std::io::Result<()> {
-    let mut removed = store.repair_aside()?;
-    for intent in &recovered.intents {
-        let Intent::Directory { directory } = intent else {
-            continue;
-        };
-        if let Some(node) = store.object(*directory)?
-            && node.kind() == twinfold_protocol::attr::Kind::Directory
-        {
-            removed += store.repair_directory(&node)?;
-        }
-    }
-    if removed > 0 {
-        tracing::info!(removed, "objects that were never acknowledged were removed");
-    }
-    Ok(())
-}
-
 impl Engine {
     /// Opens the folder below `layout.base` without a role. `side` says which of
-    /// the two nodes this one is.
-    pub fn open(layout: Layout, settings: Settings, side: Side) -> Result<Engine> {
+    /// the two nodes this one is. With `history_unknown` the copy is one of which nothing
+    /// is known, because the file that tells it cannot be read.
+    pub fn open(
+        layout: Layout,
+        settings: Settings,
+        side: Side,
+        history_unknown: bool,
+    ) -> Result<Engine> {
         let state = layout.state();
-        let found = crate::state::open(&state)?;
+        let found = crate::state::open(&state, history_unknown)?;
         let store = Store::open(layout).context("cannot open the store")?;
-        repair(&store, &found.recovered).context("cannot repair the store after a crash")?;
+        repair::repair(&store, &found.recovered)
+            .context("cannot repair the store after a crash")?;
         let config = settings.config();
         let pace = pace::Pace::default();
         pace.set(settings.resync_limit);

@@ -506,17 +506,31 @@ impl Engine {
     /// date any more, so that nobody promotes it while the primary goes on.
     pub(crate) fn standby_leave(
         self: &Arc<Self>,
-        done: impl FnOnce(io::Result<()>) + Send + 'static,
+        done: impl FnOnce(io::Result<bool>) + Send + 'static,
     ) {
         let engine = self.clone();
         self.jobs.run(move || {
             let standby = engine.standby.lock().take();
             let left = engine.store.sync_all().and_then(|()| match standby {
-                Some(_) => engine.copy.update(Record::fall_behind),
-                None => Ok(()),
+                Some(standby) => {
+                    engine.copy.update(Record::fall_behind)?;
+                    Ok(!standby.is_syncing())
+                }
+                None => Ok(false),
             });
             done(left);
         });
+    }
+
+    /// A copy that was up to date until it left in order has nothing to tell: all it was
+    /// changed by came from its primary, which noted it before, and is on this disk; what
+    /// did not come is marked there. Whatever becomes of the primary now, its notes go only
+    /// when it has flushed what they cover.
+    pub(crate) fn standby_left(&self) {
+        match self.intents.rotate() {
+            Ok(segment) => self.retire(segment),
+            Err(e) => self.fence("the intent log cannot be written", &e),
+        }
     }
 
     /// This copy cannot go on: it is not up to date from now on, durably.

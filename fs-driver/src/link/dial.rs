@@ -295,14 +295,18 @@ async fn follow(
         Ok(reason) => {
             let (done, left) = tokio::sync::oneshot::channel();
             engine.standby_leave(move |result| drop(done.send(result)));
-            left.await.context("leaving broke off")??;
+            let was_current = left.await.context("leaving broke off")??;
             let leave = Control::Leave {
                 reason,
                 flushed: true,
             };
             send(&mut control, &[leave.encode()]).await?;
             let _ = control.finish();
-            let _ = tokio::time::timeout(STEP, control.stopped()).await;
+            let told = tokio::time::timeout(STEP, control.stopped()).await;
+            if was_current && matches!(told, Ok(Ok(None))) {
+                let engine = engine.clone();
+                tokio::task::spawn_blocking(move || engine.standby_left()).await?;
+            }
             Ok(())
         }
     };

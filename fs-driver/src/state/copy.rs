@@ -100,7 +100,8 @@ impl CopyFile {
         let (number, record) = found.with_context(|| {
             format!(
                 "{} cannot be used; what this copy is worth is not known any more. If the peer's \
-                 copy is good, give this one up: deinit --force, empty it, init --from-peer",
+                 copy is good, start this one with `secondary --history-unknown`: it is compared \
+                 with the peer's and becomes what the peer has",
                 path.display()
             )
         })?;
@@ -111,6 +112,32 @@ impl CopyFile {
                 record,
             }),
         })
+    }
+
+    /// Writes a new file for a copy whose history cannot be read; what could not be read is
+    /// kept beside it. Fails if it can be read.
+    pub(super) fn begin_anew(state: &Path) -> Result<CopyFile> {
+        let path = state.join("copy");
+        match CopyFile::open(state) {
+            Ok(_) => bail!(
+                "{} can be read: start without --history-unknown",
+                path.display()
+            ),
+            Err(error) => tracing::error!(
+                error = format!("{error:#}"),
+                "this copy is compared with its peer's as a whole"
+            ),
+        }
+        match std::fs::rename(&path, state.join("copy.damaged")) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(e).with_context(|| format!("cannot rename {}", path.display()));
+            }
+            _ => {}
+        }
+        // Ids of this epoch may have been given out here.
+        let epoch = newest_epoch(&state.join("index"));
+        CopyFile::create(state, Record::history_unknown(epoch))
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// What the file holds.
@@ -134,6 +161,13 @@ impl CopyFile {
         }
         Ok(())
     }
+}
+
+/// The highest epoch of which there are ids here.
+fn newest_epoch(index: &Path) -> Epoch {
+    let names = std::fs::read_dir(index).into_iter().flatten().flatten();
+    let epochs = names.filter_map(|e| u32::from_str_radix(e.file_name().to_str()?, 16).ok());
+    Epoch(epochs.filter(|e| *e <= Epoch::MAX.0).max().unwrap_or(0))
 }
 
 /// The operating system's boot id (`random(4)`).
@@ -312,6 +346,68 @@ mod tests {
             marks: 5,
             archived: Archived::Changes,
         }
+    }
+
+    #[test]
+    fn the_bytes_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(CopyFile::create(dir.path(), record()).unwrap());
+        let bytes = std::fs::read(dir.path().join("copy")).unwrap();
+        assert_eq!(bytes.len(), 2 * SLOT);
+        let wide = |n: u8| [&[n][..], &[0; 15]].concat();
+        let body = [
+            &wide(7)[..],
+            &[&[0; 12][..], &[16, 0, 0, 0]].concat(),
+            &[1, 0, 0, 0],
+            &wide(3),
+            &[2, 0, 0, 0],
+            &wide(3),
+            &wide(2),
+            &[1, 12, 0, 0, 0, 1, 1, 0],
+            &wide(99),
+            &[1, 1],
+            &[0xd2, 4, 0, 0, 0, 0, 0, 0],
+            &[5, 0, 0, 0, 0, 0, 0, 0],
+        ]
+        .concat();
+        for (at, number) in [(0, 2), (SLOT, 1)] {
+            let head = [
+                &b"twinfold"[..],
+                &[4, 0],
+                &[number, 0, 0, 0, 0, 0, 0, 0],
+                &(body.len() as u32).to_le_bytes(),
+                &body,
+            ]
+            .concat();
+            assert_eq!(bytes[at..at + head.len()], head, "slot at {at}");
+            let crc = crc32c::crc32c(&head).to_le_bytes();
+            assert_eq!(bytes[at + head.len()..at + head.len() + 4], crc);
+            assert!(
+                bytes[at + head.len() + 4..at + SLOT]
+                    .iter()
+                    .all(|b| *b == 0)
+            );
+        }
+    }
+
+    #[test]
+    fn a_history_that_cannot_be_read_begins_anew_and_what_was_there_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(CopyFile::create(dir.path(), record()).unwrap());
+        assert!(CopyFile::begin_anew(dir.path()).is_err(), "it can be read");
+        std::fs::write(dir.path().join("copy"), b"?").unwrap();
+        std::fs::create_dir(dir.path().join("index")).unwrap();
+        for epoch in ["00000004", "0000002a", "rebuild"] {
+            std::fs::write(dir.path().join("index").join(epoch), b"").unwrap();
+        }
+        let anew = CopyFile::begin_anew(dir.path()).unwrap().get();
+        assert_eq!(anew, Record::history_unknown(Epoch(42)));
+        assert!(anew.objection(0).is_some());
+        assert_eq!(
+            std::fs::read(dir.path().join("copy.damaged")).unwrap(),
+            b"?"
+        );
+        assert_eq!(CopyFile::open(dir.path()).unwrap().get(), anew);
     }
 
     #[test]

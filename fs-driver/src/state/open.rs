@@ -25,8 +25,12 @@ pub(crate) struct Found {
 }
 
 /// Reads the state of a copy and begins a new segment of its intent log.
-pub(crate) fn open(state: &Path) -> Result<Found> {
-    let copy = CopyFile::open(state)?;
+/// With `history_unknown` the copy's history cannot be read, and begins anew.
+pub(crate) fn open(state: &Path, history_unknown: bool) -> Result<Found> {
+    let copy = match history_unknown {
+        true => CopyFile::begin_anew(state)?,
+        false => CopyFile::open(state)?,
+    };
     let record = copy.get();
     // Before its first synchronisation a copy has nothing to lose.
     let matters = record.copy.current.is_some();
@@ -194,7 +198,7 @@ mod tests {
     }
 
     fn run(dir: &Path, states: &mut Vec<(String, tempfile::TempDir, BTreeSet<u32>)>) {
-        let found = open(dir).unwrap();
+        let found = open(dir, false).unwrap();
         let mut run = Run {
             map: found.own.dirty.clone(),
             found,
@@ -220,7 +224,7 @@ mod tests {
         for (when, state, changed) in &states {
             // Twice: the first start must not lose what the second one needs.
             for start in 1..=2 {
-                let found = open(state.path()).unwrap();
+                let found = open(state.path(), false).unwrap();
                 assert_eq!(found.damage, None, "{when}, start {start}");
                 for extent in changed {
                     assert!(covered(&found, *extent), "{when}, start {start}: {extent}");
@@ -242,7 +246,7 @@ mod tests {
             .unwrap();
         let (_, last, changed) = states.last().unwrap();
         std::fs::copy(first.1.path().join("marks"), last.path().join("marks")).unwrap();
-        let found = open(last.path()).unwrap();
+        let found = open(last.path(), false).unwrap();
         assert!(found.damage.is_some() && found.recovered.damaged);
         assert!(changed.iter().all(|extent| covered(&found, *extent)));
     }
@@ -251,12 +255,12 @@ mod tests {
     fn without_its_marks_or_its_log_a_copy_is_compared_whole() {
         for lost in ["marks", "intents"] {
             let dir = made();
-            drop(open(dir.path()).unwrap());
+            drop(open(dir.path(), false).unwrap());
             let path = dir.path().join(lost);
             std::fs::remove_file(&path)
                 .or_else(|_| std::fs::remove_dir_all(&path))
                 .unwrap();
-            let found = open(dir.path()).unwrap();
+            let found = open(dir.path(), false).unwrap();
             assert!(found.recovered.damaged, "{lost}");
             assert!(found.damage.is_some_and(|d| d.contains("cannot be used")));
         }

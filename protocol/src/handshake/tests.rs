@@ -28,6 +28,30 @@ const FROM_ME: Decision = Decision::Resync {
 };
 
 #[test]
+fn a_copy_of_unknown_history_is_compared_with_its_peers_and_never_the_source() {
+    let unknown = crate::lifecycle::Record::history_unknown(crate::ids::Epoch(2)).copy;
+    let good = copy(3, &[2], &[2, 1]);
+    let d = decide((&good, Role::Primary), (&unknown, Role::Secondary));
+    assert_eq!(
+        d,
+        Decision::Resync {
+            source: Which::Me,
+            method: Method::Compare
+        }
+    );
+    assert_eq!(
+        decide((&unknown, Role::Secondary), (&good, Role::Primary)),
+        d.mirrored()
+    );
+    for other in [&unknown, &CopyState::default()] {
+        let d = decide((other, Role::Primary), (&unknown, Role::Secondary));
+        assert!(!matches!(d, Decision::Resync { .. }), "{d:?}");
+    }
+    let adopted = unknown.adopt(ModuleId(9), g(3));
+    assert!(!adopted.given_up && adopted.up_to_date);
+}
+
+#[test]
 fn a_peer_that_was_away_is_resynced_from_the_marks() {
     let away = copy(1, &[], &[]);
     let alone = away.go_alone(g(2));

@@ -266,12 +266,17 @@ impl World {
             return self.quiesce(node, Quiet::Stop);
         }
         if self.nodes[node].role == Some(Role::Secondary)
-            && self.nodes[node].standby.take().is_some()
+            && let Some(standby) = self.nodes[node].standby.take()
             && let Some(id) = self.nodes[node].connection
             && self.nodes[node].disk.sync_all().is_ok()
         {
             self.nodes[node].disk.update(|r| r.fall_behind());
             self.send(node, id, Message::Leave { flushed: true });
+            // Whether or not the primary hears of it: what was noted here is noted there.
+            if !standby.machine.is_syncing() {
+                let segment = self.nodes[node].disk.rotate();
+                self.nodes[node].disk.retire(segment);
+            }
         }
         self.stopped(node);
     }

@@ -33,7 +33,7 @@ impl Adoption {
     /// Begins with the directory itself, which proves that its file system can do
     /// what is needed.
     pub fn begin(layout: &Layout, root: &Path, epoch: Epoch) -> io::Result<Adoption> {
-        let index = Index::open(&layout.state().join("index"))?;
+        let (index, _) = Index::open(&layout.state().join("index"))?;
         let root = open(root)?;
         let file_system = sys::reopen(root.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?;
         Handle::of(root.as_fd())?.open(file_system.as_fd())?;

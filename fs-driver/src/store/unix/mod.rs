@@ -20,6 +20,7 @@ mod index;
 mod names;
 mod node;
 mod put;
+mod rebuild;
 mod seed;
 mod sys;
 mod verify;
@@ -134,6 +135,8 @@ pub struct Store {
     /// Whole listings of directories in progress, by directory (resync target only).
     listings: Mutex<HashMap<FileId, put::SeenNames>>,
     watcher: OnceLock<Watcher>,
+    /// Held while the index is made anew.
+    rebuilding: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -200,11 +203,11 @@ impl Store {
             |path: &Path| rustix::fs::open(path, directory, Mode::empty()).map_err(io::Error::from);
         let file_system = open(&layout.data())?;
         let aside = open(&layout.aside())?;
-        let index = Index::open(&layout.state().join("index"))?;
+        let (index, strange) = Index::open(&layout.state().join("index"))?;
         let root = sys::reopen_path(file_system.as_fd())?;
         let root = Arc::new(Node::new(FileId::ROOT, root)?);
         let largest_file = sys::largest_file(aside.as_fd());
-        Ok(Store {
+        let store = Store {
             layout,
             root,
             file_system,
@@ -215,7 +218,23 @@ impl Store {
             largest_file,
             listings: Mutex::default(),
             watcher: OnceLock::new(),
-        })
+            rebuilding: Mutex::default(),
+        };
+        if let Some(why) = strange
+            && store.has_objects()?
+        {
+            store.rebuild_index(&why)?;
+        }
+        Ok(store)
+    }
+
+    fn has_objects(&self) -> io::Result<bool> {
+        for directory in [self.layout.data(), self.layout.aside()] {
+            if std::fs::read_dir(directory)?.next().is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// `watcher` is told of changes from now on. There is one, for the store's lifetime.
@@ -250,7 +269,14 @@ impl Store {
             }
         }
         let stale = || io::Error::from_raw_os_error(libc::ESTALE);
-        let handle = self.index.get(file)?.ok_or_else(stale)?;
+        let handle = match self.index.get(file) {
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                self.rebuild_index(&e.to_string())?;
+                self.index.get(file)
+            }
+            other => other,
+        };
+        let handle = handle?.ok_or_else(stale)?;
         let path = match handle.open(self.file_system.as_fd()) {
             Ok(path) => path,
             Err(e) if matches!(e.raw_os_error(), Some(libc::ESTALE | libc::ENOENT)) => {

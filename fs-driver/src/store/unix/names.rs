@@ -77,6 +77,7 @@ impl Store {
                     node.touch();
                     return Ok(node.clone());
                 }
+                self.learn(file, &path)?;
                 self.remember(file, path)
             }
             None => Err(io::Error::new(
@@ -325,50 +326,6 @@ impl Store {
         Ok(())
     }
 
-    /// After a crash: removes what was being made in a directory and has no id yet,
-    /// and enters what has one into the index. Neither was ever acknowledged without.
-    /// Returns how many objects were removed.
-    pub fn repair_directory(&self, node: &Arc<Node>) -> io::Result<u64> {
-        let handle = self.open_directory(node.clone())?;
-        let (mut at, mut removed) = (0, 0);
-        loop {
-            let entries = self.list(&handle, at)?;
-            let Some(last) = entries.last() else {
-                return Ok(removed);
-            };
-            at = last.next;
-            for entry in &entries {
-                let Listed::Name(name) = &entry.name else {
-                    continue;
-                };
-                let name = c_name(name);
-                let path = match sys::open_name(node.path(), &name) {
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                    opened => opened?,
-                };
-                match xattrs::id_of(path.as_fd())? {
-                    Some(file) => {
-                        let handle = Handle::of(path.as_fd())?;
-                        if self.index.get(file)? != Some(handle) {
-                            self.index.put(file, &handle)?;
-                        }
-                    }
-                    None => {
-                        remove_unborn(node.path(), &name, path.as_fd())?;
-                        removed += 1;
-                    }
-                }
-            }
-        }
-    }
-
-    /// The same for what was being made aside.
-    pub fn repair_aside(&self) -> io::Result<u64> {
-        let aside = sys::reopen_path(self.aside.as_fd())?;
-        let node = Arc::new(Node::new(FileId(u64::MAX), aside)?);
-        self.repair_directory(&node)
-    }
-
     /// The id of the directory that holds this directory.
     pub fn parent_of(&self, node: &Node) -> io::Result<FileId> {
         if node.file() == FileId::ROOT {
@@ -388,21 +345,6 @@ impl Store {
 /// names over another one does nothing: it keeps both.)
 pub(super) fn has_no_name(node: &Node) -> io::Result<bool> {
     Ok(node.kind() == Kind::Directory || rustix::fs::fstat(node.path())?.st_nlink == 0)
-}
-
-/// Removes an object that has no id: it was just being made, so it is empty.
-fn remove_unborn(
-    directory: BorrowedFd<'_>,
-    name: &CString,
-    path: BorrowedFd<'_>,
-) -> io::Result<()> {
-    let stat = rustix::fs::fstat(path)?;
-    let flags = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        AtFlags::REMOVEDIR
-    } else {
-        AtFlags::empty()
-    };
-    Ok(rustix::fs::unlinkat(directory, name.as_c_str(), flags)?)
 }
 
 /// Entries from a position on, straight from the file system.

@@ -1,0 +1,267 @@
+//! After a crash: the store is made fit for use before anything else is done with it.
+
+use std::io;
+
+use twinfold_protocol::attr::Kind;
+use twinfold_protocol::ids::FileId;
+use twinfold_protocol::marks::Intent;
+
+use crate::state::Recovered;
+use crate::store::Store;
+
+/// Removes what was being made in a directory when the driver went down, and enters what
+/// was made into the index. A directory may itself be one that the index has forgotten:
+/// it is found once the one is repaired that holds it, whichever has the smaller id.
+pub(super) fn repair(store: &Store, recovered: &Recovered) -> io::Result<()> {
+    if recovered.damaged {
+        // Nobody knows where something was made.
+        store.rebuild_index("notes of what was being changed are lost")?;
+    }
+    let mut removed = store.repair_aside()?;
+    let mut left: Vec<FileId> = recovered
+        .intents
+        .iter()
+        .filter_map(|intent| match intent {
+            Intent::Directory { directory } => Some(*directory),
+            _ => None,
+        })
+        .collect();
+    loop {
+        let before = left.len();
+        let mut missing = Vec::new();
+        for directory in left {
+            match store.object(directory)? {
+                Some(node) if node.kind() == Kind::Directory => {
+                    removed += store.repair_directory(&node)?;
+                }
+                Some(_) => {}
+                None => missing.push(directory),
+            }
+        }
+        if missing.is_empty() || missing.len() == before {
+            break;
+        }
+        left = missing;
+    }
+    if removed > 0 {
+        tracing::info!(removed, "objects that were never acknowledged were removed");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Layout;
+    use std::collections::BTreeSet;
+    use std::os::unix::fs::FileExt;
+    use std::path::Path;
+    use twinfold_protocol::ids::Epoch;
+    use twinfold_protocol::op::{Listing, Name, NewObject, Object, Op, PutEntry, RenameMode};
+    use twinfold_protocol::time::Timestamp;
+
+    fn id(n: u64) -> FileId {
+        FileId::new(Epoch(2), n)
+    }
+
+    fn name(text: &str) -> Name {
+        Name::new(text.as_bytes()).unwrap()
+    }
+
+    fn new(file: FileId, kind: Kind) -> NewObject {
+        NewObject {
+            file,
+            kind,
+            target: bytes::Bytes::new(),
+            mode: 0o700,
+            umask: 0,
+            uid: 0,
+            gid: 0,
+        }
+    }
+
+    /// A store with ids and file handles; needs root and a disk that has them.
+    fn store() -> (tempfile::TempDir, Store) {
+        let place = tempfile::tempdir_in("/var/tmp").unwrap();
+        let layout = Layout::new(place.path());
+        for directory in [layout.data(), layout.aside(), layout.state()] {
+            std::fs::create_dir(directory).unwrap();
+        }
+        let store = Store::open(layout).unwrap();
+        (place, store)
+    }
+
+    /// root/outer(30)/inner(20)/deep(10)/file(40): made one by one and moved into each
+    /// other, so that no order of ids is the order of the tree.
+    fn tree(store: &Store) {
+        let root = store.node(FileId::ROOT).unwrap();
+        let make =
+            |n: u64, text: &str, kind| store.create(&root, &name(text), &new(id(n), kind)).unwrap();
+        let deep = make(10, "deep", Kind::Directory);
+        let inner = make(20, "inner", Kind::Directory);
+        let outer = make(30, "outer", Kind::Directory);
+        make(40, "file", Kind::Regular);
+        for (what, into) in [("file", &deep), ("deep", &inner), ("inner", &outer)] {
+            store
+                .rename(
+                    &root,
+                    &name(what),
+                    into,
+                    &name(what),
+                    None,
+                    RenameMode::Replace,
+                )
+                .unwrap();
+        }
+    }
+
+    fn noted() -> Recovered {
+        let directories = [FileId::ROOT, id(10), id(20), id(30)];
+        Recovered {
+            intents: directories
+                .into_iter()
+                .map(|directory| Intent::Directory { directory })
+                .collect(),
+            damaged: false,
+        }
+    }
+
+    /// What a power cut leaves of entries that were not flushed: zeros.
+    fn forget(place: &Path, files: &[u64]) {
+        let path = place.join("state/index/00000002");
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        for n in files {
+            file.write_all_at(&[0; 32], 32 * (n + 1)).unwrap();
+        }
+    }
+
+    const ALL: [u64; 4] = [10, 20, 30, 40];
+
+    fn known(store: &Store) -> BTreeSet<u64> {
+        ALL.into_iter()
+            .filter(|n| store.object(id(*n)).unwrap().is_some())
+            .collect()
+    }
+
+    fn objects_below(path: &Path) -> usize {
+        std::fs::read_dir(path)
+            .unwrap()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                match entry.file_type().unwrap().is_dir() {
+                    true => 1 + objects_below(&entry.path()),
+                    false => 1,
+                }
+            })
+            .sum()
+    }
+
+    #[test]
+    fn every_noted_directory_is_found_again_whatever_its_id_and_its_holder() {
+        let (place, first) = store();
+        tree(&first);
+        drop(first);
+        forget(place.path(), &ALL);
+        let store = Store::open(Layout::new(place.path())).unwrap();
+        assert!(known(&store).is_empty(), "the index has forgotten them");
+        repair(&store, &noted()).unwrap();
+        assert_eq!(known(&store), BTreeSet::from(ALL));
+    }
+
+    #[test]
+    fn a_directory_that_the_index_forgot_is_never_made_twice_by_a_resync() {
+        let (place, first) = store();
+        tree(&first);
+        drop(first);
+        forget(place.path(), &ALL);
+        let store = Store::open(Layout::new(place.path())).unwrap();
+        repair(&store, &noted()).unwrap();
+        let object = |n: u64, kind| Object {
+            file: id(n),
+            kind,
+            target: bytes::Bytes::new(),
+            mode: 0o700,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            accessed: Timestamp::default(),
+            modified: Timestamp::default(),
+        };
+        // As it comes: by id, the deepest first.
+        for (directory, text, held) in [
+            (id(10), "file", object(40, Kind::Regular)),
+            (id(20), "deep", object(10, Kind::Directory)),
+            (id(30), "inner", object(20, Kind::Directory)),
+            (FileId::ROOT, "outer", object(30, Kind::Directory)),
+        ] {
+            let entries = vec![PutEntry {
+                name: name(text),
+                object: Some(held),
+            }];
+            let listing = Listing::Whole {
+                first: true,
+                last: true,
+            };
+            store
+                .put(&Op::PutDirectory {
+                    directory,
+                    listing,
+                    entries,
+                })
+                .unwrap();
+        }
+        assert_eq!(objects_below(&place.path().join("data")), 4);
+        assert_eq!(objects_below(&place.path().join("aside")), 0);
+    }
+
+    #[test]
+    fn an_index_that_is_lost_or_damaged_is_made_anew_from_the_tree() {
+        let (place, first) = store();
+        tree(&first);
+        drop(first);
+        let index = place.path().join("state/index");
+        let again = || {
+            let store = Store::open(Layout::new(place.path())).unwrap();
+            assert_eq!(known(&store), BTreeSet::from(ALL));
+        };
+        std::fs::remove_dir_all(&index).unwrap();
+        again();
+        let path = index.join("00000002");
+        let damage = |at: u64| {
+            let file = std::fs::File::options().write(true).open(&path).unwrap();
+            file.write_all_at(&[0xff], at).unwrap();
+        };
+        damage(3);
+        again();
+        // An entry, found when it is used.
+        damage(32 * 21 + 9);
+        again();
+        std::fs::write(index.join("rebuild"), b"").unwrap();
+        forget(place.path(), &ALL);
+        again();
+        assert!(!index.join("rebuild").exists());
+        // The log of what was being changed is damaged.
+        forget(place.path(), &ALL);
+        let store = Store::open(Layout::new(place.path())).unwrap();
+        let damaged = Recovered {
+            damaged: true,
+            ..Recovered::default()
+        };
+        repair(&store, &damaged).unwrap();
+        assert_eq!(known(&store), BTreeSet::from(ALL));
+    }
+
+    #[test]
+    fn an_object_found_by_its_name_is_known_by_its_id_from_then_on() {
+        let (place, first) = store();
+        tree(&first);
+        drop(first);
+        forget(place.path(), &[30]);
+        let store = Store::open(Layout::new(place.path())).unwrap();
+        let root = store.node(FileId::ROOT).unwrap();
+        store.lookup(&root, &name("outer")).unwrap();
+        drop(store);
+        let store = Store::open(Layout::new(place.path())).unwrap();
+        assert!(store.object(id(30)).unwrap().is_some());
+    }
+}
