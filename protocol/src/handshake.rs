@@ -337,6 +337,21 @@ pub fn have_split(me: &CopyState, peer: &CopyState) -> bool {
     matches!(relation(me, peer), Relation::Split | Relation::Unrelated)
 }
 
+/// Whether a primary with the copy `me` whose session is not settled may go on when its
+/// peer returns without that session: the peer's copy is none that anybody could promote,
+/// whether it fell behind within the session or was broken off before it got so far.
+pub fn is_left_behind(me: &CopyState, peer: (&CopyState, Role)) -> bool {
+    let decision = decide((me, Role::Primary), peer);
+    !peer.0.up_to_date
+        && matches!(
+            decision,
+            Decision::Resync {
+                source: Which::Me,
+                ..
+            }
+        )
+}
+
 /// Decides what two copies in these roles do. Pure; [`Decision::mirrored`] of one
 /// side's decision is always the other side's.
 pub fn decide(me: (&CopyState, Role), peer: (&CopyState, Role)) -> Decision {

@@ -231,7 +231,9 @@ fn recover(stage: &mut Stage, scene: &Scene, victims: &[(usize, u64)], dice: &mu
         _ => (stage.primary, 1 - stage.primary),
     };
     let runs: Vec<usize> = [0, 1].into_iter().filter(|n| stage.runs(*n)).collect();
-    let is = |stage: &Stage, n: usize, role: &str| stage.node(n).status().unwrap()["role"] == role;
+    let is = |stage: &mut Stage, n: usize, role: &str| {
+        stage.status(n).expect("it answers")["role"] == role
+    };
     let lost = |n: usize| stage.crash == Crash::Power && victims.iter().any(|(v, _)| *v == n);
     let (lost_old, lost_new) = (lost(old), lost(new));
     let promise = |n: usize| match if n == old { lost_old } else { lost_new } {
@@ -268,7 +270,7 @@ fn recover(stage: &mut Stage, scene: &Scene, victims: &[(usize, u64)], dice: &mu
         may.sort_by_key(|n| promise(*n) == Promise::Synced);
         let n = match promise(may[0]) {
             Promise::Acknowledged => may[0],
-            Promise::Synced => *dice.pick(&may),
+            _ => *dice.pick(&may),
         };
         match runs.contains(&n) {
             true => stage.node(n).promote(true).unwrap(),

@@ -232,6 +232,16 @@ impl Stage {
         self.node_mut(number).stop().unwrap();
     }
 
+    /// What a driver that may just have been started says of itself, unless it ends.
+    pub(crate) fn status(&mut self, number: usize) -> Option<serde_json::Value> {
+        let mut status = None;
+        wait_until(PATIENCE, || {
+            status = self.node(number).status().ok();
+            status.is_some() || self.node_mut(number).has_ended()
+        });
+        status
+    }
+
     /// Whether its driver runs; one that has ended is buried.
     pub(crate) fn runs(&mut self, number: usize) -> bool {
         let node = self.node_mut(number);
@@ -261,7 +271,11 @@ impl Stage {
                     .to_string()
                     .contains("--discard-this-copy")
                 {
-                    self.node(1 - self.primary).ask(Request::Discard).unwrap();
+                    self.node(1 - self.primary)
+                        .ask(Request::Discard {
+                            without_archive: true,
+                        })
+                        .unwrap();
                     given_up = true;
                 }
             }
@@ -299,7 +313,7 @@ impl Stage {
     /// What is promised after a power cut of both, if the secondary's copy is taken or not.
     pub(crate) fn promise_of_both(&self, of_secondary: bool) -> Promise {
         match self.ack == "disk" && of_secondary {
-            true => Promise::Acknowledged,
+            true => Promise::OnDisk,
             false => Promise::Synced,
         }
     }
@@ -316,7 +330,7 @@ impl Stage {
         );
         self.pair.assert_identical();
         let mount = self.mount();
-        if promise == Promise::Acknowledged || mount.join("c").exists() {
+        if promise != Promise::Synced || mount.join("c").exists() {
             std::fs::remove_dir_all(mount.join("c")).unwrap();
         }
         let root = self.record_root();

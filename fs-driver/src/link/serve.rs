@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use quinn::{Connection, Endpoint, SendStream};
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, oneshot};
-use twinfold_protocol::handshake::{Decision, Role, Which, decide};
+use twinfold_protocol::handshake::{Decision, Role, Which, decide, is_left_behind};
 use twinfold_protocol::ids::{Seq, SessionId};
 use twinfold_protocol::limits;
 use twinfold_protocol::primary::AckMode;
@@ -172,12 +172,9 @@ async fn peer(
     }
     if engine.is_undecided() {
         // Its old session is not settled: only the caller's decision or a resume ends it,
-        // or that the peer knows of none and has noted that its copy is not up to date:
-        // nobody can promote that.
-        let forgot = theirs.role == Role::Secondary
-            && theirs.resume.is_none()
-            && theirs.copy.current == mine.copy.current
-            && !theirs.copy.up_to_date;
+        // or that the peer knows of none and its copy is one that nobody can promote.
+        let forgot =
+            theirs.resume.is_none() && is_left_behind(&mine.copy, (&theirs.copy, theirs.role));
         let reason = if forgot && engine.peer_restarted() {
             "this primary goes on alone first; the peer is resynced when it comes again"
         } else {

@@ -401,3 +401,32 @@ fn ends_when_one_gives_up(kept: &CopyState, lost: &CopyState) {
         );
     }
 }
+
+/// A primary that holds for a peer which may be up to date goes on when it is not.
+#[test]
+fn a_peer_that_nobody_can_promote_is_left_behind_whatever_it_had() {
+    let mine = copy(5, &[4], &[4, 3]);
+    let with = |current: u128, up_to_date: bool| CopyState {
+        up_to_date,
+        ..copy(current, &[], &[])
+    };
+    // The same generation, an earlier one, one before that, and none yet.
+    for current in [5, 4, 3] {
+        let behind = |up_to_date| {
+            let peer = with(current, up_to_date);
+            is_left_behind(&mine, (&peer, Role::Secondary))
+        };
+        assert!(behind(false), "{current}");
+        assert!(!behind(true), "{current}");
+    }
+    assert!(is_left_behind(
+        &mine,
+        (&CopyState::default(), Role::Secondary)
+    ));
+    // Somebody made it go on: its history has this copy's generation behind it.
+    let mut newer = copy(9, &[5], &[5]);
+    newer.up_to_date = false;
+    assert!(!is_left_behind(&mine, (&newer, Role::Secondary)));
+    assert!(!is_left_behind(&mine, (&with(5, false), Role::Primary)));
+    assert!(!is_left_behind(&mine, (&with(77, false), Role::Secondary)));
+}
