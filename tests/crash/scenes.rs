@@ -52,7 +52,7 @@ fn scenes(ways: &[(Way, &[Victim])]) -> Vec<Scene> {
     let mut all = Vec::new();
     for (n, (way, victims)) in ways.iter().enumerate() {
         for (m, victim) in victims.iter().enumerate() {
-            for case in CASES.iter().skip((n + m) % 3).step_by(3) {
+            for case in CASES.iter().skip((n + m) % 5).step_by(5) {
                 all.push(Scene {
                     way: *way,
                     victim: *victim,
@@ -216,6 +216,16 @@ fn point(stage: &mut Stage, scene: &Scene, steps: u64, seed: u64) -> bool {
     let came = came || victims.iter().any(|(n, _)| stage.is_down(*n));
     stage.fall(&victims, dice.draw());
     orders.end();
+    let stopping = match scene.way {
+        Way::StopPrimary => Some(primary),
+        Way::StopSecondary => Some(secondary),
+        _ => None,
+    };
+    if let Some(stopping) = stopping.filter(|n| victims.iter().all(|(v, _)| v != n)) {
+        // It was told, whatever became of the other one.
+        let _ = stage.node(stopping).ask(Request::Stop);
+        stage.await_end_of(stopping, &[]);
+    }
     let promise = recover(stage, scene, &victims, &mut dice);
     stage.conclude(promise);
     came
@@ -308,11 +318,12 @@ const RESYNCS: &[(Way, &[Victim])] = &[
 
 const ROLES: &[(Way, &[Victim])] = &[
     (Way::Switchover, ALL),
-    (Way::Promote, &[Victim::Secondary]),
     (Way::GoAlone, &[Victim::Primary]),
     (Way::StopPrimary, ALL),
     (Way::StopSecondary, ALL),
 ];
+
+const PROMOTION: &[(Way, &[Victim])] = &[(Way::Promote, &[Victim::Secondary])];
 
 #[test]
 fn a_resync_broken_off_by_a_power_cut_of_any_node_is_completed() {
@@ -332,4 +343,9 @@ fn a_change_of_roles_broken_off_by_a_power_cut_loses_nothing() {
 #[test]
 fn a_change_of_roles_broken_off_by_a_kill_loses_nothing() {
     run("roles kill", Crash::Kill, ROLES);
+}
+
+#[test]
+fn a_promotion_broken_off_by_a_kill_loses_nothing() {
+    run("promotion kill", Crash::Kill, PROMOTION);
 }
