@@ -29,5 +29,6 @@ mod live;
 mod look;
 mod plan;
 mod record;
+mod scenes;
 mod setup;
 mod stage;

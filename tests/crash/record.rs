@@ -17,6 +17,8 @@ use crate::look::{Look, Seen, differences, look, seen};
 pub(crate) enum Promise {
     /// Everything acknowledged.
     Acknowledged,
+    /// The same, by a disk: of the one call that was not acknowledged it may have a part.
+    OnDisk,
     /// What was synced.
     Synced,
 }
@@ -125,6 +127,16 @@ impl Record {
         };
         match promise {
             Promise::Acknowledged => self.check_all(&found),
+            Promise::OnDisk => {
+                let part = self.state().open.and_then(Act::changes);
+                let wrong = self.check_all(&found);
+                match part {
+                    Some((path, range)) if !wrong.is_empty() => {
+                        self.check_but(&found, path, &range)
+                    }
+                    _ => wrong,
+                }
+            }
             Promise::Synced => self.check_synced(&found),
         }
     }
@@ -145,6 +157,24 @@ impl Record {
             }
             _ => wrong,
         }
+    }
+
+    /// As [`Record::check_all`], but for some bytes of a file and what depends on them.
+    fn check_but(&self, found: &Look, path: &str, range: &Range<u64>) -> Vec<String> {
+        let mut wanted = look(&self.root).unwrap();
+        let path = Path::new(path);
+        if let (Some(wanted), Some(found)) = (wanted.get_mut(path), found.get(path)) {
+            let sizes = (wanted.data.len() as u64, found.data.len() as u64);
+            let common = sizes.0.min(sizes.1).min(range.start) as usize;
+            let rest = sizes.0.min(sizes.1).min(range.end) as usize..;
+            let part = found.data[common..].to_owned();
+            // Behind the part they agree, unless the end was moved.
+            if sizes.0 != sizes.1 || wanted.data[rest.clone()] == found.data[rest] {
+                wanted.data.truncate(common);
+                wanted.data.extend(part);
+            }
+        }
+        differences(&wanted, found)
     }
 
     fn check_synced(&self, found: &Look) -> Vec<String> {

@@ -167,7 +167,7 @@ impl Stage {
         }
     }
 
-    fn is_down(&self, number: usize) -> bool {
+    pub(crate) fn is_down(&self, number: usize) -> bool {
         match self.crash {
             Crash::Power => self.disk(number).look().held > 0,
             Crash::Kill => self.node(number).effects().has_killed(),
@@ -220,6 +220,75 @@ impl Stage {
         self.node_mut(number).start(role)
     }
 
+    pub(crate) fn begin_as(&mut self, number: usize, role: Role) {
+        self.node_mut(number).begin_as(role).unwrap();
+    }
+
+    pub(crate) fn kill_after(&mut self, number: usize, effects: u64) {
+        self.node_mut(number).kill_after(effects);
+    }
+
+    pub(crate) fn stop(&mut self, number: usize) {
+        self.node_mut(number).stop().unwrap();
+    }
+
+    /// What a driver that may just have been started says of itself, unless it ends.
+    pub(crate) fn status(&mut self, number: usize) -> Option<serde_json::Value> {
+        let mut status = None;
+        wait_until(PATIENCE, || {
+            status = self.node(number).status().ok();
+            status.is_some() || self.node_mut(number).has_ended()
+        });
+        status
+    }
+
+    /// Whether its driver runs; one that has ended is buried.
+    pub(crate) fn runs(&mut self, number: usize) -> bool {
+        let node = self.node_mut(number);
+        if node.has_ended() {
+            node.kill();
+        }
+        node.is_running()
+    }
+
+    /// Waits until a node that was told to stop has ended, or a victim is down.
+    pub(crate) fn await_end_of(&mut self, number: usize, victims: &[(usize, u64)]) {
+        let ended = wait_until(PATIENCE, || {
+            self.node_mut(number).has_ended() || victims.iter().any(|(n, _)| self.is_down(*n))
+        });
+        assert!(ended, "it does not stop");
+    }
+
+    /// Waits until both are paired. `may_split`: the secondary's copy may be of another
+    /// history, and is then given up.
+    pub(crate) fn pair_up(&self, may_split: bool) {
+        let mut given_up = false;
+        let paired = wait_until(PATIENCE, || {
+            let link = |n: usize| self.node(n).status().map(|s| s["link"].clone());
+            if may_split && !given_up {
+                let status = self.node(1 - self.primary).status().unwrap();
+                if status["trouble"]
+                    .to_string()
+                    .contains("--discard-this-copy")
+                {
+                    self.node(1 - self.primary)
+                        .ask(Request::Discard {
+                            without_archive: true,
+                        })
+                        .unwrap();
+                    given_up = true;
+                }
+            }
+            [0, 1].iter().all(|n| link(*n).is_ok_and(|l| l == "paired"))
+        });
+        assert!(
+            paired,
+            "{:?}\n{:?}",
+            self.pair.a.status(),
+            self.pair.b.status()
+        );
+    }
+
     /// Starts a node as primary, by force if it asks for the operator's word. Returns
     /// whether it did.
     pub(crate) fn start_primary(&mut self, number: usize) -> bool {
@@ -244,7 +313,7 @@ impl Stage {
     /// What is promised after a power cut of both, if the secondary's copy is taken or not.
     pub(crate) fn promise_of_both(&self, of_secondary: bool) -> Promise {
         match self.ack == "disk" && of_secondary {
-            true => Promise::Acknowledged,
+            true => Promise::OnDisk,
             false => Promise::Synced,
         }
     }
@@ -261,7 +330,7 @@ impl Stage {
         );
         self.pair.assert_identical();
         let mount = self.mount();
-        if promise == Promise::Acknowledged || mount.join("c").exists() {
+        if promise != Promise::Synced || mount.join("c").exists() {
             std::fs::remove_dir_all(mount.join("c")).unwrap();
         }
         let root = self.record_root();

@@ -186,6 +186,17 @@ impl Node {
 
     /// Starts the driver and waits until the mount answers.
     pub fn start(&mut self, role: Role) -> Result<()> {
+        self.begin_as(role)?;
+        let up = wait_until(PATIENCE, || self.has_ended() || self.is_mounted());
+        if !up || self.has_ended() {
+            self.kill();
+            bail!("{} did not start:\n{}", self.name, self.last_words());
+        }
+        Ok(())
+    }
+
+    /// Starts the driver.
+    pub fn begin_as(&mut self, role: Role) -> Result<()> {
         let mount = self.mount().display().to_string();
         let key = self.key();
         let mut arguments = vec![
@@ -202,13 +213,7 @@ impl Node {
             Role::HistoryUnknown => arguments.push("--history-unknown"),
             Role::Primary | Role::Secondary => {}
         }
-        self.begin(&arguments)?;
-        let up = wait_until(PATIENCE, || self.has_ended() || self.is_mounted());
-        if !up || self.has_ended() {
-            self.kill();
-            bail!("{} did not start:\n{}", self.name, self.last_words());
-        }
-        Ok(())
+        self.begin(&arguments)
     }
 
     /// What is started next is killed behind so many effects, by [`crate::Options::watched`].

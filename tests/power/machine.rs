@@ -120,6 +120,7 @@ impl Machine {
                     Role::Primary => ("primary", ""),
                     Role::ForcedPrimary => ("primary", " --force"),
                     Role::Secondary => ("secondary", ""),
+                    Role::HistoryUnknown => ("secondary", " --history-unknown"),
                 };
                 let line = format!(
                     "start {role} {} --identity {}{more}",

@@ -199,10 +199,13 @@ impl Store {
     /// Opens the store below `layout.base`, which `init` has made.
     pub fn open(layout: Layout) -> io::Result<Store> {
         let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let open =
-            |path: &Path| rustix::fs::open(path, directory, Mode::empty()).map_err(io::Error::from);
-        let file_system = open(&layout.data())?;
-        let aside = open(&layout.aside())?;
+        let base = sys::open_quietly(&layout.base)?;
+        let below = |path: &Path| -> io::Result<OwnedFd> {
+            let name = path.strip_prefix(&layout.base).map_err(io::Error::other)?;
+            Ok(rustix::fs::openat(&base, name, directory, Mode::empty())?)
+        };
+        let file_system = below(&layout.data())?;
+        let aside = below(&layout.aside())?;
         let (index, strange) = Index::open(&layout.state().join("index"))?;
         let root = sys::reopen_path(file_system.as_fd())?;
         let root = Arc::new(Node::new(FileId::ROOT, root)?);
@@ -396,6 +399,21 @@ mod tests {
     use super::*;
     use twinfold_protocol::attr::Kind;
     use twinfold_protocol::op::{Name, NewObject};
+
+    /// Needs root, for a mount of its own.
+    #[test]
+    fn nothing_the_store_does_leaves_an_access_time() {
+        let place = tempfile::tempdir_in("/var/tmp").unwrap();
+        let layout = Layout::new(place.path());
+        for directory in [layout.data(), layout.aside(), layout.state()] {
+            std::fs::create_dir(directory).unwrap();
+        }
+        let store = Store::open(layout).unwrap();
+        for descriptor in [store.file_system.as_fd(), store.aside.as_fd()] {
+            let flags = rustix::fs::fstatvfs(descriptor).unwrap().f_flag;
+            assert!(flags.contains(rustix::fs::StatVfsMountFlags::NOATIME));
+        }
+    }
 
     /// Needs root, for the attributes `trusted.*`, and a disk that has them.
     #[test]

@@ -43,6 +43,46 @@ pub(super) fn open_name(directory: BorrowedFd<'_>, name: &CStr) -> io::Result<Ow
     )?)
 }
 
+/// A descriptor of a directory through which nothing leaves an access time. The kernel
+/// itself lists directories on the way from a handle to a directory it does not know yet,
+/// and that is no access of the application. So it leads through a mount of its own, which
+/// nobody sees; where there can be none, it is an ordinary one.
+pub(super) fn open_quietly(path: &std::path::Path) -> io::Result<OwnedFd> {
+    use rustix::mount::{OpenTreeFlags, open_tree};
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let quiet = open_tree(CWD, path, flags)
+        .map_err(io::Error::from)
+        .and_then(|tree| {
+            let attributes = libc::mount_attr {
+                attr_set: libc::MOUNT_ATTR_NOATIME,
+                attr_clr: libc::MOUNT_ATTR__ATIME,
+                propagation: 0,
+                userns_fd: 0,
+            };
+            // SAFETY: a descriptor that is open, an empty string, and a structure of the
+            // announced size, all alive for the call.
+            let rc = unsafe {
+                libc::syscall(
+                    libc::SYS_mount_setattr,
+                    tree.as_raw_fd(),
+                    c"".as_ptr(),
+                    libc::AT_EMPTY_PATH,
+                    &raw const attributes,
+                    size_of::<libc::mount_attr>(),
+                )
+            };
+            match rc {
+                0 => Ok(tree),
+                _ => Err(io::Error::last_os_error()),
+            }
+        });
+    quiet.or_else(|error| {
+        tracing::debug!(%error, "access times of directories may change by themselves");
+        let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(rustix::fs::open(path, directory, Mode::empty())?)
+    })
+}
+
 /// The largest file handle a Linux file system makes (`MAX_HANDLE_SZ`).
 const MAX_HANDLE: usize = 128;
 
