@@ -8,10 +8,12 @@
 
 mod actions;
 mod archive;
+mod calls;
 pub(crate) mod clock;
 mod compare;
 mod data;
 mod gate;
+mod guest;
 mod hashing;
 mod jobs;
 mod moving;
@@ -27,6 +29,7 @@ mod settle;
 mod split;
 mod standby;
 mod status;
+mod takeover;
 mod verify;
 
 use std::collections::HashSet;
@@ -44,11 +47,12 @@ use twinfold_protocol::primary::{OwnMarks, Primary};
 use twinfold_protocol::time::Instant;
 
 use crate::error::{FsError, FsResult};
-use crate::state::{CopyFile, IntentLog, MarksFile, Recovered, Settings};
+use crate::state::{Condemned, CopyFile, IntentLog, MarksFile, Record, Recovered, Settings};
 use crate::store::{Layout, Store};
 
 pub(crate) use actions::random_id;
 pub(crate) use compare::Ask;
+pub(crate) use guest::{Guest, Need};
 pub(crate) use hashing::hashers;
 pub use names::NewEntry;
 pub use own::OwnChanges;
@@ -56,7 +60,8 @@ pub use progress::ResyncStatus;
 pub(crate) use resync::Target;
 pub(crate) use standby::Due;
 pub use standby::{Standby, StandbyError};
-pub use status::{LinkState, Status};
+pub use status::{LinkState, Status, Swap};
+pub(crate) use takeover::Place;
 pub(crate) use verify::Asked;
 pub use verify::{VerifyOptions, VerifyPage};
 
@@ -133,6 +138,8 @@ pub struct Engine {
     matching: Mutex<()>,
     pace: pace::Pace,
     tracker: progress::Tracker,
+    takeover: takeover::TakeOver,
+    condemned: Condemned,
     counters: status::Counters,
 }
 
@@ -188,6 +195,15 @@ fn notes_of(
     wanted
 }
 
+/// What the last run could perhaps not write on a disk that failed is written now.
+fn note_condemned(copy: &CopyFile, condemned: &Condemned) -> std::io::Result<()> {
+    if condemned.is_set(copy.get().copy.current)? {
+        tracing::warn!("the disk of this copy failed, and its peer took over");
+        copy.update(Record::fall_behind)?;
+    }
+    condemned.clear()
+}
+
 impl Engine {
     /// Opens the folder below `layout.base` without a role. `side` says which of
     /// the two nodes this one is. With `history_unknown` the copy is one of which nothing
@@ -200,6 +216,9 @@ impl Engine {
     ) -> Result<Engine> {
         let state = layout.state();
         let found = crate::state::open(&state, history_unknown)?;
+        let condemned = Condemned::of(&layout.base);
+        note_condemned(&found.copy, &condemned)
+            .context("cannot note that this copy's disk failed")?;
         let store = Store::open(layout).context("cannot open the store")?;
         repair::repair(&store, &found.recovered)
             .context("cannot repair the store after a crash")?;
@@ -251,6 +270,8 @@ impl Engine {
             matching: Mutex::default(),
             pace,
             tracker: progress::Tracker::default(),
+            takeover: takeover::TakeOver::default(),
+            condemned,
             counters: status::Counters::default(),
             settings,
         })
@@ -292,6 +313,9 @@ impl Engine {
 
     /// Fails unless this node may change its copy for the application.
     fn writable(&self) -> FsResult<()> {
+        if self.is_away() {
+            return Err(FsError::Moved);
+        }
         if self.fenced.get().is_some() {
             return Err(FsError::Fenced);
         }
@@ -301,9 +325,13 @@ impl Engine {
         }
     }
 
-    /// twinfold's own state could not be written: nothing is changed any more, and
-    /// the peer is let go (invariant 17).
+    /// twinfold's own state could not be written: nothing is changed here any more. The
+    /// peer takes over if it can, else it is let go (invariant 17).
     fn fence(&self, what: &str, error: &std::io::Error) {
+        // A peer that has everything can go on where this node must not.
+        if self.disk_failed(what, error) {
+            return;
+        }
         let reason = format!("{what}: {error}");
         if self.fenced.set(reason.clone()).is_ok() {
             tracing::error!(
@@ -311,7 +339,10 @@ impl Engine {
                 "this node is fenced: its own state cannot be written; repair the file system \
                  under the store and restart the driver"
             );
-            self.drop_connection(&reason);
+            // A secondary tells its primary first, see [`Engine::standby_failed`].
+            if self.role() != Some(Role::Secondary) {
+                self.drop_connection(&reason);
+            }
         }
     }
 
