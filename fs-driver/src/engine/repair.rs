@@ -54,7 +54,6 @@ mod tests {
     use super::*;
     use crate::store::Layout;
     use std::collections::BTreeSet;
-    use std::os::unix::fs::FileExt;
     use std::path::Path;
     use twinfold_protocol::ids::Epoch;
     use twinfold_protocol::op::{Listing, Name, NewObject, Object, Op, PutEntry, RenameMode};
@@ -129,10 +128,12 @@ mod tests {
     /// What a power cut leaves of entries that were not flushed: zeros.
     fn forget(place: &Path, files: &[u64]) {
         let path = place.join("state/index/00000002");
-        let file = std::fs::File::options().write(true).open(path).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
         for n in files {
-            file.write_all_at(&[0; 32], 32 * (n + 1)).unwrap();
+            let at = 32 * (*n as usize + 1);
+            bytes[at..at + 32].fill(0);
         }
+        std::fs::write(path, bytes).unwrap();
     }
 
     const ALL: [u64; 4] = [10, 20, 30, 40];
@@ -227,9 +228,10 @@ mod tests {
         std::fs::remove_dir_all(&index).unwrap();
         again();
         let path = index.join("00000002");
-        let damage = |at: u64| {
-            let file = std::fs::File::options().write(true).open(&path).unwrap();
-            file.write_all_at(&[0xff], at).unwrap();
+        let damage = |at: usize| {
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes[at] = 0xff;
+            std::fs::write(&path, bytes).unwrap();
         };
         damage(3);
         again();
