@@ -154,6 +154,7 @@ pub fn run(layout: Layout, identity: &Path, start: Start) -> Result<()> {
         Role::Secondary => engine.start_secondary()?,
     }
     let vfs = Arc::new(Vfs::new(engine.clone()));
+    vfs.host();
     let driver = Arc::new(Driver {
         engine: engine.clone(),
         vfs: vfs.clone(),

@@ -4,6 +4,7 @@
 use std::io;
 
 use twinfold_protocol::op::BadName;
+use twinfold_protocol::remote::Failure;
 
 /// Why a call on the mount failed.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,45 @@ pub enum FsError {
     /// until the operator has looked (invariant 17).
     #[error("this node is fenced")]
     Fenced,
+    /// This node's disk has failed: the call belongs to the peer.
+    #[error("this node's disk has failed")]
+    Moved,
+}
+
+impl From<&FsError> for Failure {
+    fn from(error: &FsError) -> Failure {
+        match error {
+            // Without a code of its own it is told as what it is: an error of the input or output.
+            FsError::Store(e) => Failure::System(e.raw_os_error().unwrap_or(0)),
+            FsError::ReadOnly => Failure::ReadOnly,
+            FsError::NoSpace => Failure::NoSpace,
+            FsError::TooLarge => Failure::TooLarge,
+            FsError::NotADirectory => Failure::NotADirectory,
+            FsError::IsADirectory => Failure::IsADirectory,
+            FsError::NameTooLong | FsError::Name(BadName::TooLong) => Failure::NameTooLong,
+            FsError::NotSupported => Failure::NotSupported,
+            FsError::Invalid | FsError::Name(_) | FsError::BadHandle => Failure::Invalid,
+            FsError::Fenced | FsError::Moved => Failure::Fenced,
+        }
+    }
+}
+
+impl From<Failure> for FsError {
+    fn from(failure: Failure) -> FsError {
+        match failure {
+            Failure::System(0) => FsError::Store(io::Error::other("the peer's store failed")),
+            Failure::System(code) => FsError::Store(io::Error::from_raw_os_error(code)),
+            Failure::ReadOnly => FsError::ReadOnly,
+            Failure::NoSpace => FsError::NoSpace,
+            Failure::TooLarge => FsError::TooLarge,
+            Failure::NotADirectory => FsError::NotADirectory,
+            Failure::IsADirectory => FsError::IsADirectory,
+            Failure::NameTooLong => FsError::NameTooLong,
+            Failure::NotSupported => FsError::NotSupported,
+            Failure::Invalid => FsError::Invalid,
+            Failure::Fenced => FsError::Fenced,
+        }
+    }
 }
 
 /// The result of a file system call.

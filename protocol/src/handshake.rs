@@ -75,6 +75,18 @@ impl CopyState {
         state
     }
 
+    /// The state after taking over from a peer whose disk failed, under the new generation
+    /// `next`. No marks reach back to what that peer has: its disk may have lost anything,
+    /// so its copy is compared whole when it returns.
+    #[must_use]
+    pub fn take_over(&self, next: Generation) -> CopyState {
+        let mut state = self.clone();
+        state.bases.clear();
+        state.given_up = false;
+        state.remember(next);
+        state
+    }
+
     /// The state of a resync target after its last flush: it adopts the source's generation.
     #[must_use]
     pub fn adopt(&self, module: ModuleId, generation: Generation) -> CopyState {

@@ -20,6 +20,7 @@ pub mod limits;
 pub mod marks;
 pub mod op;
 pub mod primary;
+pub mod remote;
 pub mod secondary;
 pub mod time;
 pub mod verify;

@@ -135,6 +135,15 @@ impl Record {
         Ok(())
     }
 
+    /// The secondary takes the data over from a primary whose disk failed. It is up to
+    /// date, and alone.
+    pub fn take_over(&mut self, side: Side, next: Generation, boot: u128) -> Result<(), NoEpoch> {
+        self.epoch = Epoch::next(self.epoch, side).ok_or(NoEpoch)?;
+        self.copy = self.copy.take_over(next);
+        self.runs_as(Role::Primary, boot);
+        Ok(())
+    }
+
     /// The node becomes secondary.
     pub fn become_secondary(&mut self, boot: u128) {
         self.runs_as(Role::Secondary, boot);

@@ -142,6 +142,12 @@ pub const MAX_VERIFY_NAMES: usize = 1024;
 
 /// Extended attributes of one object: Linux lists 64 KiB of names, of two bytes at least.
 pub const MAX_XATTRS: usize = 32 << 10;
+/// Calls that a node whose disk failed has under way at its peer, at most. More than a
+/// kernel has requests in the background, so that in practice it bounds nobody.
+pub const MAX_REMOTE_CALLS: usize = 4096;
+
+/// Entries of a directory in one answer to a remote listing.
+pub const MAX_LISTED: usize = 256;
 
 /// Longest reason text in a control message, in bytes.
 pub const MAX_REASON: usize = 1024;

@@ -393,6 +393,7 @@ impl DirtyMap {
             | Op::Checkpoint
             | Op::Verify { .. }
             | Op::Differs { .. }
+            | Op::TakeOver
             | Op::PutDirectory { .. }
             | Op::PutObject { .. }
             | Op::PutXattr { .. }

@@ -403,6 +403,10 @@ pub enum Op {
         /// What was asked.
         question: crate::verify::Question,
     },
+    /// The primary's disk has failed: the secondary, which has everything before this,
+    /// flushes, makes a new generation durable and takes the data over. The last op of
+    /// its session.
+    TakeOver,
     /// Resync: the directory has these entries.
     PutDirectory {
         /// Which directory; created aside when the target lacks it.
@@ -524,6 +528,7 @@ impl Op {
             Op::Checkpoint => "checkpoint",
             Op::Verify { .. } => "verify",
             Op::Differs { .. } => "differs",
+            Op::TakeOver => "take-over",
             Op::PutDirectory { .. } => "put-directory",
             Op::PutObject { .. } => "put-object",
             Op::PutXattr { .. } => "put-xattr",

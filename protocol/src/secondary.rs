@@ -98,7 +98,9 @@ impl Secondary {
         }
         if op.seq <= self.applied {
             return match op.op {
-                Op::Sync { .. } | Op::Checkpoint | Op::ResyncEnd => Ok(Accepted::SyncAgain),
+                Op::Sync { .. } | Op::Checkpoint | Op::ResyncEnd | Op::TakeOver => {
+                    Ok(Accepted::SyncAgain)
+                }
                 _ => Err(Violation::Order(format!("op {} came twice", op.seq))),
             };
         }
@@ -113,6 +115,11 @@ impl Secondary {
                 "a resync op ({}) came after the end of the resync",
                 op.op.word()
             )));
+        }
+        if op.op == Op::TakeOver && self.syncing {
+            return Err(Violation::Order(
+                "a copy that is not up to date was asked to take over".into(),
+            ));
         }
         Ok(Accepted::Apply)
     }
@@ -155,7 +162,7 @@ impl Secondary {
 /// Whether an op needs a receipt of its own once it is on stable storage.
 pub fn needs_sync(op: &Op) -> bool {
     match op {
-        Op::Sync { .. } | Op::Checkpoint | Op::ResyncEnd => true,
+        Op::Sync { .. } | Op::Checkpoint | Op::ResyncEnd | Op::TakeOver => true,
         Op::Write { stability, .. } => *stability != Stability::Mode,
         _ => false,
     }
@@ -241,6 +248,17 @@ mod tests {
         assert_eq!(s.accept(&op(1, Op::ResyncEnd)), Ok(Accepted::SyncAgain));
         s.resync_ended();
         assert!(!s.is_syncing());
+    }
+
+    #[test]
+    fn only_an_up_to_date_copy_is_asked_to_take_over() {
+        let mut s = started(1);
+        assert!(s.accept(&op(1, Op::TakeOver)).is_err());
+        s.resync_ended();
+        assert_eq!(s.accept(&op(1, Op::TakeOver)), Ok(Accepted::Apply));
+        s.applied(Seq(1));
+        // Asked again, because the primary did not hear that it was done.
+        assert_eq!(s.accept(&op(1, Op::TakeOver)), Ok(Accepted::SyncAgain));
     }
 
     #[test]

@@ -23,8 +23,8 @@ use twinfold_protocol::op::{
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::verify::Question;
 use twinfold_protocol::wire::{
-    self, ChunkQueue, CompareAnswer, CompareRequest, Control, Holds, OpStreamStart, Receipt,
-    VerifyAnswer, VerifyRequest, Violation,
+    self, Answered, Call, ChunkQueue, CompareAnswer, CompareRequest, Control, Holds, OpStreamStart,
+    Receipt, VerifyAnswer, VerifyRequest, Violation,
 };
 
 #[path = "decoder/bounds.rs"]
@@ -187,6 +187,8 @@ fn check_memory(body: &[u8]) {
         peak_of(|| drop(CompareAnswer::decode(payload(body)))).0,
         peak_of(|| drop(VerifyRequest::decode(payload(body)))).0,
         peak_of(|| drop(VerifyAnswer::decode(payload(body)))).0,
+        peak_of(|| drop(Call::decode(payload(body)))).0,
+        peak_of(|| drop(Answered::decode(payload(body)))).0,
     ];
     for held in held {
         assert!(held <= most, "{held} bytes for a frame of {}", body.len());
@@ -203,9 +205,10 @@ fn check_all(bytes: &[u8], sizes: &[usize]) {
 }
 
 /// Every kind byte there is, and some that are none.
-const KINDS: [u8; 45] = [
-    0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 31, 32, 33, 34, 35, 36, 37, 63, 64,
-    65, 66, 67, 68, 96, 97, 98, 99, 100, 101, 255, 48, 49, 70, 112, 113, 114, 115, 116,
+const KINDS: [u8; 67] = [
+    0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 31, 32, 33, 34, 35, 36, 37, 63,
+    64, 65, 66, 67, 68, 96, 97, 98, 99, 100, 128, 129, 130, 131, 132, 133, 134, 135, 136, 137, 138,
+    139, 159, 160, 161, 162, 163, 164, 165, 166, 255, 48, 49, 70, 112, 113, 114, 115, 116, 101, 18,
 ];
 
 /// One change to the bytes of a frame.
@@ -319,7 +322,7 @@ fn samples() -> Vec<Sent> {
     let mut runner = TestRunner::deterministic();
     let sent = any_sent();
     let make = |_| sent.new_tree(&mut runner).unwrap().current();
-    (0..300).map(make).collect()
+    (0..600).map(make).collect()
 }
 
 #[test]
@@ -338,9 +341,10 @@ fn no_number_anywhere_in_a_frame_is_trusted() {
             }
         }
     }
-    // 23 ops, 10 control frames, 4 receipts, the start of the ops, 6 of the comparison, 5 of
-    // a verify.
-    assert_eq!(kinds.len(), 23 + 10 + 4 + 1 + 6 + 5, "{kinds:?}");
+    // 24 ops, 12 control frames, 4 receipts, the start of the ops, 6 of the comparison, 5 of
+    // a verify, 11 remote calls and 7 answers to them.
+    let all = 24 + 12 + 4 + 1 + 6 + 5 + 11 + 7;
+    assert_eq!(kinds.len(), all, "{kinds:?}");
 }
 
 #[test]
@@ -557,6 +561,7 @@ fn names_of(op: &Op) -> usize {
         | Op::Sync { .. }
         | Op::Times { .. }
         | Op::Checkpoint
+        | Op::TakeOver
         | Op::PutObject { .. }
         | Op::PutXattr { .. }
         | Op::PutData { .. }

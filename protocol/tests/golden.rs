@@ -17,13 +17,16 @@ use twinfold_protocol::limits;
 use twinfold_protocol::op::{
     AllocateMode, Listing, NewObject, Op, Payload, RenameMode, Sequenced, Stability, XattrMode,
 };
+use twinfold_protocol::remote::{Answer, Failure, Request};
 use twinfold_protocol::wire::{
-    self, CompareAnswer, CompareRequest, Control, Frame, Hello, OpStreamStart, Receipt,
-    VerifyAnswer, VerifyRequest, Violation,
+    self, Answered, Call, CompareAnswer, CompareRequest, Control, Frame, Hello, OpStreamStart,
+    Receipt, VerifyAnswer, VerifyRequest, Violation,
 };
 
 #[path = "golden/frames.rs"]
 mod frames;
+#[path = "golden/remote.rs"]
+mod remote;
 #[path = "golden/verify.rs"]
 mod verify;
 
@@ -146,6 +149,16 @@ fn verify_frames_have_their_golden_bytes() {
     }
     for (answer, golden) in verify::answers() {
         check(&answer, golden, VerifyAnswer::encode, VerifyAnswer::decode);
+    }
+}
+
+#[test]
+fn remote_calls_have_their_golden_bytes() {
+    for (call, golden) in remote::calls() {
+        check(&call, golden, Call::encode, Call::decode);
+    }
+    for (answer, golden) in remote::answered() {
+        check(&answer, golden, Answered::encode, Answered::decode);
     }
 }
 
@@ -317,6 +330,7 @@ fn op_name(op: &Op) -> &'static str {
         Op::Sync { .. } => "Sync",
         Op::Times { .. } => "Times",
         Op::Checkpoint => "Checkpoint",
+        Op::TakeOver => "TakeOver",
         Op::PutDirectory { .. } => "PutDirectory",
         Op::PutObject { .. } => "PutObject",
         Op::PutXattr { .. } => "PutXattr",
@@ -340,6 +354,8 @@ fn control_name(control: &Control) -> &'static str {
         Control::OwnMarks { .. } => "OwnMarks",
         Control::Rejoin { .. } => "Rejoin",
         Control::Progress(_) => "Progress",
+        Control::Visit { .. } => "Visit",
+        Control::Welcome => "Welcome",
     }
 }
 
@@ -368,6 +384,58 @@ fn answer_name(answer: &CompareAnswer) -> &'static str {
     }
 }
 
+fn call_name(call: &Call) -> &'static str {
+    match &call.request {
+        Request::Change { .. } => "Change",
+        Request::Lookup { .. } => "Lookup",
+        Request::Attributes { .. } => "Attributes",
+        Request::ReadLink { .. } => "ReadLink",
+        Request::Read { .. } => "Read",
+        Request::Seek { .. } => "Seek",
+        Request::List { .. } => "List",
+        Request::GetXattr { .. } => "GetXattr",
+        Request::ListXattrs { .. } => "ListXattrs",
+        Request::Space => "Space",
+        Request::Forget { .. } => "Forget",
+    }
+}
+
+fn answered_name(answered: &Answered) -> &'static str {
+    match &answered.answer {
+        Answer::Done => "Done",
+        Answer::Attributes(_) => "Attributes",
+        Answer::Bytes(_) => "Bytes",
+        Answer::Number(_) => "Number",
+        Answer::Entries(_) => "Entries",
+        Answer::Space(_) => "Space",
+        Answer::Failed(_) => "Failed",
+    }
+}
+
+#[test]
+fn failures_have_their_documented_codes() {
+    let failures = [
+        Failure::ReadOnly,
+        Failure::NoSpace,
+        Failure::TooLarge,
+        Failure::NotADirectory,
+        Failure::IsADirectory,
+        Failure::NameTooLong,
+        Failure::NotSupported,
+        Failure::Invalid,
+        Failure::Fenced,
+    ];
+    let frames: Vec<_> = (2..)
+        .zip(failures)
+        .map(|(code, failure)| {
+            let answer = Answer::Failed(failure);
+            (code, Answered { id: 1, answer })
+        })
+        .collect();
+    // A failure with a code of the system is longer: it is refused like one that nobody knows.
+    check_codes(13, &frames, Answered::encode, Answered::decode);
+}
+
 /// A frame kind that is in the code has golden bytes here and a section there.
 #[test]
 fn every_kind_has_golden_bytes_and_a_section() {
@@ -390,6 +458,12 @@ fn every_kind_has_golden_bytes_and_a_section() {
     }
     for (answer, bytes) in answers() {
         have("Compare", answer_name(&answer), bytes);
+    }
+    for (call, bytes) in remote::calls() {
+        have("Remote calls", call_name(&call), bytes);
+    }
+    for (answer, bytes) in remote::answered() {
+        have("Remote calls", answered_name(&answer), bytes);
     }
 
     for (request, bytes) in verify::requests() {
@@ -438,6 +512,8 @@ fn constants() -> BTreeMap<&'static str, u64> {
         ("MAX_VERIFY_BYTES", limits::MAX_VERIFY_BYTES),
         ("MAX_VERIFY_NAMES", of(limits::MAX_VERIFY_NAMES)),
         ("MAX_XATTRS", of(limits::MAX_XATTRS)),
+        ("MAX_LISTED", of(limits::MAX_LISTED)),
+        ("MAX_REMOTE_CALLS", of(limits::MAX_REMOTE_CALLS)),
         ("MAX_REASON", of(limits::MAX_REASON)),
         ("MAX_MODULE_NAME", of(limits::MAX_MODULE_NAME)),
     ])

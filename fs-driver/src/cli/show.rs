@@ -66,6 +66,17 @@ pub(super) fn status(status: &Value) -> String {
             number("differing_objects")
         );
     }
+    match status["swap"].as_str() {
+        Some("to-peer") => out.push_str(
+            "  this node's disk has failed; the peer carries out the application's calls. Swap the \
+             application to it: `promote` there, then stop this node and repair its disk\n",
+        ),
+        Some(_) => out.push_str(
+            "  the peer's disk has failed; this node carries out its application's calls. Swap the \
+             application to this node: `promote` here\n",
+        ),
+        None => {}
+    }
     for (key, label) in [
         (
             "question",
@@ -75,6 +86,7 @@ pub(super) fn status(status: &Value) -> String {
         ("trouble", "trouble"),
         ("damage", "damaged, so everything will be compared"),
         ("fenced", "FENCED"),
+        ("disk_failure", "DISK FAILED"),
     ] {
         if let Some(text) = status[key].as_str() {
             let _ = writeln!(out, "  {label}: {text}");
@@ -125,6 +137,13 @@ mod tests {
         let mut asking = quiet;
         asking["question"] = "gone".into();
         assert!(status(&asking).contains("go-alone"));
+        let mut failed = asking;
+        failed["swap"] = "to-peer".into();
+        failed["disk_failure"] = "a write failed: EIO".into();
+        let text = status(&failed);
+        assert!(text.contains("`promote` there") && text.contains("DISK FAILED: a write"));
+        failed["swap"] = "to-this-node".into();
+        assert!(status(&failed).contains("`promote` here"));
     }
 
     #[test]

@@ -27,10 +27,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::daemon::Driver;
 use crate::engine::VerifyOptions;
+use crate::state::RUN_DIRECTORY as DIRECTORY;
 use crate::store::Layout;
-
-/// Where the sockets lie.
-const DIRECTORY: &str = "/run/twinfold";
 
 /// Longest request, in bytes.
 const MAX_REQUEST: u64 = 4096;

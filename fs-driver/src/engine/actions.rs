@@ -13,6 +13,7 @@ use twinfold_protocol::wire::{Frame, Receipt, Violation, encode_op};
 use super::resync::ResyncError;
 use super::{Engine, Reply, clock};
 use crate::state::{OnPeerLoss, Record};
+use crate::store::is_disk_failure;
 
 /// A random id other than zero.
 pub(crate) fn random_id() -> u128 {
@@ -23,7 +24,7 @@ pub(crate) fn random_id() -> u128 {
 
 impl Engine {
     /// Sends replies and takes actions the machine has ready, after unlocking it.
-    fn perform(self: &Arc<Self>, mut core: MutexGuard<'_, Primary<Reply>>) {
+    pub(super) fn perform(self: &Arc<Self>, mut core: MutexGuard<'_, Primary<Reply>>) {
         let (mut replies, mut actions) = (Vec::new(), Vec::new());
         core.drain(&mut replies, &mut actions);
         drop(core);
@@ -75,6 +76,7 @@ impl Engine {
             }
             Action::Verified { seq, found } => self.verify.answered(seq, Some(found)),
             Action::Unanswered { seq } => self.verify.answered(seq, None),
+            Action::PeerTookOver => self.peer_took_over(),
             Action::CheckpointDone => {
                 let segment = self.checkpoint_segment.lock().take();
                 let engine = self.clone();
@@ -86,12 +88,18 @@ impl Engine {
     /// The decision to go on alone is made: a new generation, durable, then the replies.
     fn make_alone(self: &Arc<Self>) {
         let next = Generation(random_id());
+        // One that was asked to take over could not, and said so.
+        self.peer_cannot_take_over();
         let gone_alone = self.copy.update(|r| {
             r.go_alone(next);
             r.alone_since = clock::unix_seconds();
         });
         if let Err(e) = gone_alone {
-            return self.fence("the new generation cannot be written", &e);
+            self.fence("the new generation cannot be written", &e);
+            // Dropped, each call ends with an I/O error.
+            let held = self.core.lock().forsake();
+            tracing::error!(calls = held.len(), "what waited for the peer has failed");
+            return;
         }
         tracing::warn!(generation = %next, "going on alone");
         *self.question.lock() = None;
@@ -206,6 +214,7 @@ impl Engine {
         core.tick(clock::now());
         let next = core.next_deadline();
         self.perform(core);
+        self.expire_calls();
         next
     }
 
@@ -256,6 +265,9 @@ impl Engine {
             Err(e) => {
                 // The marks stay; what the store lost it will say to those who ask for it.
                 tracing::error!(error = %e, "the store could not be flushed");
+                if is_disk_failure(&e) {
+                    self.disk_failed("a flush of the store", &e);
+                }
             }
         }
     }

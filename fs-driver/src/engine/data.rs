@@ -10,7 +10,7 @@ use twinfold_protocol::op::{AllocateMode, Op, Payload, Stability};
 
 use super::{Engine, Reply, clock};
 use crate::error::{FsError, FsResult};
-use crate::store::{Node, may_have_changed};
+use crate::store::{Node, is_disk_failure, may_have_changed};
 
 /// Bytes one call copies at most: a longer copy comes as more calls, so that no
 /// single op keeps the peer busy for long.
@@ -87,9 +87,15 @@ impl Engine {
                 let (engine, node) = (self.clone(), node.clone());
                 self.jobs.run(move || {
                     let done = engine.store.sync(&node, stability == Stability::Data);
-                    let answer = Box::new(move || reply(done.map_err(FsError::from)));
-                    engine.vote(submitted.seq, answer);
+                    engine.vote_synced(submitted.seq, done, reply);
                 });
+            }
+            // The peer has it, or will; whether that counts is known when it has taken over.
+            Err(e) if is_disk_failure(&e) && self.disk_failed("a write", &e) => {
+                drop(range);
+                drop(pass);
+                self.vote(submitted.seq, Box::new(|| ()));
+                reply(Err(FsError::Moved));
             }
             Err(e) => {
                 self.vote(submitted.seq, Box::new(|| ()));
@@ -120,6 +126,22 @@ impl Engine {
         };
         if let Some(reply) = ready {
             reply();
+        }
+    }
+
+    /// The local vote for a sync. A failure is told at once: it waits for nobody's vote.
+    fn vote_synced(
+        &self,
+        seq: Option<twinfold_protocol::ids::Seq>,
+        done: io::Result<()>,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        match done {
+            Ok(()) => self.vote(seq, Box::new(move || reply(Ok(())))),
+            Err(e) => {
+                self.vote(seq, Box::new(|| ()));
+                reply(Err(e.into()));
+            }
         }
     }
 
@@ -246,10 +268,11 @@ impl Engine {
                 // peer learns what is here now.
                 self.touch(&op);
                 let size = node.size().unwrap_or(old_size);
+                let moved = is_disk_failure(&e) && self.disk_failed("a change of a file", &e);
                 if may_have_changed(&e) {
                     self.core.lock().failed_here(&op, old_size);
                 }
-                if size == old_size {
+                if moved || size == old_size {
                     return reply(Err(e.into()));
                 }
                 let op = Op::Truncate {
@@ -379,10 +402,12 @@ impl Engine {
         wrote: bool,
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
+        // Its place in the order comes before the peer is asked to take over, or not at all.
+        let pass = self.gate.enter();
         let writable = self.writable();
         // What was written before this node ceased to be primary is on one disk at most.
         if let Err(e) = writable
-            && (wrote || matches!(e, FsError::Fenced))
+            && (wrote || matches!(e, FsError::Fenced | FsError::Moved))
         {
             return reply(Err(e));
         }
@@ -401,10 +426,11 @@ impl Engine {
             }
             submitted.seq
         };
+        drop(pass);
         let (engine, node) = (self.clone(), node.clone());
         self.jobs.run(move || {
             let done = engine.store.sync(&node, data_only);
-            engine.vote(seq, Box::new(move || reply(done.map_err(FsError::from))));
+            engine.vote_synced(seq, done, reply);
         });
     }
 }

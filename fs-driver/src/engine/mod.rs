@@ -8,10 +8,12 @@
 
 mod actions;
 mod archive;
+mod calls;
 pub(crate) mod clock;
 mod compare;
 mod data;
 mod gate;
+mod guest;
 mod hashing;
 mod jobs;
 mod moving;
@@ -26,6 +28,7 @@ mod settle;
 mod split;
 mod standby;
 mod status;
+mod takeover;
 mod verify;
 
 use std::collections::HashSet;
@@ -43,11 +46,12 @@ use twinfold_protocol::primary::{OwnMarks, Primary};
 use twinfold_protocol::time::Instant;
 
 use crate::error::{FsError, FsResult};
-use crate::state::{CopyFile, IntentLog, MarksFile, Recovered, Settings};
+use crate::state::{Condemned, CopyFile, IntentLog, MarksFile, Record, Recovered, Settings};
 use crate::store::{Layout, Store};
 
 pub(crate) use actions::random_id;
 pub(crate) use compare::Ask;
+pub(crate) use guest::{Guest, Need};
 pub(crate) use hashing::hashers;
 pub use names::NewEntry;
 pub use own::OwnChanges;
@@ -55,7 +59,8 @@ pub use progress::ResyncStatus;
 pub(crate) use resync::Target;
 pub(crate) use standby::Due;
 pub use standby::{Standby, StandbyError};
-pub use status::{LinkState, Status};
+pub use status::{LinkState, Status, Swap};
+pub(crate) use takeover::Place;
 pub(crate) use verify::Asked;
 pub use verify::{VerifyOptions, VerifyPage};
 
@@ -132,6 +137,8 @@ pub struct Engine {
     matching: Mutex<()>,
     pace: pace::Pace,
     tracker: progress::Tracker,
+    takeover: takeover::TakeOver,
+    condemned: Condemned,
     counters: status::Counters,
 }
 
@@ -187,6 +194,15 @@ fn notes_of(
     wanted
 }
 
+/// What the last run could perhaps not write on a disk that failed is written now.
+fn note_condemned(copy: &CopyFile, condemned: &Condemned) -> std::io::Result<()> {
+    if condemned.is_set(copy.get().copy.current)? {
+        tracing::warn!("the disk of this copy failed, and its peer took over");
+        copy.update(Record::fall_behind)?;
+    }
+    condemned.clear()
+}
+
 /// After a crash: what was being made in a directory when the driver went down.
 fn repair(store: &Store, recovered: &Recovered) -> std::io::Result<()> {
     let mut removed = store.repair_aside()?;
@@ -212,6 +228,9 @@ impl Engine {
     pub fn open(layout: Layout, settings: Settings, side: Side) -> Result<Engine> {
         let state = layout.state();
         let found = crate::state::open(&state)?;
+        let condemned = Condemned::of(&layout.base);
+        note_condemned(&found.copy, &condemned)
+            .context("cannot note that this copy's disk failed")?;
         let store = Store::open(layout).context("cannot open the store")?;
         repair(&store, &found.recovered).context("cannot repair the store after a crash")?;
         let config = settings.config();
@@ -262,6 +281,8 @@ impl Engine {
             matching: Mutex::default(),
             pace,
             tracker: progress::Tracker::default(),
+            takeover: takeover::TakeOver::default(),
+            condemned,
             counters: status::Counters::default(),
             settings,
         })
@@ -303,6 +324,9 @@ impl Engine {
 
     /// Fails unless this node may change its copy for the application.
     fn writable(&self) -> FsResult<()> {
+        if self.is_away() {
+            return Err(FsError::Moved);
+        }
         if self.fenced.get().is_some() {
             return Err(FsError::Fenced);
         }
@@ -312,9 +336,13 @@ impl Engine {
         }
     }
 
-    /// twinfold's own state could not be written: nothing is changed any more, and
-    /// the peer is let go (invariant 17).
+    /// twinfold's own state could not be written: nothing is changed here any more. The
+    /// peer takes over if it can, else it is let go (invariant 17).
     fn fence(&self, what: &str, error: &std::io::Error) {
+        // A peer that has everything can go on where this node must not.
+        if self.disk_failed(what, error) {
+            return;
+        }
         let reason = format!("{what}: {error}");
         if self.fenced.set(reason.clone()).is_ok() {
             tracing::error!(
@@ -322,7 +350,10 @@ impl Engine {
                 "this node is fenced: its own state cannot be written; repair the file system \
                  under the store and restart the driver"
             );
-            self.drop_connection(&reason);
+            // A secondary tells its primary first, see [`Engine::standby_failed`].
+            if self.role() != Some(Role::Secondary) {
+                self.drop_connection(&reason);
+            }
         }
     }
 

@@ -94,7 +94,7 @@ impl Engine {
     /// deadline, and one that is lost is waited for until somebody decides.
     fn wait_for_room(&self, bytes: usize) {
         let mut core = self.core.lock();
-        while !core.has_room(bytes) && self.role() == Some(Role::Primary) {
+        while !core.has_room(bytes) && self.role() == Some(Role::Primary) && !self.is_away() {
             self.room.wait_for(&mut core, LOOK);
         }
     }

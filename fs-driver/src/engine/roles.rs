@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use twinfold_protocol::handshake::Role;
-use twinfold_protocol::ids::Generation;
+use twinfold_protocol::ids::{Epoch, Generation};
 use twinfold_protocol::lifecycle::Archived;
 use twinfold_protocol::marks::DirtyMap;
 use twinfold_protocol::primary::{Link, Primary};
@@ -72,6 +72,13 @@ impl Engine {
         self.copy
             .update(|r| *r = record)
             .context("cannot write the copy's history")?;
+        self.begin_term(epoch, suspects);
+        self.set_role(Some(Role::Primary));
+        Ok(())
+    }
+
+    /// A term as primary begins, alone.
+    pub(super) fn begin_term(&self, epoch: Epoch, suspects: DirtyMap) {
         self.epoch.store(epoch.0, Ordering::Relaxed);
         self.next_id.store(0, Ordering::Relaxed);
         let own = std::mem::take(&mut *self.own.lock());
@@ -84,8 +91,6 @@ impl Engine {
         }
         *self.saving.lock() = true;
         self.closing.store(false, Ordering::Release);
-        self.set_role(Some(Role::Primary));
-        Ok(())
     }
 
     /// Starts as secondary.
@@ -102,6 +107,8 @@ impl Engine {
     pub fn promote(self: &Arc<Self>, force: bool) -> Result<()> {
         match self.role() {
             Some(Role::Secondary) => {}
+            // The data are here already; the application follows.
+            Some(Role::Primary) if self.end_hosting() => return Ok(()),
             Some(Role::Primary) => bail!("this node is primary already"),
             None => bail!("this node is starting or stopping"),
         }
@@ -173,6 +180,13 @@ impl Engine {
         if self.role() != Some(Role::Primary) {
             bail!("this node is not primary");
         }
+        if self.is_away() {
+            bail!(
+                "this node's disk has failed and the peer has the data: run `promote` there, then \
+                 stop this node and repair its disk"
+            );
+        }
+        self.end_hosting();
         self.quiesce();
         if let Err(e) = self.store.sync_all() {
             self.closing.store(false, Ordering::Release);
@@ -270,6 +284,18 @@ impl Engine {
         let was = self.role();
         if was == Some(Role::Secondary) && self.connection.lock().is_some() {
             self.leave_in_order(LEAVE_WAIT);
+        }
+        self.end_hosting();
+        if self.is_away() {
+            // Nothing of this copy counts any more, and its disk may not take a word.
+            self.set_role(None);
+            self.drop_connection("stopped");
+            self.takeover.calls.refuse("this node stops");
+            if let Err(error) = self.copy.update(Record::fall_behind) {
+                tracing::warn!(%error, "this copy cannot be marked on its own disk");
+            }
+            self.jobs.stop();
+            return Ok(());
         }
         if was == Some(Role::Primary) {
             self.quiesce();

@@ -13,6 +13,7 @@ use twinfold_protocol::op::Op;
 use twinfold_protocol::primary::Link;
 
 use super::{Engine, clock};
+use crate::store::is_disk_failure;
 
 /// Objects with times to be shipped, at most; beyond it they are shipped at once.
 const MAX_TOUCHED: usize = 65_536;
@@ -50,6 +51,7 @@ pub(super) fn touched_by(op: &Op, mut touch: impl FnMut(FileId)) {
         | Op::Checkpoint
         | Op::Verify { .. }
         | Op::Differs { .. }
+        | Op::TakeOver
         | Op::PutObject { .. }
         | Op::PutXattr { .. }
         | Op::ResyncEnd => {}
@@ -102,7 +104,12 @@ impl Engine {
                     }
                 }
                 Ok(None) => {}
-                Err(e) => tracing::warn!(%file, error = %e, "times cannot be read"),
+                Err(e) => {
+                    tracing::warn!(%file, error = %e, "times cannot be read");
+                    if is_disk_failure(&e) {
+                        self.disk_failed("reading times", &e);
+                    }
+                }
             }
         }
     }

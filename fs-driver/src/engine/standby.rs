@@ -108,6 +108,7 @@ enum SyncWhat {
     Object { file: FileId, data_only: bool },
     Checkpoint { retire: Option<u64> },
     ResyncEnd { retire: Option<u64> },
+    TakeOver,
     Stable { files: Option<Vec<FileId>> },
 }
 
@@ -355,6 +356,7 @@ impl Engine {
                 file: *file,
                 data_only: *stability != Stability::Full,
             },
+            Op::TakeOver => SyncWhat::TakeOver,
             Op::Checkpoint | Op::ResyncEnd => {
                 let segment = self.intents.rotate().map_err(|e| {
                     self.fence("the intent log cannot be written", &e);
@@ -445,6 +447,7 @@ impl Engine {
         };
         match job.what {
             SyncWhat::Object { file, data_only } => object(file, data_only)?,
+            SyncWhat::TakeOver => self.take_over_from_peer(job.session)?,
             SyncWhat::Checkpoint { retire } => {
                 self.store.sync_all().map_err(failed)?;
                 self.retire(retire);
@@ -519,7 +522,10 @@ impl Engine {
         });
     }
 
-    /// This copy cannot go on: it is not up to date from now on, durably.
+    /// This copy cannot go on: it is not up to date from now on, durably. Where its own
+    /// disk does not take that any more, it is still a copy that nobody makes primary
+    /// without force: neither this run, which has lost the session, nor the next one, which
+    /// finds a secondary's copy.
     pub(crate) fn standby_failed(&self, error: &StandbyError) -> Option<Receipt> {
         let standby = self.standby.lock().take()?;
         let seq = standby.applied().next();
@@ -527,7 +533,6 @@ impl Engine {
         *self.trouble.lock() = Some(error.to_string());
         if let Err(e) = self.copy.update(Record::fall_behind) {
             self.fence("the copy's history cannot be written", &e);
-            return None;
         }
         Some(Receipt::Failed {
             seq,
@@ -537,7 +542,7 @@ impl Engine {
 }
 
 /// What a sync was asked for in an earlier session says nothing about this one.
-fn of_session(
+pub(super) fn of_session(
     standby: &mut Option<Standby>,
     session: SessionId,
 ) -> Result<&mut Standby, StandbyError> {
@@ -582,6 +587,7 @@ impl Standby {
             | Op::Checkpoint
             | Op::Verify { .. }
             | Op::Differs { .. }
+            | Op::TakeOver
             | Op::ResyncEnd
             | Op::Times { .. } => {
                 // Nothing new to bring to the disk; the receipt must still move on.

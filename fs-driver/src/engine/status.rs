@@ -10,7 +10,7 @@ use twinfold_protocol::wire::Progress;
 
 use super::progress::ResyncStatus;
 use super::verify::VerifyStatus;
-use super::{Engine, clock};
+use super::{Engine, Place, clock};
 
 /// Numbers that only grow, and the running resync.
 #[derive(Debug, Default)]
@@ -66,6 +66,10 @@ pub enum LinkState {
     Bridging,
     /// Writes are held until somebody decides.
     Holding,
+    /// This node's disk has failed; the peer is asked to take over.
+    HandingOver,
+    /// This node's disk has failed; the peer carries out its calls.
+    AtPeer,
     /// Secondary without a primary.
     Waiting,
 }
@@ -124,6 +128,23 @@ pub struct Status {
     pub damage: Option<String>,
     /// Why the node is fenced.
     pub fenced: Option<String>,
+    /// What failed of this node's disk.
+    pub disk_failure: Option<String>,
+    /// This node carries out the calls of the peer, whose disk has failed.
+    pub serves_peer: bool,
+    /// The application is to be swapped: to the peer if this node's disk has failed, to
+    /// this node if the peer's has.
+    pub swap: Option<Swap>,
+}
+
+/// To which node an application is to be swapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Swap {
+    /// To the peer of the node that says so.
+    ToPeer,
+    /// To the node that says so.
+    ToThisNode,
 }
 
 impl Engine {
@@ -153,6 +174,7 @@ impl Engine {
     pub fn status(&self) -> Status {
         let copy = self.copy.get();
         let role = self.role();
+        let serves_peer = self.hosting().is_some();
         let comparing = self.counters.comparing.load(Ordering::Relaxed);
         let syncing = self.standby.lock().as_ref().map(|s| s.is_syncing());
         let connected = self.connection.lock().is_some();
@@ -167,6 +189,8 @@ impl Engine {
                 Link::Paired => LinkState::Paired,
                 Link::Bridging { .. } => LinkState::Bridging,
                 Link::Holding | Link::Leaving => LinkState::Holding,
+                Link::Yielding { .. } => LinkState::HandingOver,
+                Link::Yielded => LinkState::AtPeer,
             },
             _ => match syncing {
                 Some(true) if connected => LinkState::Syncing,
@@ -193,8 +217,10 @@ impl Engine {
                 Role::Secondary => "secondary",
             }),
             link,
-            // The primary's copy is right by definition.
-            up_to_date: copy.copy.up_to_date && (role == Some(Role::Primary) || differing == 0),
+            // The primary's copy is right by definition, unless the peer has taken over.
+            up_to_date: copy.copy.up_to_date
+                && link != LinkState::AtPeer
+                && (role == Some(Role::Primary) || differing == 0),
             given_up: copy.copy.given_up,
             generation: copy.copy.current.to_string(),
             in_flight_ops,
@@ -216,6 +242,13 @@ impl Engine {
             trouble: self.trouble.lock().clone(),
             damage: self.damage.lock().clone(),
             fenced: self.fenced().map(str::to_owned),
+            disk_failure: self.disk_failure(),
+            serves_peer,
+            swap: match self.place() {
+                Place::Peer(_) => Some(Swap::ToPeer),
+                _ if serves_peer => Some(Swap::ToThisNode),
+                _ => None,
+            },
         }
     }
 }

@@ -48,7 +48,7 @@ pub(super) async fn run(engine: &Arc<Engine>, transport: &Arc<Transport>) -> Res
     let mut failures = 0;
     loop {
         let mut pause = RETRY;
-        match connect(transport, first).await {
+        match connect(transport, first, STEP).await {
             Ok((connection, network)) => {
                 // The network that worked is tried first the next time.
                 first = network;
@@ -74,6 +74,11 @@ pub(super) async fn run(engine: &Arc<Engine>, transport: &Arc<Transport>) -> Res
                 }
                 engine.clear_connection(&connection);
                 drop(guard);
+                if engine.must_host() {
+                    // The role changes, and this future is dropped.
+                    engine.begin_hosting();
+                    return std::future::pending().await;
+                }
             }
             Err(error) => {
                 tracing::debug!(error = format!("{error:#}"), "no primary was reached");
@@ -118,6 +123,7 @@ impl Drop for CloseOnDrop {
 pub(super) async fn connect(
     transport: &Arc<Transport>,
     first: usize,
+    patience: Duration,
 ) -> Result<(Connection, usize)> {
     let mut attempts = tokio::task::JoinSet::new();
     let count = transport.peers.len();
@@ -129,7 +135,7 @@ pub(super) async fn connect(
             let address = transport.peers[network];
             let endpoint = transport.dialler(address)?;
             let connecting = endpoint.connect(address, transport.server_name())?;
-            let connection = tokio::time::timeout(STEP, connecting)
+            let connection = tokio::time::timeout(patience, connecting)
                 .await
                 .with_context(|| format!("{address} did not answer"))?
                 .with_context(|| format!("no connection to {address}"))?;
@@ -225,9 +231,12 @@ async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended>
                     "what this copy has cannot be kept, so it is not overwritten: make room, or \
                      run `resync --discard-this-copy --without-archive`",
                 )?;
-            engine
-                .standby_begin(session, own, &theirs)
-                .context("cannot note that this copy is not up to date")?;
+            if let Err(error) = engine.standby_begin(session, own, &theirs) {
+                let reason = format!("cannot note that this copy is not up to date: {error}");
+                tracing::error!(reason, "this copy cannot be brought up");
+                connection.close(code::REFUSED.into(), reason.as_bytes());
+                return Ok(Ended::Failed(reason));
+            }
             send_marks(engine, &mut tx).await?;
         }
         other => bail!("expected a decision, got {other:?}"),
@@ -502,7 +511,15 @@ async fn apply(
             filled = ops.fill() => filled?,
             Some(receipt) = synced.recv() => {
                 match receipt {
-                    Ok(Some(receipt)) => send(&mut tx, &[receipt.encode()]).await?,
+                    Ok(Some(receipt)) => {
+                        send(&mut tx, &[receipt.encode()]).await?;
+                        if engine.must_host() {
+                            // The last word of the session; the primary comes back as a visitor.
+                            let _ = tx.finish();
+                            let _ = tokio::time::timeout(STEP, tx.stopped()).await;
+                            return Ok(());
+                        }
+                    }
                     Ok(None) => {}
                     Err(error) => return failed(engine, connection, tx, &error).await,
                 }

@@ -10,15 +10,20 @@
 //! | ops | primary | ops; receipts come back on it |
 //! | compare | primary | block hashes, before a resync |
 //! | verify | primary | digests, while both are paired |
+//!
+//! A primary whose disk has failed dials its peer, which has taken over, and sends its calls
+//! there on one stream (`visit`, `host`).
 
 mod dial;
 mod framing;
+mod host;
 mod identity;
 mod probe;
 mod serve;
 mod tls;
 mod transport;
 mod verify;
+mod visit;
 
 pub use identity::{Fingerprint, Identity};
 pub use transport::Transport;
@@ -61,6 +66,7 @@ pub async fn run(engine: Arc<Engine>, transport: Transport) -> Result<()> {
                     engine.set_trouble(None);
                     tokio::select! {
                         ended = serve::run(&engine, &transport, &resyncs) => ended,
+                        ended = visit::run(&engine, &transport) => ended,
                         never = probe::run(&engine, &transport) => match never {},
                     }
                 }

@@ -27,7 +27,7 @@ pub(super) async fn run(engine: &Arc<Engine>, transport: &Arc<Transport>) -> Inf
             continue;
         }
         // A secondary does not listen: that nobody answers is what is hoped for.
-        let Ok((connection, _)) = dial::connect(transport, 0).await else {
+        let Ok((connection, _)) = dial::connect(transport, 0, STEP).await else {
             continue;
         };
         if let Err(error) = look(engine, &connection).await {

@@ -18,7 +18,7 @@ use twinfold_protocol::wire::{
 
 use super::framing::{Incoming, send};
 use super::transport::Transport;
-use super::{STEP, code};
+use super::{STEP, code, host};
 use crate::engine::{Ask, Engine, Target};
 
 /// How often the target of a resync is told how far it is.
@@ -129,8 +129,16 @@ async fn peer(
     let frame = tokio::time::timeout(STEP, control.next())
         .await
         .context("the peer sent no hello")??;
-    let Control::Hello(theirs) = Control::decode(frame)? else {
-        bail!("the first frame was no hello");
+    let theirs = match Control::decode(frame)? {
+        Control::Hello(theirs) => theirs,
+        Control::Visit {
+            versions,
+            name,
+            session,
+        } => {
+            return host::serve(engine, connection, (tx, control), versions, &name, session).await;
+        }
+        _ => bail!("the first frame was no hello"),
     };
     let mine = engine.hello(Role::Primary)?;
     send(&mut tx, &[Control::Hello(mine.clone()).encode()]).await?;

@@ -2,6 +2,7 @@
 //! copy's history, the intents, and the saved marks. All of it under `state/` beside the
 //! data; `fs-driver/STATE.md` has every file byte by byte.
 
+mod condemned;
 mod copy;
 mod intents;
 mod marks;
@@ -9,6 +10,7 @@ mod open;
 mod segment;
 mod settings;
 
+pub(crate) use condemned::Condemned;
 pub use copy::CopyFile;
 pub(crate) use copy::boot_id;
 pub use intents::IntentLog;
@@ -22,6 +24,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+/// Where sockets and notes lie that need not outlast a boot.
+pub(crate) const RUN_DIRECTORY: &str = "/run/twinfold";
 
 /// How files of our own are opened: root's alone when they are made, whatever the umask
 /// of the thread is.

@@ -11,7 +11,7 @@ mod unix;
 #[cfg(unix)]
 pub use unix::{
     Adoption, ApplyError, DirectoryHandle, Entry, Layout, Listed, Node, Opening, Readers, SpaceUse,
-    Store, Visited, mark_as_seed, may_have_changed, strip_ids,
+    Store, Visited, is_disk_failure, mark_as_seed, may_have_changed, strip_ids,
 };
 
 pub use ranges::{RangeGuard, RangeLocks};

@@ -8,9 +8,10 @@ use parking_lot::Mutex;
 use twinfold_protocol::attr::{Attributes, Kind};
 use twinfold_protocol::ids::FileId;
 use twinfold_protocol::limits;
-use twinfold_protocol::op::{AllocateMode, Change, Name, RenameMode, Stability, XattrMode};
+use twinfold_protocol::op::{AllocateMode, Change, Name, Op, RenameMode, Stability, XattrMode};
+use twinfold_protocol::remote::Request;
 
-use super::{Handle, HandleId, OpenHow, Opened, Vfs};
+use super::{Handle, HandleId, OpenHow, Opened, Vfs, away};
 use crate::engine::NewEntry;
 use crate::error::{FsError, FsResult};
 use crate::store::Node;
@@ -40,7 +41,7 @@ impl Vfs {
     fn file_node(&self, handle: HandleId) -> FsResult<Arc<Node>> {
         match &*self.handles.get(handle)? {
             Handle::File { opening, .. } => Ok(opening.node().clone()),
-            Handle::Directory(_) => Err(FsError::BadHandle),
+            _ => Err(FsError::BadHandle),
         }
     }
 
@@ -54,13 +55,28 @@ impl Vfs {
         clear_privileges: bool,
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
+        let away = or_reply!(reply, self.away(handle));
         let handle = or_reply!(reply, self.handles.get(handle));
-        let Handle::File { opening, how } = &*handle else {
-            return reply(Err(FsError::BadHandle));
-        };
         if data.len() > limits::MAX_PAYLOAD {
             return reply(Err(FsError::Invalid));
         }
+        let data = Bytes::copy_from_slice(data);
+        let there = move |file, data: Bytes| {
+            away::change(Op::Write {
+                file,
+                offset,
+                stability,
+                clear_privileges,
+                data: data.into(),
+            })
+        };
+        if let Some(file) = away {
+            let request = there(file, data);
+            return away::send(&self.engine, request, FsError::Moved, away::done, reply);
+        }
+        let Handle::File { opening, how } = &*handle else {
+            return reply(Err(FsError::BadHandle));
+        };
         let node = opening.node();
         let (direct, readers) = (how.direct, node.readers());
         let (caches, written) = (self.caches.clone(), node.clone());
@@ -74,7 +90,10 @@ impl Vfs {
                 reply(result);
             }
         };
-        let data = Bytes::copy_from_slice(data);
+        let (file, again) = (node.file(), data.clone());
+        let reply = self.or_there(!node.is_orphan(), reply, move |engine, e, reply| {
+            away::send(engine, there(file, again), e, away::done, reply);
+        });
         self.engine
             .write(node, offset, data, stability, clear_privileges, reply);
     }
@@ -87,7 +106,15 @@ impl Vfs {
         set: SetAttributes,
         reply: impl FnOnce(FsResult<Attributes>) + Send + 'static,
     ) {
-        let node = match handle.and_then(|h| self.handles.node(h)) {
+        let open = handle.and_then(|h| self.handles.node(h));
+        let movable = !open.as_ref().is_some_and(|node| node.is_orphan());
+        if movable && self.engine.is_away() {
+            return away::send_attributes(&self.engine, file, set, FsError::Moved, reply);
+        }
+        let reply = self.or_there(movable, reply, move |engine, e, reply| {
+            away::send_attributes(engine, file, set, e, reply);
+        });
+        let node = match open {
             Some(node) => node,
             None => or_reply!(reply, self.node(file)),
         };
@@ -134,7 +161,10 @@ impl Vfs {
         let vfs = self.clone();
         self.make_node(parent, name, new, move |result| {
             reply(result.and_then(|(node, attributes)| {
-                let opened = vfs.open_node(node, how)?;
+                let opened = match node {
+                    Some(node) => vfs.open_node(node, how)?,
+                    None => vfs.open_away(attributes.file, how),
+                };
                 Ok((attributes, opened))
             }));
         });
@@ -158,14 +188,33 @@ impl Vfs {
         parent: FileId,
         name: &[u8],
         new: NewEntry,
-        reply: impl FnOnce(FsResult<(Arc<Node>, Attributes)>) + Send + 'static,
+        reply: impl FnOnce(FsResult<(Option<Arc<Node>>, Attributes)>) + Send + 'static,
     ) {
         if new.kind == Kind::Symlink && new.target.len() > limits::MAX_TARGET {
             return reply(Err(FsError::NameTooLong));
         }
         let name = or_reply!(reply, Name::new(name));
+        let there = {
+            let (name, new) = (name.clone(), new.clone());
+            move || {
+                away::change(Op::Create {
+                    parent,
+                    name,
+                    object: away::new_object(new),
+                })
+            }
+        };
+        let take = |answer| Ok((None, away::attributes(answer)?));
+        if self.engine.is_away() {
+            return away::send(&self.engine, there(), FsError::Moved, take, reply);
+        }
+        let reply = self.or_there(true, reply, move |engine, e, reply| {
+            away::send(engine, there(), e, take, reply);
+        });
         let parent = or_reply!(reply, self.node(parent));
-        self.engine.create(&parent, name, new, reply);
+        self.engine.create(&parent, name, new, move |made| {
+            reply(made.map(|(node, attributes)| (Some(node), attributes)));
+        });
     }
 
     /// `link(2)`.
@@ -177,6 +226,17 @@ impl Vfs {
         reply: impl FnOnce(FsResult<Attributes>) + Send + 'static,
     ) {
         let name = or_reply!(reply, Name::new(name));
+        let there = {
+            let name = name.clone();
+            move || away::change(Op::Link { file, parent, name })
+        };
+        if self.engine.is_away() {
+            let take = away::attributes;
+            return away::send(&self.engine, there(), FsError::Moved, take, reply);
+        }
+        let reply = self.or_there(true, reply, move |engine, e, reply| {
+            away::send(engine, there(), e, away::attributes, reply);
+        });
         let node = or_reply!(reply, self.node(file));
         let parent = or_reply!(reply, self.node(parent));
         self.engine.link(&node, &parent, name, reply);
@@ -191,6 +251,20 @@ impl Vfs {
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
         let name = or_reply!(reply, Name::new(name));
+        let there = {
+            // What the name leads to only the peer knows.
+            let (name, file) = (name.clone(), parent);
+            move || {
+                away::change(match directory {
+                    true => Op::RemoveDirectory { parent, name, file },
+                    false => Op::Unlink { parent, name, file },
+                })
+            }
+        };
+        let reply = match self.send_or(there, reply) {
+            Some(reply) => reply,
+            None => return,
+        };
         let parent = or_reply!(reply, self.node(parent));
         self.engine.remove(&parent, name, directory, reply);
     }
@@ -205,6 +279,24 @@ impl Vfs {
     ) {
         let name = or_reply!(reply, Name::new(name));
         let new_name = or_reply!(reply, Name::new(new_name));
+        let there = {
+            let (name, new_name) = (name.clone(), new_name.clone());
+            move || {
+                away::change(Op::Rename {
+                    parent,
+                    name,
+                    file: parent,
+                    new_parent,
+                    new_name,
+                    replaced: None,
+                    mode,
+                })
+            }
+        };
+        let reply = match self.send_or(there, reply) {
+            Some(reply) => reply,
+            None => return,
+        };
         let parent = or_reply!(reply, self.node(parent));
         let new_parent = or_reply!(reply, self.node(new_parent));
         self.engine
@@ -213,7 +305,7 @@ impl Vfs {
 
     /// Takes suid and sgid away before a change whose op cannot do it by the way. The
     /// caller's op is acknowledged after this one.
-    fn clear_privileges(&self, node: &Arc<Node>) -> FsResult<()> {
+    pub(super) fn clear_privileges(&self, node: &Arc<Node>) -> FsResult<()> {
         let Some(mode) = self.engine.store.mode_without_privileges(node)? else {
             return Ok(());
         };
@@ -241,7 +333,24 @@ impl Vfs {
         clear_privileges: bool,
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
+        let there = move |file| Request::Change {
+            op: Op::Allocate {
+                file,
+                mode,
+                offset,
+                length,
+            },
+            clear_privileges,
+        };
+        if let Some(file) = or_reply!(reply, self.away(handle)) {
+            let request = there(file);
+            return away::send(&self.engine, request, FsError::Moved, away::done, reply);
+        }
         let node = or_reply!(reply, self.file_node(handle));
+        let file = node.file();
+        let reply = self.or_there(!node.is_orphan(), reply, move |engine, e, reply| {
+            away::send(engine, there(file), e, away::done, reply);
+        });
         if clear_privileges {
             or_reply!(reply, self.clear_privileges(&node));
         }
@@ -257,8 +366,31 @@ impl Vfs {
         clear_privileges: bool,
         reply: impl FnOnce(FsResult<u64>) + Send + 'static,
     ) {
+        let there = move |from, to| Request::Change {
+            op: Op::CopyRange {
+                from,
+                from_offset,
+                to,
+                to_offset,
+                length: length.min(limits::MAX_OFFSET),
+            },
+            clear_privileges,
+        };
+        let away = (
+            or_reply!(reply, self.away(from)),
+            or_reply!(reply, self.away(to)),
+        );
+        if let (Some(from), Some(to)) = away {
+            let request = there(from, to);
+            return away::send(&self.engine, request, FsError::Moved, away::number, reply);
+        }
         let from = or_reply!(reply, self.file_node(from));
         let to = or_reply!(reply, self.file_node(to));
+        let movable = !from.is_orphan() && !to.is_orphan();
+        let files = (from.file(), to.file());
+        let reply = self.or_there(movable, reply, move |engine, e, reply| {
+            away::send(engine, there(files.0, files.1), e, away::number, reply);
+        });
         if clear_privileges {
             or_reply!(reply, self.clear_privileges(&to));
         }
@@ -274,7 +406,16 @@ impl Vfs {
         data_only: bool,
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
-        let node = match handle.and_then(|h| self.handles.node(h)) {
+        let open = handle.and_then(|h| self.handles.node(h));
+        let movable = !open.as_ref().is_some_and(|node| node.is_orphan());
+        let there = move || away::change(Op::Sync { file, data_only });
+        if movable && self.engine.is_away() {
+            return away::send(&self.engine, there(), FsError::Moved, away::done, reply);
+        }
+        let reply = self.or_there(movable, reply, move |engine, e, reply| {
+            away::send(engine, there(), e, away::done, reply);
+        });
+        let node = match open {
             Some(node) => node,
             None => or_reply!(reply, self.node(file)),
         };
@@ -294,6 +435,21 @@ impl Vfs {
         mode: XattrMode,
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
+        let there = {
+            let (name, value) = (Bytes::copy_from_slice(name), Bytes::copy_from_slice(value));
+            move || {
+                away::change(Op::SetXattr {
+                    file,
+                    name,
+                    value,
+                    mode,
+                })
+            }
+        };
+        let reply = match self.send_or(there, reply) {
+            Some(reply) => reply,
+            None => return,
+        };
         let node = or_reply!(reply, self.node(file));
         self.engine.set_xattr(&node, name, value, mode, reply);
     }
@@ -305,6 +461,14 @@ impl Vfs {
         name: &[u8],
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
+        let there = {
+            let name = Bytes::copy_from_slice(name);
+            move || away::change(Op::RemoveXattr { file, name })
+        };
+        let reply = match self.send_or(there, reply) {
+            Some(reply) => reply,
+            None => return,
+        };
         let node = or_reply!(reply, self.node(file));
         self.engine.remove_xattr(&node, name, reply);
     }

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::RwLock;
+use twinfold_protocol::ids::FileId;
 
 use crate::error::{FsError, FsResult};
 use crate::store::{DirectoryHandle, Node, Opening};
@@ -33,7 +34,21 @@ pub enum Handle {
         how: OpenHow,
     },
     /// A directory.
-    Directory(DirectoryHandle),
+    Directory {
+        /// Which.
+        directory: DirectoryHandle,
+        /// Its listing went on at the peer, from the beginning: positions are a store's own.
+        moved: AtomicBool,
+    },
+    /// A file that was opened when this node's disk had failed already.
+    Away {
+        /// Which.
+        file: FileId,
+        /// How.
+        how: OpenHow,
+    },
+    /// The same for a directory.
+    AwayDirectory(FileId),
 }
 
 /// Parts of the table, each with a lock of its own.
@@ -64,7 +79,8 @@ impl Handles {
     pub(super) fn node(&self, id: HandleId) -> Option<Arc<Node>> {
         match &*self.get(id).ok()? {
             Handle::File { opening, .. } => Some(opening.node().clone()),
-            Handle::Directory(directory) => Some(directory.node().clone()),
+            Handle::Directory { directory, .. } => Some(directory.node().clone()),
+            Handle::Away { .. } | Handle::AwayDirectory(_) => None,
         }
     }
 

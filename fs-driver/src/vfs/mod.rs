@@ -1,22 +1,27 @@
 //! What a call on the mount means: objects, handles, reads, and which change a
 //! call is. No word of FUSE or WinFsp in here; an adapter translates.
 
+mod away;
 mod caches;
 mod calls;
 mod handles;
+mod host;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use twinfold_protocol::attr::{Attributes, Kind};
 use twinfold_protocol::handshake::Role;
 use twinfold_protocol::ids::FileId;
+use twinfold_protocol::limits;
 use twinfold_protocol::op::Name;
+use twinfold_protocol::remote::Request;
 
 use crate::engine::Engine;
 use crate::error::{FsError, FsResult};
-use crate::store::{Listed, Node, Opening, SpaceUse};
+use crate::store::{DirectoryHandle, Listed, Node, Opening, SpaceUse};
 
 pub use caches::DropPages;
 pub use calls::SetAttributes;
@@ -79,8 +84,7 @@ impl Vfs {
         // this; the engine, which owns the store, only lends its role.
         let (told, role) = (caches.clone(), Arc::downgrade(&engine));
         engine.store.watch(move |file, start, end| {
-            let role = role.upgrade().and_then(|engine| engine.role());
-            if role != Some(Role::Primary) {
+            if !role.upgrade().is_some_and(|engine| engine.is_exclusive()) {
                 told.drop_pages(file, start, end, None);
             }
         });
@@ -105,9 +109,9 @@ impl Vfs {
 
     /// How long the kernel may trust an answer given now.
     pub fn trust(&self) -> Trust {
-        match self.engine.role() {
-            Some(Role::Primary) => Trust::Long,
-            _ => Trust::Never,
+        match self.engine.is_exclusive() {
+            true => Trust::Long,
+            false => Trust::Never,
         }
     }
 
@@ -117,71 +121,126 @@ impl Vfs {
 
     /// What a name in a directory leads to.
     pub fn lookup(&self, parent: FileId, name: &[u8]) -> FsResult<Attributes> {
-        let parent = self.node(parent)?;
         // A name that no op could carry does not exist; one too long is told so.
         let name = match Name::new(name) {
             Ok(name) => name,
             Err(twinfold_protocol::op::BadName::TooLong) => return Err(FsError::NameTooLong),
             Err(e) => return Err(e.into()),
         };
-        Ok(self.engine.store.lookup(&parent, &name)?.attributes()?)
+        let here = || {
+            let parent = self.node(parent)?;
+            Ok(self.engine.store.lookup(&parent, &name)?.attributes()?)
+        };
+        let request = || {
+            let name = name.clone();
+            Ok(Request::Lookup { parent, name })
+        };
+        self.here_or_there(here, request, away::attributes)
     }
 
     /// The kernel does not refer to this object any more.
     pub fn forget(&self, file: FileId) {
         self.engine.store.forget(file);
+        if self.engine.is_away() {
+            let request = Request::Forget { file };
+            away::send(&self.engine, request, FsError::Moved, away::done, |_| ());
+        }
     }
 
     /// The attributes of an object.
     pub fn attributes(&self, file: FileId, handle: Option<HandleId>) -> FsResult<Attributes> {
-        if let Some(node) = handle.and_then(|h| self.handles.node(h)) {
+        let node = handle.and_then(|h| self.handles.node(h));
+        if let Some(node) = node.as_ref().filter(|node| node.is_orphan()) {
             return Ok(node.attributes()?);
         }
-        Ok(self.node(file)?.attributes()?)
+        let here = || match node {
+            Some(node) => Ok(node.attributes()?),
+            None => Ok(self.node(file)?.attributes()?),
+        };
+        self.here_or_there(here, || Ok(Request::Attributes { file }), away::attributes)
     }
 
     /// Where a symbolic link points to.
     pub fn read_link(&self, file: FileId) -> FsResult<Vec<u8>> {
-        let node = self.node(file)?;
-        if node.kind() != Kind::Symlink {
-            return Err(FsError::Invalid);
-        }
-        Ok(self.engine.store.link_target(&node)?)
+        let here = || {
+            let node = self.node(file)?;
+            if node.kind() != Kind::Symlink {
+                return Err(FsError::Invalid);
+            }
+            Ok(self.engine.store.link_target(&node)?)
+        };
+        self.here_or_there(here, || Ok(Request::ReadLink { file }), away::bytes)
     }
 
     /// Opens a file.
     pub fn open(&self, file: FileId, how: OpenHow) -> FsResult<Opened> {
-        let node = self.node(file)?;
-        self.open_node(node, how)
+        let mut otherwise = FsError::Moved;
+        if !self.engine.is_away() {
+            let opened = self.node(file).and_then(|node| self.open_node(node, how));
+            match opened {
+                Err(e) if self.engine.moves(&e) => otherwise = e,
+                opened => return opened,
+            }
+        }
+        // That it is there is all there is to say; the peer keeps nothing open.
+        self.wait_for_peer(Request::Attributes { file }, otherwise, away::attributes)?;
+        Ok(self.open_away(file, how))
+    }
+
+    /// Opens a file of the peer.
+    fn open_away(&self, file: FileId, how: OpenHow) -> Opened {
+        Opened {
+            handle: self.handles.insert(Handle::Away { file, how }),
+            keep_cache: self.keeps_cache(file),
+            uncached: false,
+        }
+    }
+
+    /// Whether the kernel may keep what it has cached of a file that is opened now.
+    fn keeps_cache(&self, file: FileId) -> bool {
+        let mut kept = self.kept.lock();
+        if kept.len() >= MAX_KEPT {
+            kept.clear();
+        }
+        !kept.insert(file)
     }
 
     pub(crate) fn open_node(&self, node: Arc<Node>, how: OpenHow) -> FsResult<Opened> {
-        let primary = self.engine.role() == Some(Role::Primary);
-        if how.write && !primary {
+        let exclusive = self.engine.is_exclusive();
+        if how.write && self.engine.role() != Some(Role::Primary) {
             return Err(FsError::ReadOnly);
         }
         // The descriptor is opened now, so that what is wrong with it is said now.
         node.data()?;
         let opening = Opening::new(node, !how.direct);
-        let keep_cache = primary && {
-            let mut kept = self.kept.lock();
-            if kept.len() >= MAX_KEPT {
-                kept.clear();
-            }
-            !kept.insert(opening.node().file())
-        };
+        let keep_cache = exclusive && self.keeps_cache(opening.node().file());
         Ok(Opened {
             handle: self.handles.insert(Handle::File { opening, how }),
             keep_cache,
-            uncached: !primary,
+            uncached: !exclusive,
         })
     }
 
     /// Opens a directory for listing.
     pub fn open_directory(&self, file: FileId) -> FsResult<HandleId> {
-        let node = self.node(file)?;
-        let directory = self.engine.store.open_directory(node)?;
-        Ok(self.handles.insert(Handle::Directory(directory)))
+        let mut otherwise = FsError::Moved;
+        if !self.engine.is_away() {
+            let opened = self
+                .node(file)
+                .and_then(|node| Ok(self.engine.store.open_directory(node)?));
+            match opened {
+                Ok(directory) => {
+                    return Ok(self.handles.insert(Handle::Directory {
+                        directory,
+                        moved: AtomicBool::new(false),
+                    }));
+                }
+                Err(e) if self.engine.moves(&e) => otherwise = e,
+                Err(e) => return Err(e),
+            }
+        }
+        self.wait_for_peer(Request::Attributes { file }, otherwise, away::attributes)?;
+        Ok(self.handles.insert(Handle::AwayDirectory(file)))
     }
 
     /// Closes a handle.
@@ -191,20 +250,53 @@ impl Vfs {
 
     /// Reads up to `buffer.len()` bytes; fewer only at the end of the file.
     pub fn read(&self, handle: HandleId, offset: u64, buffer: &mut [u8]) -> FsResult<usize> {
-        let handle = self.handles.get(handle)?;
-        let Handle::File { opening, .. } = &*handle else {
-            return Err(FsError::BadHandle);
+        let length = buffer.len().min(limits::MAX_PAYLOAD);
+        let (file, otherwise) = match self.away(handle)? {
+            Some(file) => (file, FsError::Moved),
+            None => {
+                let handle = self.handles.get(handle)?;
+                let Handle::File { opening, .. } = &*handle else {
+                    return Err(FsError::BadHandle);
+                };
+                let node = opening.node();
+                let read = self.engine.store.read(node, offset, buffer);
+                match read.map_err(FsError::from) {
+                    Err(e) if !node.is_orphan() && self.engine.moves(&e) => (node.file(), e),
+                    read => return read,
+                }
+            }
         };
-        Ok(self.engine.store.read(opening.node(), offset, buffer)?)
+        let request = Request::Read {
+            file,
+            offset,
+            length: length as u32,
+        };
+        let read = self.wait_for_peer(request, otherwise, away::bytes)?;
+        let n = read.len().min(length);
+        buffer[..n].copy_from_slice(&read[..n]);
+        Ok(n)
     }
 
     /// The next data or hole at or after `offset`.
     pub fn seek(&self, handle: HandleId, offset: u64, data: bool) -> FsResult<u64> {
+        if let Some(file) = self.away(handle)? {
+            let request = Request::Seek { file, offset, data };
+            return self.wait_for_peer(request, FsError::Moved, away::number);
+        }
         let handle = self.handles.get(handle)?;
         let Handle::File { opening, .. } = &*handle else {
             return Err(FsError::BadHandle);
         };
-        Ok(self.engine.store.seek(opening.node(), offset, data)?)
+        let node = opening.node();
+        let sought = self.engine.store.seek(node, offset, data);
+        match sought.map_err(FsError::from) {
+            Err(e) if !node.is_orphan() && self.engine.moves(&e) => {
+                let file = node.file();
+                let request = Request::Seek { file, offset, data };
+                self.wait_for_peer(request, e, away::number)
+            }
+            sought => sought,
+        }
     }
 
     /// Lists a directory from a position on, handing each entry to `take` until it
@@ -216,9 +308,42 @@ impl Vfs {
         mut take: impl FnMut(Listing) -> bool,
     ) -> FsResult<()> {
         let handle = self.handles.get(handle)?;
-        let Handle::Directory(directory) = &*handle else {
-            return Err(FsError::BadHandle);
+        let (directory, moved) = match &*handle {
+            Handle::Directory { directory, moved } => (directory, moved),
+            Handle::AwayDirectory(file) => return self.list_there(*file, from, take),
+            _ => return Err(FsError::BadHandle),
         };
+        if !self.engine.is_away() {
+            let mut taken = false;
+            let listed = self.list_here(directory, from, |listing| {
+                let more = take(listing);
+                taken |= more;
+                more
+            });
+            match listed {
+                Err(e) if self.engine.moves(&e) => {
+                    if taken {
+                        // The caller comes again for the rest.
+                        return Ok(());
+                    }
+                }
+                listed => return listed,
+            }
+        }
+        // Positions are those of the store that listed so far: the peer's listing begins
+        // anew, and names may come twice.
+        let begun = moved.swap(true, Ordering::Relaxed);
+        let from = if begun { from } else { 0 };
+        self.list_there(directory.node().file(), from, take)
+    }
+
+    /// Lists a directory of this node's store, see [`Vfs::list`].
+    pub(super) fn list_here(
+        &self,
+        directory: &DirectoryHandle,
+        from: u64,
+        mut take: impl FnMut(Listing) -> bool,
+    ) -> FsResult<()> {
         let store = &self.engine.store;
         let mut at = from;
         loop {
@@ -233,7 +358,10 @@ impl Vfs {
                     Listed::Up => Some(store.node(store.parent_of(directory.node())?)?),
                     Listed::Name(name) => match store.find(directory.node(), name) {
                         Ok(found) => found,
-                        // Only this entry is in doubt, not the listing.
+                        // Only this entry is in doubt, not the listing, unless the peer has both.
+                        Err(e) if self.engine.moves_with(&e) => {
+                            return Err(e.into());
+                        }
                         Err(error) => {
                             tracing::warn!(%name, %error, "an entry is left out of a listing");
                             None
@@ -255,19 +383,35 @@ impl Vfs {
 
     /// The value of an extended attribute.
     pub fn get_xattr(&self, file: FileId, name: &[u8]) -> FsResult<Vec<u8>> {
-        let node = self.node(file)?;
-        Ok(self.engine.store.get_xattr(&node, name)?)
+        let here = || {
+            let node = self.node(file)?;
+            Ok(self.engine.store.get_xattr(&node, name)?)
+        };
+        let request = || {
+            let name = bytes::Bytes::copy_from_slice(name);
+            Ok(Request::GetXattr { file, name })
+        };
+        self.here_or_there(here, request, away::bytes)
     }
 
     /// The names of all extended attributes.
     pub fn list_xattrs(&self, file: FileId) -> FsResult<Vec<Vec<u8>>> {
-        let node = self.node(file)?;
-        Ok(self.engine.store.list_xattrs(&node)?)
+        let here = || {
+            let node = self.node(file)?;
+            Ok(self.engine.store.list_xattrs(&node)?)
+        };
+        let names = |answer| {
+            let list = away::bytes(answer)?;
+            let names = list.split(|b| *b == 0).filter(|name| !name.is_empty());
+            Ok(names.map(<[u8]>::to_vec).collect())
+        };
+        self.here_or_there(here, || Ok(Request::ListXattrs { file }), names)
     }
 
     /// Space and objects of the store.
     pub fn space(&self) -> FsResult<SpaceUse> {
-        Ok(self.engine.store.space()?)
+        let here = || Ok(self.engine.store.space()?);
+        self.here_or_there(here, || Ok(Request::Space), away::space)
     }
 }
 

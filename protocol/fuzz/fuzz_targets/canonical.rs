@@ -9,8 +9,8 @@ use bytes::Bytes;
 use twinfold_protocol::limits;
 use twinfold_protocol::op::Payload;
 use twinfold_protocol::wire::{
-    self, ChunkQueue, CompareAnswer, CompareRequest, Control, Frame, OpStreamStart, Receipt,
-    VerifyAnswer, VerifyRequest, Violation,
+    self, Answered, Call, ChunkQueue, CompareAnswer, CompareRequest, Control, Frame, OpStreamStart,
+    Receipt, VerifyAnswer, VerifyRequest, Violation,
 };
 
 /// Feeds a stream, in the pieces in which it came, to a queue and each frame to
@@ -64,7 +64,10 @@ pub(crate) fn check_frame(body: &Payload) -> bool {
         VerifyAnswer::decode,
         VerifyAnswer::encode,
     );
-    op || control || receipt || start || request || answer || verify || digests
+    let call = check(body, same, Call::decode, Call::encode);
+    let answered = check(body, same, Answered::decode, Answered::encode);
+    let found = op || control || receipt || start || request || answer;
+    found || verify || digests || call || answered
 }
 
 fn check<T: PartialEq + Debug>(
@@ -112,6 +115,7 @@ fn control(body: &[u8]) -> Vec<u8> {
         }
         6 => text(body, 1 + 1, limits::MAX_REASON),
         16 => text(body, 1, limits::MAX_REASON),
+        17 => text(body, 1 + 8 + 2 + 2, usize::MAX),
         _ => same(body),
     }
 }

@@ -61,6 +61,30 @@ fn going_on_twice_from_one_generation_is_a_split_brain() {
     }
 }
 
+/// Whatever the failed node could still write, and as whatever it comes back.
+#[test]
+fn a_copy_whose_disk_failed_is_compared_whole_and_never_the_source() {
+    let common = copy(1, &[], &[]);
+    let heir = common.take_over(g(2));
+    let mut behind = common.clone();
+    behind.up_to_date = false;
+    for failed in [common, behind] {
+        let whole = Decision::Resync {
+            source: Which::Me,
+            method: Method::Compare,
+        };
+        assert_eq!(sees(&heir, &failed), whole);
+        for (mine, theirs) in [
+            (Role::Primary, Role::Primary),
+            (Role::Secondary, Role::Primary),
+            (Role::Secondary, Role::Secondary),
+        ] {
+            let decision = decide((&failed, theirs), (&heir, mine));
+            assert!(!matches!(decision, Decision::Resync { .. }), "{decision:?}");
+        }
+    }
+}
+
 #[test]
 fn an_old_copy_is_compared_whole() {
     let old = copy(1, &[], &[]);

@@ -118,6 +118,7 @@ pub fn intents_of(op: &Op, old_size: u64, mut put: impl FnMut(Intent)) {
         | Op::Checkpoint
         | Op::Verify { .. }
         | Op::Differs { .. }
+        | Op::TakeOver
         | Op::ResyncEnd => {}
     }
 }

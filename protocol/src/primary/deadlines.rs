@@ -27,6 +27,7 @@ impl<R> Primary<R> {
         });
         match self.link {
             Link::Syncing => self.back_to_alone(),
+            Link::Yielding { end, .. } => self.wait_for_heir(end),
             _ => {
                 self.before = self.link;
                 self.hold(&reason);

@@ -18,6 +18,9 @@
 //!     └───────────────── Leaving ◀──────────────── Holding ──resume──▶ (back)
 //! ```
 //!
+//! Paired and Bridging lead to Yielding, and that to Yielded, when the local disk fails
+//! (`takeover`).
+//!
 //! While Bridging, Holding and Leaving nothing that needs the peer's vote is
 //! acknowledged (invariant 4): the peer may be current, and may be promoted.
 
@@ -25,6 +28,7 @@ mod checkpoint;
 mod deadlines;
 mod own;
 mod resync;
+mod takeover;
 mod verify;
 mod window;
 
@@ -93,6 +97,15 @@ pub enum Link {
     Holding,
     /// The caller decided to go on alone; the new generation is being made durable.
     Leaving,
+    /// The local disk has failed; the peer is asked to take the data over.
+    Yielding {
+        /// The number of the op that asks.
+        end: Seq,
+        /// There is a connection to hear the answer on.
+        connected: bool,
+    },
+    /// The peer has taken the data over. This node has no copy that counts.
+    Yielded,
 }
 
 /// What the driver must do.
@@ -126,6 +139,8 @@ pub enum Action {
         /// Which one.
         seq: Seq,
     },
+    /// The peer has taken the data over, durably: calls go to it from now on.
+    PeerTookOver,
 }
 
 /// Where an op went.
@@ -324,6 +339,8 @@ impl<R> Primary<R> {
                     return local_only;
                 }
             }
+            // What was not applied before the peer was asked goes to the peer itself.
+            Link::Yielding { .. } | Link::Yielded => return local_only,
             _ => {}
         }
         let vote = if self.peer_counts() {
@@ -358,7 +375,7 @@ impl<R> Primary<R> {
 
     fn vote_for(&self, op: &Op) -> Vote {
         match op {
-            Op::Sync { .. } | Op::Checkpoint | Op::ResyncEnd => Vote::Synced,
+            Op::Sync { .. } | Op::Checkpoint | Op::ResyncEnd | Op::TakeOver => Vote::Synced,
             Op::Write { stability, .. } if *stability != Stability::Mode => Vote::Synced,
             Op::Times { .. } | Op::Verify { .. } | Op::Differs { .. } => Vote::None,
             op if op.is_resync() => Vote::None,
@@ -374,7 +391,13 @@ impl<R> Primary<R> {
     pub fn is_connected(&self) -> bool {
         matches!(
             self.link,
-            Link::Syncing | Link::Finishing { .. } | Link::Paired
+            Link::Syncing
+                | Link::Finishing { .. }
+                | Link::Paired
+                | Link::Yielding {
+                    connected: true,
+                    ..
+                }
         )
     }
 
@@ -480,6 +503,11 @@ impl<R> Primary<R> {
     }
 
     fn sync_ended(&mut self, seq: Seq) {
+        if let Link::Yielding { end, .. } = self.link
+            && end == seq
+        {
+            return self.peer_took_over();
+        }
         if let Link::Finishing { end } = self.link
             && end == seq
         {
@@ -508,18 +536,36 @@ impl<R> Primary<R> {
         self.link = Link::Syncing;
     }
 
+    fn may_come_back(&self) -> bool {
+        matches!(
+            self.link,
+            Link::Bridging { .. }
+                | Link::Holding
+                | Link::Yielding {
+                    connected: false,
+                    ..
+                }
+        )
+    }
+
     /// Whether a connection that asks to go on with `session` may.
     pub fn can_resume(&self, session: SessionId, applied: Seq) -> bool {
         self.session == Some(session)
-            && matches!(self.link, Link::Bridging { .. } | Link::Holding)
+            && self.may_come_back()
             && applied >= self.window.applied
             && applied < self.window.next()
     }
 
     /// The session goes on over a new connection; the peer has applied up to `applied`.
     pub fn resume(&mut self, now: Instant, applied: Seq) {
-        debug_assert!(matches!(self.link, Link::Bridging { .. } | Link::Holding));
-        self.link = self.before;
+        debug_assert!(self.may_come_back());
+        self.link = match self.link {
+            Link::Yielding { end, .. } => Link::Yielding {
+                end,
+                connected: true,
+            },
+            _ => self.before,
+        };
         self.progress = now;
         self.resumed = now;
         self.applied(applied);
@@ -531,7 +577,9 @@ impl<R> Primary<R> {
     /// The connection is lost.
     pub fn peer_lost(&mut self, now: Instant, reason: &str) {
         match self.link {
-            Link::Alone | Link::Bridging { .. } | Link::Holding | Link::Leaving => {}
+            Link::Alone | Link::Bridging { .. } | Link::Holding | Link::Leaving | Link::Yielded => {
+            }
+            Link::Yielding { end, .. } => self.wait_for_heir(end),
             Link::Syncing => self.back_to_alone(),
             Link::Finishing { .. } | Link::Paired => {
                 self.before = self.link;
@@ -562,7 +610,7 @@ impl<R> Primary<R> {
             self.older = DirtyMap::default();
         }
         match self.link {
-            Link::Alone | Link::Leaving => {}
+            Link::Alone | Link::Leaving | Link::Yielded => {}
             Link::Syncing => self.back_to_alone(),
             _ => self.leave(),
         }
@@ -572,7 +620,7 @@ impl<R> Primary<R> {
     /// nobody can promote any more without force, so nothing needs to be asked. False
     /// when there is no session that could miss it.
     pub fn peer_restarted(&mut self) -> bool {
-        if !self.peer_counts() || self.link == Link::Leaving {
+        if !self.peer_counts() || matches!(self.link, Link::Leaving | Link::Yielded) {
             return false;
         }
         self.leave();
@@ -586,6 +634,17 @@ impl<R> Primary<R> {
         }
         self.leave();
         true
+    }
+
+    /// The decision to go on alone cannot be made durable: what is held is never
+    /// acknowledged. The replies are the caller's to end otherwise; one that comes with a
+    /// later vote is dropped.
+    pub fn forsake(&mut self) -> Vec<R> {
+        self.began = self.window.next();
+        let window = std::mem::replace(&mut self.window, Window::new(Seq(1)));
+        let mut held = std::mem::take(&mut self.replies);
+        self.window = window.abandon(|_, _| (), &mut held);
+        held
     }
 
     fn leave(&mut self) {
@@ -625,5 +684,7 @@ impl<R> Primary<R> {
     }
 }
 
+#[cfg(test)]
+mod takeover_tests;
 #[cfg(test)]
 mod tests;

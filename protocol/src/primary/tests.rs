@@ -6,7 +6,7 @@ use super::*;
 use crate::op::{Name, NewObject, Payload};
 
 pub(super) const F: FileId = FileId(100);
-const MS: u64 = 1_000_000;
+pub(super) const MS: u64 = 1_000_000;
 
 fn config(mode: AckMode) -> Config {
     Config {
@@ -28,7 +28,7 @@ pub(super) fn write(offset: u64, len: usize) -> Op {
     }
 }
 
-fn sync() -> Op {
+pub(super) fn sync() -> Op {
     Op::Sync {
         file: F,
         data_only: false,

@@ -48,10 +48,6 @@ pub struct Account {
 }
 
 /// Frames of the control stream.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one hello a connection, and none of these is kept"
-)]
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Control {
     /// Who I am.
@@ -106,6 +102,18 @@ pub enum Control {
         /// For the operator.
         reason: String,
     },
+    /// The first frame of a node whose disk failed, instead of a Hello: it asks its peer,
+    /// which took the data over, to carry out calls.
+    Visit {
+        /// As in the Hello.
+        versions: (u16, u16),
+        /// As in the Hello.
+        name: String,
+        /// The session in which the peer was asked to take over.
+        session: SessionId,
+    },
+    /// The answer to a Visit: calls may follow on this stream.
+    Welcome,
 }
 
 /// What the store of a resync target has in it.
@@ -279,6 +287,19 @@ impl Control {
                 w.u64(progress.done);
                 w.u64(progress.total);
             }
+            Control::Visit {
+                versions,
+                name,
+                session,
+            } => {
+                w = Writer::new(17);
+                w.u64(MAGIC);
+                w.u16(versions.0);
+                w.u16(versions.1);
+                w.bytes(name.as_bytes());
+                w.u128(session.0);
+            }
+            Control::Welcome => w = Writer::new(18),
         }
         w.finish(Payload::default())
     }
@@ -340,6 +361,15 @@ impl Control {
                 done: r.u64()?,
                 total: r.u64()?,
             }),
+            17 => {
+                let versions = get_versions(&mut r)?;
+                Control::Visit {
+                    versions,
+                    name: r.text("module name", limits::MAX_MODULE_NAME)?,
+                    session: r.session()?,
+                }
+            }
+            18 => Control::Welcome,
             v => return Err(unknown("control frame", v)),
         };
         r.end()?;
@@ -347,7 +377,7 @@ impl Control {
     }
 }
 
-fn get_hello(r: &mut Reader) -> Result<Hello, Violation> {
+fn get_versions(r: &mut Reader) -> Result<(u16, u16), Violation> {
     let magic = r.u64()?;
     if magic != MAGIC {
         return Err(Violation::Unknown {
@@ -355,7 +385,11 @@ fn get_hello(r: &mut Reader) -> Result<Hello, Violation> {
             value: magic,
         });
     }
-    let versions = (r.u16()?, r.u16()?);
+    Ok((r.u16()?, r.u16()?))
+}
+
+fn get_hello(r: &mut Reader) -> Result<Hello, Violation> {
+    let versions = get_versions(r)?;
     let name = r.text("module name", limits::MAX_MODULE_NAME)?;
     let role = match r.u8()? {
         1 => Role::Primary,

@@ -11,6 +11,7 @@ mod coder;
 mod compare;
 mod message;
 mod op;
+mod remote;
 mod verify;
 
 pub use chunks::ChunkQueue;
@@ -18,6 +19,7 @@ pub use coder::{Reader, Violation, Writer};
 pub use compare::{CompareAnswer, CompareRequest, Hashes, MatchEntry};
 pub use message::{Account, Control, Hello, Holds, OpStreamStart, Phase, Progress, Receipt};
 pub use op::{decode_op, encode_op};
+pub use remote::{Answered, Call};
 pub use verify::{VerifyAnswer, VerifyRequest, facts_bytes};
 
 use bytes::Bytes;

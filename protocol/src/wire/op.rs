@@ -16,6 +16,12 @@ pub fn encode_op(seq: Seq, time: Timestamp, op: &Op) -> Frame {
     let mut w = Writer::new(code(op));
     w.seq(seq);
     w.time(time);
+    let payload = put_body(&mut w, op);
+    w.finish(payload)
+}
+
+/// Writes what belongs to an op of this kind; returns the data that ends the frame.
+pub(super) fn put_body(w: &mut Writer, op: &Op) -> Payload {
     let mut payload = Payload::default();
     match op {
         Op::Write {
@@ -160,8 +166,8 @@ pub fn encode_op(seq: Seq, time: Timestamp, op: &Op) -> Frame {
             w.time(*accessed);
             w.time(*modified);
         }
-        Op::Checkpoint | Op::ResyncEnd => {}
-        Op::Verify { question } | Op::Differs { question } => put_question(&mut w, question),
+        Op::Checkpoint | Op::TakeOver | Op::ResyncEnd => {}
+        Op::Verify { question } | Op::Differs { question } => put_question(w, question),
         Op::PutDirectory {
             directory,
             listing,
@@ -179,7 +185,7 @@ pub fn encode_op(seq: Seq, time: Timestamp, op: &Op) -> Frame {
             }
         }
         Op::PutObject { object, xattrs } => {
-            put_object(&mut w, object);
+            put_object(w, object);
             w.u32(xattrs.len() as u32);
             for (name, value) in xattrs {
                 w.bytes(name);
@@ -206,10 +212,10 @@ pub fn encode_op(seq: Seq, time: Timestamp, op: &Op) -> Frame {
             w.u64(*length);
         }
     }
-    w.finish(payload)
+    payload
 }
 
-fn code(op: &Op) -> u8 {
+pub(super) fn code(op: &Op) -> u8 {
     match op {
         Op::Write { .. } => 1,
         Op::Truncate { .. } => 2,
@@ -226,6 +232,7 @@ fn code(op: &Op) -> u8 {
         Op::Sync { .. } => 13,
         Op::Times { .. } => 14,
         Op::Checkpoint => 15,
+        Op::TakeOver => 16,
         Op::PutDirectory { .. } => 32,
         Op::PutObject { .. } => 33,
         Op::PutData { .. } => 34,
@@ -248,7 +255,7 @@ pub fn decode_op(frame: Payload) -> Result<Sequenced, Violation> {
     Ok(Sequenced { seq, time, op })
 }
 
-fn decode_body(code: u8, r: &mut Reader) -> Result<Op, Violation> {
+pub(super) fn decode_body(code: u8, r: &mut Reader) -> Result<Op, Violation> {
     Ok(match code {
         1 => {
             let (file, offset) = (r.file()?, r.offset("offset")?);
@@ -385,6 +392,7 @@ fn decode_body(code: u8, r: &mut Reader) -> Result<Op, Violation> {
             modified: r.time()?,
         },
         15 => Op::Checkpoint,
+        16 => Op::TakeOver,
         32 => {
             let directory = r.file()?;
             let listing = match r.u8()? {
@@ -477,7 +485,7 @@ fn get_object(r: &mut Reader) -> Result<Object, Violation> {
     })
 }
 
-fn mode(r: &mut Reader) -> Result<u32, Violation> {
+pub(super) fn mode(r: &mut Reader) -> Result<u32, Violation> {
     let v = r.u32()?;
     coder::check("mode", v.into(), 0o7777)?;
     Ok(v)

@@ -1,17 +1,18 @@
 //! Each limit, from both sides.
 
 use bytes::Bytes;
-use twinfold_protocol::attr::Kind;
+use twinfold_protocol::attr::{Attributes, Kind};
 use twinfold_protocol::handshake::{CopyState, Role};
 use twinfold_protocol::ids::{Epoch, FileId, Seq, SessionId};
 use twinfold_protocol::limits;
 use twinfold_protocol::marks::Intent;
 use twinfold_protocol::op::{Change, Name, NewObject, Op, Stability, XattrMode};
+use twinfold_protocol::remote::{Answer, Entry, EntryName, Request};
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::verify::{Digest, Facts, Found, HASH, Lead, Question};
 use twinfold_protocol::wire::{
-    Account, CompareAnswer, CompareRequest, Control, Hello, Holds, Receipt, VerifyAnswer,
-    VerifyRequest, Violation,
+    Account, Answered, Call, CompareAnswer, CompareRequest, Control, Hello, Holds, Receipt,
+    VerifyAnswer, VerifyRequest, Violation,
 };
 
 use super::values::Sent;
@@ -30,6 +31,42 @@ fn hello(name: usize, epoch: u32) -> Sent {
 }
 
 /// Pairs: the first is at its limit and passes, the second is beyond it.
+fn read(length: usize) -> Sent {
+    Sent::Call(Call {
+        id: 1,
+        done: 1,
+        request: Request::Read {
+            file: FileId::ROOT,
+            offset: 0,
+            length: length as u32,
+        },
+    })
+}
+
+fn listed(count: usize) -> Sent {
+    let attributes = Attributes {
+        file: FileId::ROOT,
+        kind: Kind::Regular,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        links: 1,
+        size: 0,
+        blocks: 0,
+        block_size: 0,
+        accessed: Timestamp::default(),
+        modified: Timestamp::default(),
+        changed: Timestamp::default(),
+    };
+    let entry = Entry {
+        name: EntryName::Name(Name::new(&[b'x'; limits::MAX_NAME]).unwrap()),
+        next: 0,
+        attributes,
+    };
+    let answer = Answer::Entries(vec![entry; count]);
+    Sent::Answered(Answered { id: 1, answer })
+}
+
 fn at_and_beyond() -> Vec<[Sent; 2]> {
     const F: FileId = FileId::ROOT;
     let bytes = |n: usize| Bytes::from(vec![b'x'; n]);
@@ -177,6 +214,8 @@ fn at_and_beyond() -> Vec<[Sent; 2]> {
         [request(BLOCKS as u32), request(BLOCKS as u32 + 1)],
         [answer(END, 16 * BLOCKS), answer(END, 16 * BLOCKS + 16)],
         [answer(END, 0), answer(END + 1, 0)],
+        [read(limits::MAX_PAYLOAD), read(limits::MAX_PAYLOAD + 1)],
+        [listed(limits::MAX_LISTED), listed(limits::MAX_LISTED + 1)],
     ]
 }
 

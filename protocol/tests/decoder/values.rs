@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
-use twinfold_protocol::attr::{Device, Kind};
+use twinfold_protocol::attr::{Attributes, Device, Kind};
 use twinfold_protocol::handshake::{CopyState, Decision, Method, Role, Which};
 use twinfold_protocol::ids::{Epoch, FileId, Generation, ModuleId, Seq, SessionId};
 use twinfold_protocol::limits;
@@ -16,10 +16,11 @@ use twinfold_protocol::op::{
     AllocateMode, Change, Listing, Name, NewObject, Object, Op, Payload, PutEntry, RenameMode,
     Sequenced, Stability, XattrMode,
 };
+use twinfold_protocol::remote::{Answer, Entry, EntryName, Failure, Request, Space};
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::wire::{
-    self, Account, CompareAnswer, CompareRequest, Control, Frame, Hello, Holds, MatchEntry,
-    OpStreamStart, Phase, Progress, Receipt, VerifyAnswer, VerifyRequest, Violation,
+    self, Account, Answered, Call, CompareAnswer, CompareRequest, Control, Frame, Hello, Holds,
+    MatchEntry, OpStreamStart, Phase, Progress, Receipt, VerifyAnswer, VerifyRequest, Violation,
 };
 
 #[path = "verify.rs"]
@@ -36,6 +37,8 @@ pub(super) enum Sent {
     Answer(CompareAnswer),
     Verify(VerifyRequest),
     Digests(VerifyAnswer),
+    Call(Call),
+    Answered(Answered),
 }
 
 impl Sent {
@@ -49,6 +52,8 @@ impl Sent {
             Sent::Answer(answer) => answer.encode(),
             Sent::Verify(request) => request.encode(),
             Sent::Digests(answer) => answer.encode(),
+            Sent::Call(call) => call.encode(),
+            Sent::Answered(answered) => answered.encode(),
         }
     }
 
@@ -63,6 +68,8 @@ impl Sent {
             Sent::Answer(_) => CompareAnswer::decode(frame).map(Sent::Answer),
             Sent::Verify(_) => VerifyRequest::decode(frame).map(Sent::Verify),
             Sent::Digests(_) => VerifyAnswer::decode(frame).map(Sent::Digests),
+            Sent::Call(_) => Call::decode(frame).map(Sent::Call),
+            Sent::Answered(_) => Answered::decode(frame).map(Sent::Answered),
         }
     }
 
@@ -77,6 +84,8 @@ impl Sent {
             Sent::Answer(_) => "answer",
             Sent::Verify(_) => "verify",
             Sent::Digests(_) => "digests",
+            Sent::Call(_) => "call",
+            Sent::Answered(_) => "answered",
         }
     }
 
@@ -84,6 +93,14 @@ impl Sent {
     pub(super) fn has_rest(&self) -> bool {
         match self {
             Sent::Op(op) => matches!(op.op, Op::Write { .. } | Op::PutData { .. }),
+            Sent::Call(call) => matches!(
+                call.request,
+                Request::Change {
+                    op: Op::Write { .. },
+                    ..
+                }
+            ),
+            Sent::Answered(answered) => matches!(answered.answer, Answer::Bytes(_)),
             _ => false,
         }
     }
@@ -135,6 +152,8 @@ pub(super) fn any_sent() -> impl Strategy<Value = Sent> {
         1 => answer.prop_map(Sent::Answer),
         1 => verify::any_request().prop_map(Sent::Verify),
         1 => verify::any_answer().prop_map(Sent::Digests),
+        3 => any_call().prop_map(Sent::Call),
+        2 => any_answered().prop_map(Sent::Answered),
     ]
 }
 
@@ -270,6 +289,7 @@ fn data_ops() -> impl Strategy<Value = Op> {
         }),
         (file(), any::<bool>()).prop_map(|(file, data_only)| Op::Sync { file, data_only }),
         Just(Op::Checkpoint),
+        Just(Op::TakeOver),
     ]
 }
 
@@ -525,6 +545,14 @@ pub(super) fn any_control() -> impl Strategy<Value = Control> {
         1 => Just(Control::Alive),
         1 => vec(any::<u8>(), 0..50).prop_map(|map| Control::OwnMarks { map: map.into() }),
         1 => reason().prop_map(|reason| Control::Rejoin { reason }),
+        1 => (any::<(u16, u16)>(), text(limits::MAX_MODULE_NAME), session()).prop_map(
+            |(versions, name, session)| Control::Visit {
+                versions,
+                name,
+                session,
+            }
+        ),
+        1 => Just(Control::Welcome),
     ]
 }
 
@@ -548,4 +576,102 @@ pub(super) fn any_receipt() -> impl Strategy<Value = Receipt> {
         (seq(), text(40)).prop_map(|(seq, reason)| Receipt::Failed { seq, reason }),
         (seq(), verify::found()).prop_map(|(seq, found)| Receipt::Verified { seq, found }),
     ]
+}
+
+fn attributes() -> impl Strategy<Value = Attributes> {
+    let owner = (any::<u32>(), any::<u32>(), any::<u32>());
+    let space = (0..=limits::MAX_OFFSET, any::<u64>(), any::<u32>());
+    (
+        file(),
+        kind(),
+        mode(),
+        owner,
+        space,
+        (time(), time(), time()),
+    )
+        .prop_map(
+            |(file, kind, mode, (uid, gid, links), (size, blocks, block_size), times)| Attributes {
+                file,
+                kind,
+                mode,
+                uid,
+                gid,
+                links,
+                size,
+                blocks,
+                block_size,
+                accessed: times.0,
+                modified: times.1,
+                changed: times.2,
+            },
+        )
+}
+
+pub(super) fn any_call() -> impl Strategy<Value = Call> {
+    let offset = || 0..=limits::MAX_OFFSET;
+    let change = (any_op(), any::<bool>())
+        .prop_filter("not a call", |(op, _)| Request::is_call(&op.op))
+        .prop_map(|(op, clear_privileges)| Request::Change {
+            op: op.op,
+            clear_privileges,
+        });
+    let length = 0..=limits::MAX_PAYLOAD as u32;
+    let request = prop_oneof![
+        4 => change,
+        1 => (file(), name()).prop_map(|(parent, name)| Request::Lookup { parent, name }),
+        1 => file().prop_map(|file| Request::Attributes { file }),
+        1 => file().prop_map(|file| Request::ReadLink { file }),
+        1 => (file(), offset(), length).prop_map(|(file, offset, length)| Request::Read {
+            file,
+            offset,
+            length,
+        }),
+        1 => (file(), offset(), any::<bool>())
+            .prop_map(|(file, offset, data)| Request::Seek { file, offset, data }),
+        1 => (file(), any::<u64>())
+            .prop_map(|(directory, from)| Request::List { directory, from }),
+        1 => (file(), some_bytes(limits::MAX_XATTR_NAME))
+            .prop_map(|(file, name)| Request::GetXattr { file, name }),
+        1 => file().prop_map(|file| Request::ListXattrs { file }),
+        1 => Just(Request::Space),
+        1 => file().prop_map(|file| Request::Forget { file }),
+    ];
+    (any::<u64>(), any::<u64>(), request).prop_map(|(id, done, request)| Call { id, done, request })
+}
+
+pub(super) fn any_answered() -> impl Strategy<Value = Answered> {
+    let entry_name = prop_oneof![
+        Just(EntryName::Here),
+        Just(EntryName::Up),
+        name().prop_map(EntryName::Name),
+    ];
+    let entry =
+        (entry_name, any::<u64>(), attributes()).prop_map(|(name, next, attributes)| Entry {
+            name,
+            next,
+            attributes,
+        });
+    let space = any::<[u64; 6]>().prop_map(|v| Space {
+        block_size: v[0],
+        blocks: v[1],
+        free: v[2],
+        available: v[3],
+        files: v[4],
+        files_free: v[5],
+        name_max: 255,
+    });
+    let failure = prop_oneof![
+        any::<i32>().prop_map(Failure::System),
+        one(&[Failure::ReadOnly, Failure::NoSpace, Failure::Fenced]),
+    ];
+    let answer = prop_oneof![
+        Just(Answer::Done),
+        attributes().prop_map(Answer::Attributes),
+        some_bytes(5000).prop_map(|bytes| Answer::Bytes(bytes.into())),
+        any::<u64>().prop_map(Answer::Number),
+        vec(entry, 0..20).prop_map(Answer::Entries),
+        space.prop_map(Answer::Space),
+        failure.prop_map(Answer::Failed),
+    ];
+    (any::<u64>(), answer).prop_map(|(id, answer)| Answered { id, answer })
 }

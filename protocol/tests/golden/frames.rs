@@ -25,7 +25,7 @@ pub(super) fn name(text: &str) -> Name {
     Name::new(text.as_bytes()).unwrap()
 }
 
-pub(super) fn at(secs: i64, nanos: u32) -> Timestamp {
+pub(super) const fn at(secs: i64, nanos: u32) -> Timestamp {
     Timestamp { secs, nanos }
 }
 
@@ -233,6 +233,10 @@ fn attribute_ops() -> Vec<(Op, &'static str)> {
             },
             "35000000 0e 0807060504030201 00f153650000000015cd5b07
              2a00000000030000 ffffffffffffffff00000000 01f1536500000000ffc99a3b",
+        ),
+        (
+            Op::TakeOver,
+            "15000000 10 0807060504030201 00f153650000000015cd5b07",
         ),
         (
             Op::Checkpoint,
@@ -476,6 +480,16 @@ pub(super) fn controls() -> Vec<(Control, &'static str)> {
             }),
             "12000000 09 02 0201000000000000 0403000000000000",
         ),
+        (
+            Control::Visit {
+                versions: (1, 2),
+                name: "vm".into(),
+                session: SESSION,
+            },
+            "23000000 11 7477696e666f6c64 0100 0200 02000000766d
+             000102030405060708090a0b0c0d0e0f",
+        ),
+        (Control::Welcome, "01000000 12"),
     ]
 }
 

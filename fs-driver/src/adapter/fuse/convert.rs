@@ -31,7 +31,7 @@ pub(super) fn errno(error: &FsError) -> Errno {
         FsError::NameTooLong => libc::ENAMETOOLONG,
         FsError::NotSupported => libc::EOPNOTSUPP,
         FsError::BadHandle => libc::EBADF,
-        FsError::Fenced => libc::EIO,
+        FsError::Fenced | FsError::Moved => libc::EIO,
     };
     Errno::from_i32(code)
 }

@@ -215,6 +215,7 @@ impl Store {
             | Op::Checkpoint
             | Op::Verify { .. }
             | Op::Differs { .. }
+            | Op::TakeOver
             | Op::ResyncEnd
             | Op::PutDirectory { .. }
             | Op::PutObject { .. }

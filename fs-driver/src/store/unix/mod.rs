@@ -41,7 +41,7 @@ pub use apply::ApplyError;
 pub use names::{DirectoryHandle, Entry, Listed};
 pub use node::{Node, Opening, Readers};
 pub use seed::mark_as_seed;
-pub use sys::may_have_changed;
+pub use sys::{is_disk_failure, may_have_changed};
 pub use verify::Visited;
 
 use index::Index;

@@ -162,6 +162,27 @@ pub fn may_have_changed(error: &io::Error) -> bool {
     )
 }
 
+/// Whether a call that failed so tells of a disk, or of a file system on it, that cannot
+/// be trusted any more. A full one is no such thing.
+pub fn is_disk_failure(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::EIO
+                // The file system went read-only under the store, or found itself damaged.
+                | libc::EROFS
+                | libc::EUCLEAN
+                | libc::EBADMSG
+                | libc::ENODEV
+                | libc::ENOMEDIUM
+                | libc::EREMOTEIO
+                | libc::ETIMEDOUT
+                | libc::ENOLINK
+                | libc::ESHUTDOWN
+        )
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,63 @@
+//! Losing the disk, not the node: an application goes on when the disk under it fails,
+//! and the disk of the other node is none of its business.
+
+// A test's helpers fail the test.
+#![allow(clippy::unwrap_used)]
+
+mod app;
+mod both;
+mod primary;
+mod secondary;
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use harness::{Node, Options, Pair, wait_until};
+use serde_json::Value;
+
+/// How long something that must happen may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Bytes of each node's disk.
+const DISK: u64 = 64 << 20;
+
+/// Two nodes on disks that the test programs. A peer that is lost is not waited for.
+fn pair() -> Pair {
+    Pair::with(options())
+}
+
+fn options() -> Options {
+    Options {
+        disks: [Some(DISK); 2],
+        on_peer_loss: "alone",
+        ..Options::default()
+    }
+}
+
+/// Waits until the state of a node is as wanted.
+fn expect(node: &Node, what: &str, mut wanted: impl FnMut(&Value) -> bool) {
+    let came = wait_until(PATIENCE, || node.status().is_ok_and(|s| wanted(&s)));
+    assert!(
+        came,
+        "{what} did not come on {}: {:?}\n{}",
+        node.name(),
+        node.status(),
+        node.last_words()
+    );
+}
+
+/// The kernel forgets what it has cached of everything below a store: the next read is
+/// the disk's.
+fn forget_pages(store: &Path) {
+    // What the disk does not give any more need not be forgotten.
+    let entries = std::fs::read_dir(store).into_iter().flatten();
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            forget_pages(&path);
+        } else if let Ok(file) = File::open(&path) {
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        }
+    }
+}
