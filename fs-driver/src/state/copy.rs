@@ -373,7 +373,7 @@ mod tests {
         for (at, number) in [(0, 2), (SLOT, 1)] {
             let head = [
                 &b"twinfold"[..],
-                &[4, 0],
+                &[5, 0],
                 &[number, 0, 0, 0, 0, 0, 0, 0],
                 &(body.len() as u32).to_le_bytes(),
                 &body,
