@@ -254,6 +254,27 @@ mod tests {
     }
 
     #[test]
+    fn looking_for_objects_leaves_no_trace_in_the_times_of_the_folder() {
+        use std::time::{Duration, SystemTime};
+        let (place, store) = store();
+        drop(store);
+        let data = place.path().join("data");
+        // So old that a reader who leaves a trace does so here, whatever the mount's options.
+        let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let times = std::fs::FileTimes::new().set_accessed(old);
+        std::fs::File::open(&data)
+            .unwrap()
+            .set_times(times)
+            .unwrap();
+        std::fs::remove_dir_all(place.path().join("state/index")).unwrap();
+        let store = Store::open(Layout::new(place.path())).unwrap();
+        repair(&store, &noted()).unwrap();
+        store.rebuild_index("a test wants it").unwrap();
+        let accessed = std::fs::metadata(&data).unwrap().accessed().unwrap();
+        assert_eq!(accessed, old);
+    }
+
+    #[test]
     fn an_object_found_by_its_name_is_known_by_its_id_from_then_on() {
         let (place, first) = store();
         tree(&first);
