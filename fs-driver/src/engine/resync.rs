@@ -9,7 +9,7 @@ use std::time::Duration;
 use twinfold_protocol::attr::{Attributes, Kind};
 use twinfold_protocol::compare::OBJECT_WEIGHT;
 use twinfold_protocol::handshake::Method;
-use twinfold_protocol::ids::{Seq, SessionId};
+use twinfold_protocol::ids::{FileId, Seq, SessionId};
 use twinfold_protocol::limits;
 use twinfold_protocol::marks::{DirtyMap, Names};
 use twinfold_protocol::op::{Listing, Name, Object, Op, PutEntry};
@@ -35,6 +35,9 @@ pub(crate) struct Target {
     /// What is in its store.
     pub(crate) holds: Holds,
 }
+
+/// Files marked from end to end whose sizes are looked at before a resync, at most.
+const MAX_SIZED: usize = 16_384;
 
 /// How a resync ended.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +115,7 @@ impl Engine {
         };
         self.tracker.begin(clock::now());
         self.counters.comparing(true);
+        let whole = self.whole_bytes();
         let noted = mine.intents.union(&theirs.notes).copied();
         let mut suspects = own.clone();
         suspects.unite(theirs.marks);
@@ -142,7 +146,7 @@ impl Engine {
             }
             core.peer_ready(clock::now(), session);
             let (objects, directories) = core.dirty().counts();
-            let bytes = core.dirty().block_bytes() + missing;
+            let bytes = core.dirty().block_bytes() + missing + whole;
             // What the peer lacks is made, and then gets its attributes.
             let made = core.dirty().objects().filter(|(_, m)| m.unknown).count();
             let others = (objects + made + directories) as u64 * OBJECT_WEIGHT;
@@ -162,6 +166,27 @@ impl Engine {
             tracing::info!(%session, "everything is moved; the peer flushes");
         }
         moved
+    }
+
+    /// Bytes of the files that are marked from end to end, for the progress: a guess from
+    /// the first of them when there are many.
+    fn whole_bytes(&self) -> u64 {
+        let (files, all) = {
+            let core = self.core.lock();
+            let whole = core.dirty().objects().filter(|(_, m)| m.blocks.is_all());
+            let files: Vec<_> = whole.map(|(file, _)| file).take(MAX_SIZED).collect();
+            let whole = core.dirty().objects().filter(|(_, m)| m.blocks.is_all());
+            (files, whole.count() as u64)
+        };
+        let size = |file: &FileId| {
+            let node = self.store.object(*file).ok().flatten()?;
+            (node.kind() == Kind::Regular).then(|| node.size().ok())?
+        };
+        let seen: u64 = files.iter().filter_map(size).sum();
+        match files.len() as u64 {
+            0 => 0,
+            looked => (u128::from(seen) * u128::from(all) / u128::from(looked)) as u64,
+        }
     }
 
     fn move_all(self: &Arc<Self>, session: SessionId) -> Result<(), ResyncError> {
