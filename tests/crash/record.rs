@@ -15,10 +15,9 @@ use crate::look::{Look, Seen, differences, look, seen};
 /// What must be found after a crash.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Promise {
-    /// Everything acknowledged.
+    /// Everything acknowledged. Of the one call that was not there may be a part: the kernel
+    /// cuts a write at pages, and a disk may have any of it.
     Acknowledged,
-    /// The same, by a disk: of the one call that was not acknowledged it may have a part.
-    OnDisk,
     /// What was synced.
     Synced,
 }
@@ -126,8 +125,7 @@ impl Record {
             Err(e) => return vec![format!("{} cannot be read: {e}", mount.display())],
         };
         match promise {
-            Promise::Acknowledged => self.check_all(&found),
-            Promise::OnDisk => {
+            Promise::Acknowledged => {
                 let part = self.state().open.and_then(Act::changes);
                 let wrong = self.check_all(&found);
                 match part {

@@ -313,7 +313,7 @@ impl Stage {
     /// What is promised after a power cut of both, if the secondary's copy is taken or not.
     pub(crate) fn promise_of_both(&self, of_secondary: bool) -> Promise {
         match self.ack == "disk" && of_secondary {
-            true => Promise::OnDisk,
+            true => Promise::Acknowledged,
             false => Promise::Synced,
         }
     }

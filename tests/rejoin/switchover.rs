@@ -41,3 +41,17 @@ fn a_primary_that_stops_in_order_leaves_nothing_to_compare() {
     );
     pair.assert_identical();
 }
+
+#[test]
+fn a_secondary_that_leaves_right_behind_a_change_gets_its_exact_times() {
+    let mut pair = Pair::new();
+    for n in 0..8_u32 {
+        fs::create_dir(pair.on_a(format!("d{n}"))).unwrap();
+        fs::write(pair.on_a(format!("d{n}/f")), n.to_string().repeat(3000)).unwrap();
+        // Before the times that A's file system gave them have been shipped.
+        pair.b.stop().unwrap();
+        pair.b.start(Role::Secondary).unwrap();
+        pair.wait_paired();
+    }
+    pair.assert_identical();
+}

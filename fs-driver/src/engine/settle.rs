@@ -89,9 +89,14 @@ impl Engine {
         if touched.is_empty() {
             return;
         }
-        if self.core.lock().link() == Link::Alone {
-            // Nobody to ship to, and what is marked brings its times along.
-            return;
+        {
+            let mut core = self.core.lock();
+            if core.link() == Link::Alone {
+                // Nobody to ship to. What was changed since is marked with its times; of what a
+                // peer had that left a moment ago, only the times are missing there.
+                core.mark(|map| touched.iter().for_each(|file| map.mark_attributes(*file)));
+                return;
+            }
         }
         for file in touched {
             match self.times_of(file) {
