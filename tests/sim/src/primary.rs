@@ -269,7 +269,9 @@ impl World {
             clear_privileges: false,
             data: payload(&held),
         };
-        if self.nodes[node].disk.apply(&contents).is_err() {
+        // A copy that fails half-way says how far it came; here it fails at once.
+        let disk = &mut self.nodes[node].disk;
+        if disk.full || disk.broken || disk.apply(&contents).is_err() {
             return self.refused(node, id);
         }
         self.stats.orphans += 1;

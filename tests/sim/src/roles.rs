@@ -141,6 +141,9 @@ impl World {
 
     /// The application goes on, on this node.
     fn serve(&mut self, node: usize, level: Promise) {
+        if self.nodes[node].disk.effects.is_dead() {
+            return;
+        }
         self.serving = Some((node, self.nodes[node].life));
         self.last_served = Some(node);
         if !self.habits.witness {
