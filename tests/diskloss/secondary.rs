@@ -1,8 +1,11 @@
 //! The disk of the secondary: the application never sees an error that only the
 //! secondary had, and the secondary is out until it has been brought up again.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use harness::faulty::{ALL, Fate, Faults};
-use harness::{Options, Pair, Role};
+use harness::{Options, Pair, Role, read_quietly};
 
 use crate::app::{self, App};
 use crate::{expect, options, pair};
@@ -67,4 +70,35 @@ fn it_hangs() {
     pair.assert_identical();
     app::check(&pair.a.mount(), &model);
     expect(&pair.b, "peace", |s| s["trouble"].is_null());
+}
+
+/// The disk did not take some of a file's bytes and is sound again, and the machine was not
+/// restarted: the kernel shows bytes that the disk never got.
+#[test]
+fn what_only_its_memory_has_is_moved_again() {
+    const LENGTH: usize = 1 << 20;
+    let mut pair = pair();
+    let file = File::create(pair.on_a("file")).unwrap();
+    file.write_all_at(&[1; LENGTH], 0).unwrap();
+    file.sync_all().unwrap();
+    pair.checkpoint();
+    let copy = pair.b.data().join("file");
+    let from = pair.a.log_text().len();
+    pair.disk_b().fail(Faults {
+        writes: pair.disk_b().places_of(&copy).unwrap(),
+        ..Faults::default()
+    });
+    file.write_all_at(&[2; LENGTH / 2], 0).unwrap();
+    file.sync_all().unwrap();
+    pair.a.expect_log(from, "going on alone");
+    assert!(read_quietly(&copy).unwrap()[..LENGTH / 2] == [2; LENGTH / 2]);
+    pair.disk_b().heal();
+    pair.b.kill();
+    pair.b.start(Role::Secondary).unwrap();
+    pair.wait_paired();
+    let pages = File::open(&copy).unwrap();
+    rustix::fs::fadvise(pages, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let expected = [[2; LENGTH / 2], [1; LENGTH / 2]].concat();
+    assert!(read_quietly(&copy).unwrap() == expected, "the disk has it");
+    pair.assert_identical();
 }

@@ -384,3 +384,36 @@ fn a_place_that_cannot_be_read_is_named_with_its_node() {
         assert_equal(&pair.a);
     }
 }
+
+#[test]
+fn a_bit_that_turned_on_a_disk_is_found_although_memory_has_it_right() {
+    for disks in [[Some(96 * MIB), None], [None, Some(96 * MIB)]] {
+        let pair = Pair::with(Options {
+            disks,
+            ..Options::default()
+        });
+        fs::write(pair.on_a("file"), content(4, 2 * MIB)).unwrap();
+        pair.wait_settled();
+        pair.checkpoint();
+        let (disk, node) = match disks[0] {
+            Some(_) => (pair.disk_a(), &pair.a),
+            None => (pair.disk_b(), &pair.b),
+        };
+        let path = node.data().join("file");
+        let right = fs::read(&path).unwrap();
+        let places = disk.places_of(&path).unwrap();
+        disk.flip_bit(places[0].start + MIB + 300 * KIB).unwrap();
+        assert!(fs::read(&path).unwrap() == right, "memory has it right");
+        let (code, found, said) = pair.a.verify(&[]).unwrap();
+        let differs = (
+            "/file".to_owned(),
+            "data".to_owned(),
+            Some((MIB + 300 * KIB, 4 * KIB)),
+        );
+        assert_eq!(
+            (code, findings(&found)),
+            (DIFFERED, vec![differs]),
+            "{said}"
+        );
+    }
+}

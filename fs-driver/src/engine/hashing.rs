@@ -116,6 +116,9 @@ impl Engine {
                     hashes: Hashes::default(),
                 }),
                 Some(node) => {
+                    // What was not flushed may have failed to be; memory does not tell.
+                    let length = u64::from(blocks.max(1)) * limits::BLOCK;
+                    self.store.forget_cached(&node, offset, length)?;
                     let found = hash_blocks(&self.store, &node, offset, blocks)?;
                     Ok(CompareAnswer::Hashes {
                         size: found.size,

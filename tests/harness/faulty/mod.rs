@@ -27,6 +27,7 @@ mod server;
 
 use std::io::{BufRead, BufReader, Write};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -228,6 +229,17 @@ impl ProgrammableDisk {
     /// Nothing fails any more.
     pub fn heal(&self) {
         self.fail(Faults::default());
+    }
+
+    /// Turns the lowest bit of a byte of the disk, behind the back of everybody above it.
+    pub fn flip_bit(&self, offset: u64) -> Result<()> {
+        let image = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(self.directory.join("image"))?;
+        let mut byte = [0];
+        image.read_exact_at(&mut byte, offset)?;
+        Ok(image.write_all_at(&[byte[0] ^ 1], offset)?)
     }
 
     /// Every request waits from now on.

@@ -64,6 +64,10 @@ impl Engine {
                 Digest::Is(self.data_digest(node, *offset, *length)?)
             }
             Question::Object { .. } => {
+                // The questions for its data follow, and are about the disk.
+                if is(Kind::Regular) && node.size()? > 0 {
+                    self.store.forget_cached(node, 0, 0)?;
+                }
                 Digest::Is(cut(blake3::hash(&facts_bytes(&self.facts(node)?))))
             }
             Question::Listing { directory } if is(Kind::Directory) => {
@@ -178,6 +182,8 @@ impl Engine {
 
     fn blocks(&self, node: &Node, offset: u64, length: u64) -> io::Result<Found> {
         let length = length.min(limits::VERIFY_CHUNK) as usize;
+        self.store
+            .forget_cached(node, offset, length.max(1) as u64)?;
         let mut buffer = Vec::new();
         self.read_padded(node, offset, length, &mut buffer)?;
         let mut hashes = Vec::with_capacity(length.div_ceil(limits::BLOCK as usize) * HASH);

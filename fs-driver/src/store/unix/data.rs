@@ -25,6 +25,9 @@ const GROUP_EXECUTE: u32 = 0o010;
 /// Pieces handed to one `pwritev(2)`.
 const MAX_SLICES: usize = 256;
 
+/// Bytes of the largest page of a file system's cache (x86-64: 2 MiB).
+const LARGEST_PAGE: u64 = 2 << 20;
+
 impl Store {
     /// Reads into `buffer` from `offset` until it is full or the file ends; returns the bytes read.
     pub fn read(&self, node: &Node, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
@@ -166,6 +169,29 @@ impl Store {
             Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
             Err(e) => Err(e),
         }
+    }
+
+    /// Lets the kernel forget what it has cached of a range, to the file's end if `length` is
+    /// 0, and is on the disk: the next read is the disk's. What is not on the disk yet stays.
+    ///
+    /// After a failed flush the kernel keeps the pages and takes them for written (`fsync(2)`,
+    /// LWN 752063), so that a read alone does not tell what the disk has.
+    pub fn forget_cached(&self, node: &Node, offset: u64, length: u64) -> io::Result<()> {
+        // A page that is only partly in the range stays, and pages may be as large as this.
+        let first = offset / LARGEST_PAGE * LARGEST_PAGE;
+        let end = match length {
+            0 => None,
+            _ => offset
+                .saturating_add(length)
+                .checked_next_multiple_of(LARGEST_PAGE),
+        };
+        let length = end.and_then(|end| std::num::NonZeroU64::new(end - first));
+        Ok(rustix::fs::fadvise(
+            node.data()?,
+            first,
+            length,
+            rustix::fs::Advice::DontNeed,
+        )?)
     }
 
     /// Brings an object to stable storage.
