@@ -1,6 +1,5 @@
 //! The primary's end: accepts its peer, decides with it, and ships.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -298,12 +297,16 @@ async fn resync(
         .context("cannot start the resync")?;
     let comparing = comparing(engine, connection, asked, answered);
     // The questions end with the comparison; the op stream then begins.
+    let over = Notify::new();
+    let compared = async {
+        let compared = tokio::join!(comparing, first);
+        over.notify_one();
+        compared
+    };
     let first = tokio::select! {
-        compared = async { tokio::join!(comparing, first) } => {
-            let (compared, first) = compared;
+        ((compared, first), ()) = async { tokio::join!(compared, tell(engine, &mut tx, &over)) } => {
             compared.and_then(|()| first.map_err(|_| anyhow!("the resync could not begin")))
         }
-        never = tell(engine, &mut tx) => match never {},
         error = connection.closed() => Err(error.into()),
     };
     let first = match first {
@@ -371,16 +374,19 @@ async fn comparing(
     }
 }
 
-/// Tells the target now and then how far its resync is. When it cannot be told, others
-/// notice why.
-async fn tell(engine: &Arc<Engine>, control: &mut SendStream) -> Infallible {
+/// Tells the target now and then how far its resync is, until that is `over`; a frame is
+/// never left half written. When it cannot be told, others notice why.
+async fn tell(engine: &Arc<Engine>, control: &mut SendStream, over: &Notify) {
     loop {
-        tokio::time::sleep(TELL).await;
+        tokio::select! {
+            () = over.notified() => return,
+            () = tokio::time::sleep(TELL) => {}
+        }
         if let Some(progress) = engine.resync_progress()
             && let Err(error) = send(control, &[Control::Progress(progress).encode()]).await
         {
             tracing::debug!(%error, "the target is not told any more how far it is");
-            return std::future::pending().await;
+            return;
         }
     }
 }
