@@ -12,7 +12,7 @@ use twinfold_protocol::ids::Side;
 
 use crate::adapter::fuse::{self, Mounted};
 use crate::control;
-use crate::engine::{Engine, Status};
+use crate::engine::{Engine, Standing, Status};
 use crate::link::{self, Fingerprint, Identity, Transport};
 use crate::state::Settings;
 use crate::store::Layout;
@@ -33,6 +33,8 @@ pub struct Start {
     pub force: bool,
     /// As secondary, although the history of its copy cannot be read.
     pub history_unknown: bool,
+    /// A controller decides what the driver does when its peer is lost.
+    pub controlled: bool,
 }
 
 /// A running driver, as the control socket sees it.
@@ -52,17 +54,37 @@ impl Driver {
         self.engine.status()
     }
 
+    /// What a controller decides from.
+    pub fn standing(&self) -> Standing {
+        Standing {
+            mounted: self.mounted.lock().as_ref().is_some_and(|m| !m.is_gone()),
+            ..self.engine.standing()
+        }
+    }
+
     /// See [`Engine::promote`]; the mount becomes writable in place.
     pub fn promote(&self, force: bool) -> Result<()> {
         let _one = self.changing.lock();
         self.vfs.before_promotion();
         self.engine.promote(force)?;
-        if let Some(mounted) = &*self.mounted.lock() {
-            mounted
+        self.make_writable()
+    }
+
+    /// See [`Engine::promote_by_right`]; the mount becomes writable in place.
+    pub fn promote_by_right(&self, yielded: bool) -> Result<()> {
+        let _one = self.changing.lock();
+        self.vfs.before_promotion();
+        self.engine.promote_by_right(yielded)?;
+        self.make_writable()
+    }
+
+    fn make_writable(&self) -> Result<()> {
+        match &*self.mounted.lock() {
+            Some(mounted) => mounted
                 .set_read_only(false)
-                .context("this node is primary, but its mount cannot be made writable")?;
+                .context("this node is primary, but its mount cannot be made writable"),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// See [`Engine::demote`]; the mount becomes read-only in place.
@@ -153,6 +175,7 @@ pub fn run(layout: Layout, identity: &Path, start: Start) -> Result<()> {
         side,
         start.history_unknown,
     )?);
+    engine.set_controlled(start.controlled);
     if fuse::unmount_stale(&mount_at).context("a stale mount is in the way")? {
         tracing::info!(path = %mount_at.display(), "a mount left by a killed driver was removed");
     }

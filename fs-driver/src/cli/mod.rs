@@ -94,6 +94,9 @@ enum Command {
         /// Also with a copy that may lack acknowledged writes of its peer. They are then lost.
         #[arg(long)]
         force: bool,
+        /// A controller decides what happens when the peer is lost.
+        #[arg(long, hide = true)]
+        controlled: bool,
     },
     /// Run the folder as secondary: read-only, following the primary. Stays in the foreground.
     Secondary {
@@ -105,6 +108,9 @@ enum Command {
         /// compared with the peer's as a whole and becomes what the peer has.
         #[arg(long)]
         history_unknown: bool,
+        /// A controller decides what happens when the peer is lost.
+        #[arg(long, hide = true)]
+        controlled: bool,
     },
     /// Show the folder's state.
     Status {
@@ -295,11 +301,17 @@ fn run(command: Command) -> Result<ExitCode> {
             Ok(())
         }
         Command::Init(args) => init(&args),
-        Command::Primary { folder, key, force } => {
+        Command::Primary {
+            folder,
+            key,
+            force,
+            controlled,
+        } => {
             let start = Start {
                 role: Role::Primary,
                 force,
                 history_unknown: false,
+                controlled,
             };
             daemon::run(folder.layout()?, &key.identity, start)
         }
@@ -307,11 +319,13 @@ fn run(command: Command) -> Result<ExitCode> {
             folder,
             key,
             history_unknown,
+            controlled,
         } => {
             let start = Start {
                 role: Role::Secondary,
                 force: false,
                 history_unknown,
+                controlled,
             };
             daemon::run(folder.layout()?, &key.identity, start)
         }

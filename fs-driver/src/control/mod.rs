@@ -10,6 +10,13 @@
 //! {"command":"go-alone"} {"command":"discard","without_archive":false}
 //! {"command":"checkpoint"} {"command":"stop"}
 //! {"command":"limit","bytes_per_second":52428800}   null: no limit
+//!
+//! for the controller:
+//! {"command":"watch"}     {"ok":true,"status":{...}} at once, at each change, and each second
+//! {"command":"claim","yielded":false}   promote by right
+//! {"command":"go-on","question":3}      go-alone, if that is still what is asked
+//! {"command":"yield","generation":"...","session":"..."}   {"ok":true,"status":{"yielded":true}}
+//! {"command":"disconnect"}
 //! ```
 //!
 //! The socket is root's alone. A caller that says nothing is let go after a moment.
@@ -20,13 +27,15 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use twinfold_protocol::ids::{Generation, SessionId};
 
 use crate::daemon::Driver;
 use crate::engine::VerifyOptions;
+pub use crate::engine::{Hex, History, PartName, Standing};
 use crate::state::RUN_DIRECTORY as DIRECTORY;
 use crate::store::Layout;
 
@@ -38,6 +47,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a command may take, seen from the caller.
 const COMMAND: Duration = Duration::from_secs(60);
+
+/// How often a watch looks whether something has changed: a small part of what a failover may
+/// take, and next to nothing for the processor.
+const WATCH_LOOK: Duration = Duration::from_millis(20);
+
+/// How often it tells the same again, so that the caller knows that the driver lives.
+const WATCH_AGAIN: Duration = Duration::from_secs(1);
 
 /// Callers served at once.
 const MAX_CALLERS: usize = 16;
@@ -94,6 +110,28 @@ pub enum Request {
     },
     /// End the driver.
     Stop,
+    /// Tell the controller's [`Standing`] now and whenever they change.
+    Watch,
+    /// Become primary by right: the copy must be complete.
+    Claim {
+        /// It was complete until it gave way, and the peer did not go on.
+        yielded: bool,
+    },
+    /// Go on without the peer, if this is still the question.
+    GoOn {
+        /// Its number.
+        question: u64,
+    },
+    /// Note that this copy is not up to date, if it is still of this generation and was not
+    /// made equal again since this session.
+    Yield {
+        /// The generation.
+        generation: Hex,
+        /// The session in which the controller knows the copies to have been equal last.
+        session: Option<Hex>,
+    },
+    /// Close the connection to the peer: it is known to be gone.
+    Disconnect,
 }
 
 /// The answer.
@@ -167,6 +205,7 @@ fn answer(driver: &Driver, mut stream: UnixStream) -> Result<()> {
     let mut line = String::new();
     BufReader::new((&stream).take(MAX_REQUEST)).read_line(&mut line)?;
     let answer = match serde_json::from_str(&line) {
+        Ok(Request::Watch) => return watch(driver, stream),
         Ok(request) => carry_out(driver, request),
         Err(e) => Err(anyhow::Error::from(e).context("the request is not understood")),
     };
@@ -212,8 +251,52 @@ fn carry_out(driver: &Driver, request: Request) -> Result<Option<serde_json::Val
         }
         Request::Limit { bytes_per_second } => driver.engine().limit_resync(bytes_per_second),
         Request::Stop => driver.stop(),
+        Request::Watch => bail!("a watch is a connection of its own"),
+        Request::Claim { yielded } => driver.promote_by_right(yielded)?,
+        Request::GoOn { question } => {
+            if !driver.engine().go_on(question) {
+                bail!("question {question} is not open any more");
+            }
+        }
+        Request::Yield {
+            generation,
+            session,
+        } => {
+            let session = session.map(|s| SessionId(s.0));
+            let yielded = driver
+                .engine()
+                .yield_copy(Generation(generation.0), session)
+                .context("cannot note that this copy is not up to date")?;
+            return Ok(Some(serde_json::json!({ "yielded": yielded })));
+        }
+        Request::Disconnect => driver
+            .engine()
+            .disconnect("the controller knows that the peer is gone"),
     }
     Ok(None)
+}
+
+/// Tells the facts until the caller is gone.
+fn watch(driver: &Driver, mut stream: UnixStream) -> Result<()> {
+    let mut told: Option<(Standing, Instant)> = None;
+    loop {
+        let standing = driver.standing();
+        if told
+            .as_ref()
+            .is_none_or(|(last, at)| *last != standing || at.elapsed() >= WATCH_AGAIN)
+        {
+            let answer = Answer {
+                ok: true,
+                error: None,
+                status: Some(serde_json::to_value(&standing)?),
+            };
+            let mut line = serde_json::to_vec(&answer)?;
+            line.push(b'\n');
+            stream.write_all(&line)?;
+            told = Some((standing, Instant::now()));
+        }
+        std::thread::sleep(WATCH_LOOK);
+    }
 }
 
 /// Asks the driver that runs the folder at `layout.base`.

@@ -46,12 +46,13 @@ impl Engine {
             }
             Action::AskToGoAlone { reason } => {
                 *self.question.lock() = Some(reason.clone());
+                self.questions.fetch_add(1, Ordering::AcqRel);
                 match self.settings.on_peer_loss {
-                    OnPeerLoss::Alone => {
+                    OnPeerLoss::Alone if !self.is_controlled() => {
                         tracing::warn!(reason, "the peer is lost; going on alone, as configured");
                         self.go_alone();
                     }
-                    OnPeerLoss::Hold => tracing::warn!(
+                    _ => tracing::warn!(
                         reason,
                         "the peer is lost; writes are held until `go-alone` or its return"
                     ),

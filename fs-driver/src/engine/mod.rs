@@ -28,6 +28,7 @@ mod roles;
 mod settle;
 mod split;
 mod standby;
+mod standing;
 mod status;
 mod takeover;
 mod verify;
@@ -60,6 +61,8 @@ pub use progress::ResyncStatus;
 pub(crate) use resync::Target;
 pub(crate) use standby::Due;
 pub use standby::{Standby, StandbyError};
+pub(crate) use standing::is_shared;
+pub use standing::{Hex, History, PartName, Standing};
 pub use status::{LinkState, Status, Swap};
 pub(crate) use takeover::Place;
 pub(crate) use verify::Asked;
@@ -103,6 +106,10 @@ pub struct Engine {
     fenced: OnceLock<String>,
     connection: Mutex<Option<quinn::Connection>>,
     question: Mutex<Option<String>>,
+    /// How often it was asked in this run: the number of the question that is open.
+    questions: AtomicU64,
+    /// A controller decides: this driver neither goes on alone nor gives way by itself.
+    controlled: AtomicBool,
     trouble: Mutex<Option<String>>,
     conflict: Mutex<Option<split::Conflict>>,
     /// What earlier runs noted and no saved marks stand for.
@@ -250,6 +257,8 @@ impl Engine {
             fenced: OnceLock::new(),
             connection: Mutex::default(),
             question: Mutex::default(),
+            questions: AtomicU64::new(0),
+            controlled: AtomicBool::new(false),
             trouble: Mutex::default(),
             recovered: Mutex::new(found.recovered),
             own: Mutex::new(found.own),

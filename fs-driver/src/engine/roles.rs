@@ -26,6 +26,18 @@ const QUIESCE_LOOK: Duration = Duration::from_millis(2);
 /// How long a secondary that stops waits until it has told its primary.
 const LEAVE_WAIT: Duration = Duration::from_secs(5);
 
+/// What a secondary's copy is to be made primary on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Claim {
+    /// It was up to date until the connection was lost, in this very run.
+    Current,
+    /// The controller has the right to go on from its generation, so it needs no more than
+    /// to be complete. `yielded`: it was, until it gave way to a peer that did not go on.
+    Right { yielded: bool },
+    /// The operator's word.
+    Force,
+}
+
 impl Engine {
     /// Starts as primary. Without `force` only with a copy that is known to hold
     /// every acknowledged write (promise 4).
@@ -105,6 +117,13 @@ impl Engine {
     /// Makes a secondary primary. Without `force` only when its copy was up to date
     /// until the connection was lost in this very run.
     pub fn promote(self: &Arc<Self>, force: bool) -> Result<()> {
+        self.promote_with(match force {
+            true => Claim::Force,
+            false => Claim::Current,
+        })
+    }
+
+    pub(super) fn promote_with(self: &Arc<Self>, claim: Claim) -> Result<()> {
         match self.role() {
             Some(Role::Secondary) => {}
             // The data are here already; the application follows.
@@ -117,15 +136,22 @@ impl Engine {
             self.promoting.store(true, Ordering::Release);
             standby.take()
         };
-        let promoted = self.promote_copy(taken, force);
+        let promoted = self.promote_copy(taken, claim);
         self.promoting.store(false, Ordering::Release);
         promoted
     }
 
-    fn promote_copy(self: &Arc<Self>, standby: Option<Standby>, force: bool) -> Result<()> {
+    fn promote_copy(self: &Arc<Self>, standby: Option<Standby>, claim: Claim) -> Result<()> {
         let differs = !self.differing.lock().is_empty();
         let current = standby.as_ref().is_some_and(Standby::is_current);
-        if (!current || differs) && !force {
+        let good = match claim {
+            Claim::Current => current && !differs,
+            Claim::Right { yielded } => {
+                (self.copy.get().copy.up_to_date || (yielded && standby.is_none())) && !differs
+            }
+            Claim::Force => true,
+        };
+        if !good {
             let why = match &standby {
                 None => {
                     "this copy has not been synchronised since the driver started, so it is not \
@@ -135,6 +161,7 @@ impl Engine {
                     "a verify found that this copy differs from its primary's, and it was not repaired"
                 }
                 Some(standby) if standby.is_syncing() => "the resync of this copy is not finished",
+                Some(_) if current => "this copy is not up to date any more",
                 Some(_) => "this copy could not be flushed",
             };
             *self.standby.lock() = standby;
@@ -152,6 +179,7 @@ impl Engine {
             bail!("this copy was never synchronised: there is nothing to promote");
         }
         self.drop_connection("promoted");
+        // Of a complete copy nothing waits aside.
         if !current {
             self.keep_what_waits_aside();
         }
@@ -171,7 +199,8 @@ impl Engine {
                 }
             }
         };
-        self.take_over(true, !current, suspects)
+        let forced = claim == Claim::Force && !current;
+        self.take_over(true, forced, suspects)
     }
 
     /// Makes a primary secondary: no write is accepted from now on, all is flushed,

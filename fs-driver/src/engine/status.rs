@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use twinfold_protocol::handshake::Role;
 use twinfold_protocol::op::Op;
 use twinfold_protocol::primary::Link;
@@ -37,6 +37,10 @@ impl Counters {
         self.comparing.store(on, Ordering::Relaxed);
     }
 
+    pub(super) fn is_comparing(&self) -> bool {
+        self.comparing.load(Ordering::Relaxed)
+    }
+
     /// A session begins, in which this copy is brought up.
     pub(super) fn session_begins(&self) {
         let moved = self.moved_bytes.load(Ordering::Relaxed);
@@ -51,7 +55,7 @@ impl Counters {
 }
 
 /// The relation to the peer, as it is reported.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LinkState {
     /// Primary without a peer.
@@ -175,29 +179,13 @@ impl Engine {
         let copy = self.copy.get();
         let role = self.role();
         let serves_peer = self.hosting().is_some();
-        let comparing = self.counters.comparing.load(Ordering::Relaxed);
+        let comparing = self.counters.is_comparing();
         let syncing = self.standby.lock().as_ref().map(|s| s.is_syncing());
         let connected = self.connection.lock().is_some();
         // Before what is in flight: what is settled meanwhile is in flight then.
         let times_settled = self.times_settled();
         let core = self.core.lock();
-        let link = match role {
-            Some(Role::Primary) => match core.link() {
-                Link::Alone if comparing => LinkState::Comparing,
-                Link::Alone => LinkState::Alone,
-                Link::Syncing | Link::Finishing { .. } => LinkState::Syncing,
-                Link::Paired => LinkState::Paired,
-                Link::Bridging { .. } => LinkState::Bridging,
-                Link::Holding | Link::Leaving => LinkState::Holding,
-                Link::Yielding { .. } => LinkState::HandingOver,
-                Link::Yielded => LinkState::AtPeer,
-            },
-            _ => match syncing {
-                Some(true) if connected => LinkState::Syncing,
-                Some(false) if connected => LinkState::Paired,
-                _ => LinkState::Waiting,
-            },
-        };
+        let link = link_state(role, core.link(), comparing, syncing.filter(|_| connected));
         let (in_flight_ops, in_flight_bytes) = core.in_flight();
         let dirty = core.dirty().counts();
         let dirty_bytes = core.dirty().block_bytes();
@@ -250,5 +238,32 @@ impl Engine {
                 _ => None,
             },
         }
+    }
+}
+
+/// The relation to the peer. `syncing`: of a secondary that is connected, whether its copy is
+/// still being brought up.
+pub(super) fn link_state(
+    role: Option<Role>,
+    link: Link,
+    comparing: bool,
+    syncing: Option<bool>,
+) -> LinkState {
+    if role != Some(Role::Primary) {
+        return match syncing {
+            Some(true) => LinkState::Syncing,
+            Some(false) => LinkState::Paired,
+            None => LinkState::Waiting,
+        };
+    }
+    match link {
+        Link::Alone if comparing => LinkState::Comparing,
+        Link::Alone => LinkState::Alone,
+        Link::Syncing | Link::Finishing { .. } => LinkState::Syncing,
+        Link::Paired => LinkState::Paired,
+        Link::Bridging { .. } => LinkState::Bridging,
+        Link::Holding | Link::Leaving => LinkState::Holding,
+        Link::Yielding { .. } => LinkState::HandingOver,
+        Link::Yielded => LinkState::AtPeer,
     }
 }

@@ -200,7 +200,13 @@ async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended>
     match next(&mut control).await? {
         // The table would have this copy resynced, but the primary still has a session
         // open that this process does not know. It may go on once this copy cannot.
-        Control::Refuse { .. } if target && mine.resume.is_none() && mine.copy.up_to_date => {
+        // Where there is a controller, it is for that to give way.
+        Control::Refuse { .. }
+            if target
+                && mine.resume.is_none()
+                && mine.copy.up_to_date
+                && !engine.is_controlled() =>
+        {
             engine
                 .standby_forgot()
                 .context("cannot note that this copy is not up to date")?;

@@ -2,6 +2,7 @@
 
 mod deinit;
 mod init;
+pub mod stopped;
 
 pub use deinit::deinit;
 pub use init::{Init, init};

@@ -1,0 +1,11 @@
+//! The controller: what it asks of a driver, and two real daemons that run modules.
+
+// A test's helpers fail the test.
+#![allow(clippy::unwrap_used)]
+
+mod driver;
+
+use std::time::Duration;
+
+/// How long something may take on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
