@@ -197,4 +197,12 @@ impl Act {
             _ => None,
         }
     }
+
+    /// Whether both disks have everything before it when it is acknowledged.
+    pub(crate) fn is_sync(self) -> bool {
+        matches!(
+            self,
+            Act::WriteDsync(..) | Act::Fsync(_) | Act::Fdatasync(_) | Act::FsyncOpen(_)
+        )
+    }
 }

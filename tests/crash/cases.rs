@@ -41,15 +41,15 @@ pub(crate) const CASES: &[Case] = &[
         before: &[
             Create("c/f"),
             Write("c/f", 0, 60_000, 1),
-            Write("c/f", 9 * MIB, 8192, 1),
+            Write("c/f", 5 * MIB, 8192, 1),
         ],
         acts: &[
             Write("c/f", 4096, 4096, 2),
             WriteDsync("c/f", 8192, 4096, 3),
-            Write("c/f", 9 * MIB, 4096, 4),
+            Write("c/f", 5 * MIB, 4096, 4),
             Fdatasync("c/f"),
             Write("c/f", 100, 50_000, 5),
-            Write("c/f", 9 * MIB + 3000, 3000, 6),
+            Write("c/f", 5 * MIB + 3000, 3000, 6),
             Fsync("c/f"),
             Write("c/f", 4096, 512, 7),
         ],

@@ -21,6 +21,14 @@ pub(crate) struct Seen {
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
+impl Seen {
+    /// Whether everything but the bytes is the same.
+    pub(crate) fn has_same_attributes(&self, other: &Seen) -> bool {
+        let of = |seen: &Seen| (seen.kind, seen.mode, seen.owner, seen.links);
+        of(self) == of(other) && self.xattrs == other.xattrs
+    }
+}
+
 impl std::fmt::Debug for Seen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let xattrs: Vec<_> = self

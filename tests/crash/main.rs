@@ -16,17 +16,21 @@
 //! number of steps, until it ends before the crash comes.
 //!
 //! The record ([`record`]) is a plain directory on which every acknowledged call is
-//! repeated. A call that was begun and not acknowledged may be there or not, alike on both.
-//! After a power cut of both nodes what was synced must be there, and of the rest any part.
+//! repeated. A call that was begun and not acknowledged may be there or not, alike on both;
+//! what part of it a crash may leave is in [`model`]. In mode `flush` the secondary's copy
+//! is one behind some call, not before the last sync. After a power cut of both nodes what
+//! was synced must be there, and of the rest any part.
 
 // A test's helpers fail the test.
 #![allow(clippy::unwrap_used)]
 #![allow(missing_docs)]
 
 mod acts;
+mod bare;
 mod cases;
 mod live;
 mod look;
+mod model;
 mod plan;
 mod record;
 mod scenes;

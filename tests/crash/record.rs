@@ -11,14 +11,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::acts::{Act, Open, bytes};
 use crate::look::{Look, Seen, differences, look, seen};
+use crate::model::{Left, is_part, never_was};
 
 /// What must be found after a crash.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Promise {
-    /// Everything acknowledged. Of the one call that was not there may be a part: the kernel
-    /// cuts a write at pages, and a disk may have any of it.
-    Acknowledged,
-    /// What was synced.
+    /// Everything acknowledged, and of the one call under way what the crash may leave.
+    Acknowledged(Left),
+    /// Everything up to a call that is not before the last sync, and of the next one
+    /// what the crash may leave: a prefix.
+    Prefix(Left),
+    /// What was synced, and nothing that never was.
     Synced,
 }
 
@@ -38,7 +41,12 @@ struct Synced {
 
 #[derive(Debug, Default)]
 struct State {
-    acknowledged: usize,
+    /// What was acknowledged, in order.
+    acts: Vec<Act>,
+    /// How many of them a sync has promised.
+    promised: usize,
+    /// What it looked like before the first and behind each of them.
+    states: Vec<Look>,
     /// Begun and not acknowledged.
     open: Option<Act>,
     synced: Vec<Synced>,
@@ -68,18 +76,21 @@ impl Record {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins anew: what was synced before and was not touched stays in the directory.
+    /// Begins anew, at what is there now.
     pub(crate) fn begin(&self) {
-        *self.state() = State::default();
-    }
-
-    /// How many calls were acknowledged.
-    pub(crate) fn acknowledged(&self) -> usize {
-        self.state().acknowledged
+        *self.state() = State {
+            states: vec![look(&self.root).unwrap()],
+            ..State::default()
+        };
     }
 
     /// Runs `acts` on the mount at `mount`; ends at the first that fails.
     pub(crate) fn run(&self, acts: &[Act], mount: &Path) {
+        self.run_and(acts, mount, || Ok(()));
+    }
+
+    /// The same; each of them counts as acknowledged when `then` is done.
+    pub(crate) fn run_and(&self, acts: &[Act], mount: &Path, then: impl Fn() -> io::Result<()>) {
         let mut open = Open::new();
         for act in acts {
             {
@@ -87,7 +98,7 @@ impl Record {
                 state.touch(*act);
                 state.open = Some(*act);
             }
-            match act.run(mount, &mut open) {
+            match act.run(mount, &mut open).and_then(|()| then()) {
                 Ok(()) => self.acknowledge(*act),
                 Err(e) => {
                     self.state().error = Some(io::Error::new(e.kind(), format!("{act:?}: {e}")));
@@ -110,11 +121,11 @@ impl Record {
 
     fn acknowledge(&self, act: Act) {
         let mut state = self.state();
-        let state = &mut *state;
-        act.run(&self.root, &mut state.files)
-            .unwrap_or_else(|e| panic!("{act:?} on the record: {e}"));
-        state.acknowledged += 1;
-        state.open = None;
+        state.open = Some(act);
+        state.repeat(&self.root);
+        if act.is_sync() {
+            state.promised = state.acts.len();
+        }
         state.promise(act, &self.root);
     }
 
@@ -124,73 +135,19 @@ impl Record {
             Ok(found) => found,
             Err(e) => return vec![format!("{} cannot be read: {e}", mount.display())],
         };
-        match promise {
-            Promise::Acknowledged => {
-                let part = self.state().open.and_then(Act::changes);
-                let wrong = self.check_all(&found);
-                match part {
-                    Some((path, range)) if !wrong.is_empty() => {
-                        self.check_but(&found, path, &range)
-                    }
-                    _ => wrong,
-                }
-            }
-            Promise::Synced => self.check_synced(&found),
-        }
-    }
-
-    fn check_all(&self, found: &Look) -> Vec<String> {
         let mut state = self.state();
-        let state = &mut *state;
-        let wrong = differences(&look(&self.root).unwrap(), found);
-        // What was begun may have happened or not.
-        match state.open {
-            Some(act) if !wrong.is_empty() => {
-                if act.run(&self.root, &mut state.files).is_err() {
-                    return wrong;
-                }
-                state.open = None;
-                let other = differences(&look(&self.root).unwrap(), found);
-                if other.is_empty() { other } else { wrong }
-            }
-            _ => wrong,
-        }
-    }
-
-    /// As [`Record::check_all`], but for some bytes of a file and what depends on them.
-    fn check_but(&self, found: &Look, path: &str, range: &Range<u64>) -> Vec<String> {
-        let mut wanted = look(&self.root).unwrap();
-        let path = Path::new(path);
-        if let (Some(wanted), Some(found)) = (wanted.get_mut(path), found.get(path)) {
-            let sizes = (wanted.data.len() as u64, found.data.len() as u64);
-            let common = sizes.0.min(sizes.1).min(range.start) as usize;
-            let rest = sizes.0.min(sizes.1).min(range.end) as usize..;
-            let part = found.data[common..].to_owned();
-            // Behind the part they agree, unless the end was moved.
-            if sizes.0 != sizes.1 || wanted.data[rest.clone()] == found.data[rest] {
-                wanted.data.truncate(common);
-                wanted.data.extend(part);
+        let acknowledged = state.acts.len();
+        // From here on all of it may be there.
+        state.repeat(&self.root);
+        match promise {
+            Promise::Acknowledged(left) => state.check_from(acknowledged, left, &found),
+            Promise::Prefix(left) => state.check_from(state.promised, left, &found),
+            Promise::Synced => {
+                let mut wrong = state.check_synced(&found);
+                wrong.extend(never_was(&state.states, &found));
+                wrong
             }
         }
-        differences(&wanted, found)
-    }
-
-    fn check_synced(&self, found: &Look) -> Vec<String> {
-        let state = self.state();
-        let one = |synced: &Synced| {
-            let mut why = Vec::new();
-            for name in &synced.names {
-                match found.get(Path::new(name)) {
-                    None => why.push(format!("{name} does not exist")),
-                    Some(seen) => match synced.objection(seen) {
-                        None => return None,
-                        Some(objection) => why.push(format!("{name}: {objection}")),
-                    },
-                }
-            }
-            (!synced.gone).then(|| why.join("; "))
-        };
-        state.synced.iter().filter_map(one).collect()
     }
 
     /// The record becomes what the copy at `mount` is: after a check that leaves open
@@ -248,6 +205,55 @@ fn moved(name: &str, from: &str, to: &str) -> Option<String> {
 }
 
 impl State {
+    /// Does what is open on the record.
+    fn repeat(&mut self, root: &Path) {
+        if let Some(act) = self.open.take() {
+            act.run(root, &mut self.files)
+                .unwrap_or_else(|e| panic!("{act:?} on the record: {e}"));
+            self.acts.push(act);
+            self.states.push(look(root).unwrap());
+        }
+    }
+
+    /// One of the states behind `from` calls and more is found, or one on its way to the next.
+    fn check_from(&self, from: usize, left: Left, found: &Look) -> Vec<String> {
+        let mut wrong = None;
+        for n in (from..self.states.len()).rev() {
+            let state = &self.states[n];
+            let between = self.states.get(n + 1).zip(self.acts.get(n));
+            let lines = differences(state, found);
+            if lines.is_empty()
+                || between.is_some_and(|(next, act)| is_part(*act, state, next, found, left))
+            {
+                return Vec::new();
+            }
+            wrong = Some((n, lines));
+        }
+        let (n, mut lines) = wrong.unwrap();
+        lines.push(format!(
+            "behind {n} calls; the next one is {:?}",
+            self.acts.get(n)
+        ));
+        lines
+    }
+
+    fn check_synced(&self, found: &Look) -> Vec<String> {
+        let one = |synced: &Synced| {
+            let mut why = Vec::new();
+            for name in &synced.names {
+                match found.get(Path::new(name)) {
+                    None => why.push(format!("{name} does not exist")),
+                    Some(seen) => match synced.objection(seen) {
+                        None => return None,
+                        Some(objection) => why.push(format!("{name}: {objection}")),
+                    },
+                }
+            }
+            (!synced.gone).then(|| why.join("; "))
+        };
+        self.synced.iter().filter_map(one).collect()
+    }
+
     /// From now on `act` may have happened.
     fn touch(&mut self, act: Act) {
         for synced in &mut self.synced {
