@@ -3,9 +3,10 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use harness::{Options, Pair, wait_until};
+use harness::{Options, Pair, free_addresses, wait_until};
 
-use super::{EQUAL, INCOMPLETE, assert_equal};
+use super::relay::Relay;
+use super::{DIFFERED, EQUAL, INCOMPLETE, assert_equal, findings, flip};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const MIB: usize = 1 << 20;
@@ -73,6 +74,76 @@ fn a_lost_peer_ends_it_with_a_clear_word() {
     let (code, _, refused) = pair.a.verify(&[]).unwrap();
     assert_eq!(code, INCOMPLETE);
     assert!(refused.contains("not paired"), "{refused}");
+}
+
+/// One after the other, in one verify: with questions of the first look under way, and
+/// with names that are asked for.
+#[test]
+fn a_connection_that_is_lost_and_comes_back_costs_it_time_only() {
+    let [address] = free_addresses(["127.0.0.1"]).unwrap();
+    let network = Relay::to(address);
+    let pair = Pair::with(Options {
+        listen: [vec![address], Vec::new()],
+        dial: [Vec::new(), vec![network.address()]],
+        deadlines: [1500, 30_000, 30_000],
+        more: vec!["--bridge-ms".into(), "60000".into()],
+        ..Options::default()
+    });
+    for n in 0..24 {
+        fs::write(pair.on_a(format!("file{n}")), vec![n as u8 + 1; 2 * MIB]).unwrap();
+    }
+    pair.wait_settled();
+    flip(&pair.b.data().join("file3"), 70_000);
+    flip(&pair.b.data().join("file20"), 7);
+    let mount = pair.a.mount().display().to_string();
+    let arguments = ["verify", &mount, "--limit", "4M", "--json"];
+    let child = pair.a.spawn(&arguments).unwrap();
+    let link = |wanted: &str| {
+        let there = || pair.a.status().is_ok_and(|s| s["link"] == wanted);
+        assert!(wait_until(PATIENCE, there), "{:?}", pair.a.status());
+    };
+    let compared = || {
+        let status = pair.a.status().unwrap_or_default();
+        status["verify"]["compared_bytes"].as_u64().unwrap_or(0)
+    };
+    for cut in 1..=3u64 {
+        assert!(
+            wait_until(PATIENCE, || compared() >= cut * 9 * MIB as u64),
+            "{}",
+            state(&pair)
+        );
+        network.cut();
+        link("bridging");
+        assert_eq!(state(&pair), "comparing");
+        network.heal();
+        link("paired");
+    }
+    let output = child.wait_with_output().unwrap();
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(DIFFERED), "{complaints}");
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let paths: Vec<_> = findings(&found).into_iter().map(|f| f.0).collect();
+    assert_eq!(paths, ["/file20", "/file3"]);
+    assert!(pair.a.log_text().matches("the session goes on").count() >= 3);
+}
+
+#[test]
+fn a_connection_that_does_not_come_back_ends_it_when_its_bridge_does() {
+    let [address] = free_addresses(["127.0.0.1"]).unwrap();
+    let network = Relay::to(address);
+    let pair = with_data(Options {
+        listen: [vec![address], Vec::new()],
+        dial: [Vec::new(), vec![network.address()]],
+        deadlines: [1500, 30_000, 30_000],
+        more: vec!["--bridge-ms".into(), "2000".into()],
+        on_peer_loss: "alone",
+        ..Options::default()
+    });
+    let child = begin_slowly(&pair);
+    network.cut();
+    let (code, text) = said(child);
+    assert_eq!(code, INCOMPLETE, "{text}");
+    assert!(text.contains("the peer was lost"), "{text}");
 }
 
 #[test]

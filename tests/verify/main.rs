@@ -8,6 +8,9 @@ mod ends;
 mod found;
 mod large;
 mod load;
+#[allow(dead_code, reason = "the network tests need more of it")]
+#[path = "../network/relay.rs"]
+mod relay;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

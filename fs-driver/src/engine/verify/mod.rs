@@ -4,7 +4,8 @@
 //! One runs at a time, on the primary, in a thread of its own, which asks through a
 //! stream of low priority ([`Asked`]) and through the op stream. It ends when all
 //! is compared, when it is cancelled, when the peer is lost, and when nobody asks for
-//! its result any more.
+//! its result any more. A connection that is lost and replaced does not end it: what was
+//! not answered is asked again.
 
 mod read;
 mod report;
@@ -192,7 +193,16 @@ impl Verify {
         rx
     }
 
-    /// The next verify's questions.
+    /// A line for the questions of the first look: the connection takes it that is there, or
+    /// the next one.
+    fn open_line(&self) -> mpsc::Sender<Asked> {
+        let (questions, line) = mpsc::channel(1);
+        *self.line.lock() = Some(line);
+        self.line_there.notify_one();
+        questions
+    }
+
+    /// The questions of a verify that begins, or goes on over another connection.
     pub(crate) async fn line(&self) -> mpsc::Receiver<Asked> {
         loop {
             let there = self.line_there.notified();
@@ -415,11 +425,8 @@ impl Engine {
         let whole = walk::measure(self, run)?;
         run.whole.store(whole, Ordering::Relaxed);
         run.set(VerifyState::Comparing);
-        let (questions, line) = mpsc::channel(1);
-        *self.verify.line.lock() = Some(line);
-        self.verify.line_there.notify_one();
         let second = second::Second::new(self, run, session);
-        let compared = walk::Walk::new(self, run, questions, second).run();
+        let compared = walk::Walk::new(self, run, second).run();
         *self.verify.answers.lock() = None;
         *self.verify.line.lock() = None;
         compared

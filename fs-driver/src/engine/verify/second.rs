@@ -57,7 +57,7 @@ impl Engine {
             let core = self.core.lock();
             match core.link() {
                 Link::Paired if core.can_verify() => {}
-                Link::Paired | Link::Bridging { .. } | Link::Holding => return Ok(Asked::Busy),
+                Link::Paired | Link::Bridging { .. } => return Ok(Asked::Busy),
                 _ => return Ok(Asked::Lost),
             }
         }
@@ -185,11 +185,7 @@ impl<'a> Second<'a> {
         if let Ok((seq, found)) = self.answers.recv_timeout(LOOK) {
             return self.answered(seq, found);
         }
-        let lost = {
-            let core = self.engine.core.lock();
-            core.session() != Some(self.session) || core.link() == Link::Leaving
-        };
-        if lost {
+        if self.is_lost() {
             return Err(VerifyError::PeerLost);
         }
         // A peer that does not apply the question is dropped by other deadlines.
@@ -201,6 +197,19 @@ impl<'a> Second<'a> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the session has ended, or the time is over in which its connection may come
+    /// back.
+    pub(super) fn is_lost(&self) -> bool {
+        let core = self.engine.core.lock();
+        let going_on = matches!(core.link(), Link::Paired | Link::Bridging { .. });
+        core.session() != Some(self.session) || !going_on
+    }
+
+    /// Whether the connection is lost and may come back.
+    pub(super) fn is_away(&self) -> bool {
+        matches!(self.engine.core.lock().link(), Link::Bridging { .. })
     }
 
     fn answered(&mut self, seq: Seq, theirs: Option<Found>) -> Result<(), VerifyError> {

@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 use roaring::RoaringTreemap;
+use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::error::TrySendError;
 use twinfold_protocol::attr::Kind;
 use twinfold_protocol::ids::FileId;
 use twinfold_protocol::limits;
+use twinfold_protocol::time::Instant;
 use twinfold_protocol::verify::{Digest, Hash, Lead, Question};
 use twinfold_protocol::wire::{VerifyAnswer, VerifyRequest};
 
@@ -31,6 +34,13 @@ const BATCH: u64 = 4 << 20;
 /// How long to wait for an answer before looking whether to go on.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// Pause before a line that has no room for a question is looked at again.
+const FULL: Duration = Duration::from_micros(200);
+
+/// Pause before the questions are asked again over another connection: the one that broke
+/// may still take them.
+const AGAIN: Duration = Duration::from_millis(50);
+
 /// Something to be compared.
 struct Item {
     question: Question,
@@ -50,7 +60,9 @@ struct Flight {
 pub(super) struct Walk<'a> {
     engine: &'a Arc<Engine>,
     run: &'a Run,
-    line: tokio::sync::mpsc::Sender<Asked>,
+    line: Sender<Asked>,
+    /// When the peer last answered, or was away with leave to come back.
+    heard: Instant,
     second: Second<'a>,
     batch: Vec<Item>,
     covered: u64,
@@ -73,16 +85,12 @@ fn read_of(node: &Node) -> io::Result<u64> {
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(
-        engine: &'a Arc<Engine>,
-        run: &'a Run,
-        line: tokio::sync::mpsc::Sender<Asked>,
-        second: Second<'a>,
-    ) -> Walk<'a> {
+    pub(super) fn new(engine: &'a Arc<Engine>, run: &'a Run, second: Second<'a>) -> Walk<'a> {
         Walk {
             engine,
             run,
-            line,
+            line: engine.verify.open_line(),
+            heard: clock::now(),
             second,
             batch: Vec::new(),
             covered: 0,
@@ -305,11 +313,10 @@ impl<'a> Walk<'a> {
             return Ok(());
         }
         self.run
-            .within_limit(self.hashed, || self.line.is_closed())?;
+            .within_limit(self.hashed, || self.second.is_lost())?;
         let mut items = std::mem::take(&mut self.batch);
         (self.covered, self.hashed) = (0, 0);
-        let questions = items.iter().map(|i| i.question.clone()).collect();
-        let answer = self.send(VerifyRequest::Questions(questions))?;
+        let answer = self.send(&questions_of(&items))?;
         for item in &mut items {
             let Some(node) = item.object.take() else {
                 continue;
@@ -323,37 +330,139 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn send(&self, request: VerifyRequest) -> Result<Receiver<VerifyAnswer>, VerifyError> {
-        let (answer, answered) = bounded(1);
-        self.line
-            .blocking_send(Asked { request, answer })
-            .map_err(|_| VerifyError::PeerLost)?;
-        Ok(answered)
+    /// Puts a question on its way.
+    fn send(&mut self, request: &VerifyRequest) -> Result<Receiver<VerifyAnswer>, VerifyError> {
+        loop {
+            if let Some(answered) = self.try_send(request)? {
+                return Ok(answered);
+            }
+            self.open_again()?;
+        }
     }
 
-    fn wait(&self, answer: &Receiver<VerifyAnswer>) -> Result<VerifyAnswer, VerifyError> {
+    /// The same; nothing when the line is gone.
+    fn try_send(
+        &mut self,
+        request: &VerifyRequest,
+    ) -> Result<Option<Receiver<VerifyAnswer>>, VerifyError> {
+        let (answer, answered) = bounded(1);
+        let mut asked = Asked {
+            request: request.clone(),
+            answer,
+        };
+        loop {
+            match self.line.try_send(asked) {
+                Ok(()) => return Ok(Some(answered)),
+                Err(TrySendError::Closed(_)) => return Ok(None),
+                Err(TrySendError::Full(back)) => {
+                    self.may_go_on()?;
+                    self.within_patience()?;
+                    asked = back;
+                    std::thread::sleep(FULL);
+                }
+            }
+        }
+    }
+
+    /// Fails when nobody wants the result any more, or the peer will not answer.
+    fn may_go_on(&self) -> Result<(), VerifyError> {
+        self.run.check()?;
+        match self.second.is_lost() {
+            true => Err(VerifyError::PeerLost),
+            false => Ok(()),
+        }
+    }
+
+    /// The line is gone, and its questions with it. As long as the session may go on over
+    /// another connection, they are asked again there.
+    fn open_again(&mut self) -> Result<(), VerifyError> {
+        loop {
+            std::thread::sleep(AGAIN);
+            self.may_go_on()?;
+            self.within_patience()?;
+            self.line = self.engine.verify.open_line();
+            let requests: Vec<_> = self
+                .flights
+                .iter()
+                .map(|f| questions_of(&f.items))
+                .collect();
+            let mut sent = Vec::new();
+            for request in &requests {
+                match self.try_send(request)? {
+                    Some(answered) => sent.push(answered),
+                    None => break,
+                }
+            }
+            if sent.len() == self.flights.len() {
+                for (flight, answer) in self.flights.iter_mut().zip(sent) {
+                    flight.answer = answer;
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    /// Fails when a peer that is there has not answered for too long.
+    fn within_patience(&mut self) -> Result<(), VerifyError> {
+        if self.second.is_away() {
+            self.heard = clock::now();
+        }
         // The link waits as long for each of the requests before it.
         let patience = self.engine.verify_patience() * IN_FLIGHT as u32;
-        let asked = clock::now();
+        match clock::now().since(self.heard) > patience {
+            true => Err(VerifyError::NoAnswer(patience.as_millis())),
+            false => Ok(()),
+        }
+    }
+
+    /// Waits for an answer; nothing when it was lost with the connection.
+    fn wait(
+        &mut self,
+        answer: &Receiver<VerifyAnswer>,
+    ) -> Result<Option<VerifyAnswer>, VerifyError> {
         loop {
             self.run.check()?;
             match answer.recv_timeout(LOOK) {
-                Ok(answer) => return Ok(answer),
-                Err(RecvTimeoutError::Disconnected) => return Err(VerifyError::PeerLost),
-                Err(RecvTimeoutError::Timeout) if clock::now().since(asked) > patience => {
-                    return Err(VerifyError::NoAnswer(patience.as_millis()));
+                Ok(answer) => {
+                    self.heard = clock::now();
+                    return Ok(Some(answer));
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {
+                    // A line that no connection has taken tells nothing of its end.
+                    self.may_go_on()?;
+                    self.within_patience()?;
+                }
             }
+        }
+    }
+
+    /// Asks, and waits for the answer, over as many connections as it takes.
+    fn ask(&mut self, request: &VerifyRequest) -> Result<VerifyAnswer, VerifyError> {
+        loop {
+            let answered = self.send(request)?;
+            if let Some(answer) = self.wait(&answered)? {
+                return Ok(answer);
+            }
+            self.open_again()?;
         }
     }
 
     /// Compares the oldest answer.
     fn settle(&mut self) -> Result<(), VerifyError> {
+        let answer = loop {
+            let Some(answer) = self.flights.front().map(|f| f.answer.clone()) else {
+                return Ok(());
+            };
+            match self.wait(&answer)? {
+                Some(answer) => break answer,
+                None => self.open_again()?,
+            }
+        };
         let Some(flight) = self.flights.pop_front() else {
             return Ok(());
         };
-        let digests = match self.wait(&flight.answer)? {
+        let digests = match answer {
             VerifyAnswer::Digests(digests) if digests.len() == flight.items.len() => digests,
             other => return Err(VerifyError::Unexpected(format!("{other:?}"))),
         };
@@ -429,8 +538,8 @@ impl<'a> Walk<'a> {
         };
         let mut from = 0;
         loop {
-            let answer = self.send(VerifyRequest::Names { directory, from })?;
-            let (next, entries) = match self.wait(&answer)? {
+            let answer = self.ask(&VerifyRequest::Names { directory, from })?;
+            let (next, entries) = match answer {
                 VerifyAnswer::Names { next, entries } => (next, entries),
                 VerifyAnswer::Failed { reason } => {
                     let here = false;
@@ -473,6 +582,10 @@ impl<'a> Walk<'a> {
             from = next;
         }
     }
+}
+
+fn questions_of(items: &[Item]) -> VerifyRequest {
+    VerifyRequest::Questions(items.iter().map(|i| i.question.clone()).collect())
 }
 
 /// How much there is to be compared: bytes to be read, and something for each object.
