@@ -8,14 +8,14 @@
 //! Many questions are under way at once, within bounds, and both nodes work on the same
 //! ones: an answer never changes what the questions before it were about.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::fmt::Debug;
 
 use crate::attr::Kind;
 use crate::handshake::Method;
 use crate::ids::FileId;
 use crate::limits;
-use crate::marks::{DirtyMap, Intent, Names};
+use crate::marks::{DirtyMap, Flags, Intent, Names};
 use crate::op::Name;
 use crate::wire::{CompareAnswer, CompareRequest, Hashes, MatchEntry};
 
@@ -161,9 +161,9 @@ struct Comparison<'a, S> {
     /// Objects that are not under their names.
     unplaced: Vec<FileId>,
     /// Directories whose entries the peer is or was asked for.
-    listed: HashSet<FileId>,
+    listed: Flags<1>,
     /// Objects that were met in the tree, or because they moved: each is looked at once.
-    seen: HashSet<FileId>,
+    seen: Flags<1>,
     far: HowFar,
 }
 
@@ -184,8 +184,8 @@ impl<S: Source> Comparison<'_, S> {
             objects: Vec::new(),
             unmatched: Vec::new(),
             unplaced: Vec::new(),
-            listed: HashSet::new(),
-            seen: HashSet::new(),
+            listed: Flags::default(),
+            seen: Flags::default(),
             far: HowFar::default(),
         }
     }
@@ -237,7 +237,7 @@ impl<S: Source> Comparison<'_, S> {
     }
 
     fn moved(&mut self, file: FileId) -> Result<(), S::Error> {
-        if !self.seen.insert(file) {
+        if !self.seen.set(file, 0) {
             return Ok(());
         }
         let Some(held) = self.source.look(file)? else {
@@ -247,7 +247,7 @@ impl<S: Source> Comparison<'_, S> {
             return self.existence(file);
         }
         self.found(held)?;
-        if held.kind == Kind::Directory && !self.listed.contains(&file) {
+        if held.kind == Kind::Directory && self.listed.of(file).is_none() {
             self.tree(file)?;
         }
         Ok(())
@@ -311,7 +311,7 @@ impl<S: Source> Comparison<'_, S> {
             map.mark_directory(directory);
             map.mark_attributes(directory);
         });
-        if self.listed.insert(directory) {
+        if self.listed.set(directory, 0) {
             for held in self.source.list(directory)? {
                 self.existence(held.file)?;
             }
@@ -339,7 +339,7 @@ impl<S: Source> Comparison<'_, S> {
         self.far.missing += held.size;
         if held.kind == Kind::Directory {
             self.source.mark(|map| map.mark_directory(file));
-            if self.listed.insert(file) {
+            if self.listed.set(file, 0) {
                 let held = self.source.list(file)?;
                 self.far.known += OBJECT_WEIGHT * held.len() as u64;
                 self.objects.extend(held.iter().map(|h| (h.file, false)));
@@ -539,12 +539,12 @@ impl<S: Source> Comparison<'_, S> {
         let mut directories = vec![top];
         while let Some(directory) = directories.pop() {
             // Its entries are looked at here.
-            self.listed.insert(directory);
+            self.listed.set(directory, 0);
             for held in self.source.list(directory)? {
                 if held.kind == Kind::Directory {
                     directories.push(held.file);
                 }
-                self.seen.insert(held.file);
+                self.seen.set(held.file, 0);
                 self.found(held)?;
             }
         }
@@ -572,7 +572,7 @@ impl<S: Source> Comparison<'_, S> {
         self.unmatched.push(FileId::ROOT);
         loop {
             if let Some(directory) = self.unmatched.pop() {
-                self.listed.insert(directory);
+                self.listed.set(directory, 0);
                 self.source.mark(|map| {
                     map.mark_directory(directory);
                     map.mark_attributes(directory);

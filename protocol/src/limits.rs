@@ -57,9 +57,11 @@ pub const MAX_MARKED_NAMES_IN_ALL: usize = 256 << 10;
 /// denser parts.
 pub const MAX_SCATTERED_FILES: usize = 128 << 10;
 
-/// Objects that the marks of ops tell apart in one dirty map; beyond it everything is
-/// compared. A million new files stay below it; about 70 bytes each.
-pub const MAX_MARKED_OBJECTS: usize = 3 << 19;
+/// What takes memory of its own in one dirty map: 64 objects in a row with the same marks or
+/// others, a file with some of its blocks marked, a directory with some of its names. About
+/// 75 bytes each; beyond it everything is compared. A million changed files stay below it,
+/// and a hundred million new ones.
+pub const MAX_MARKED_PLACES: usize = 3 << 19;
 
 /// Bytes of ops shipped but not yet acknowledged, per module. Beyond it writers wait.
 pub const MAX_IN_FLIGHT_BYTES: usize = 64 << 20;

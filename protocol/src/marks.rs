@@ -8,6 +8,7 @@
 //! shadow, made before a node changes its own copy (invariant 1).
 
 mod blocks;
+mod flags;
 mod notes;
 mod pieces;
 
@@ -18,24 +19,19 @@ use crate::limits;
 use crate::op::{Name, Op};
 
 pub use blocks::Blocks;
+pub(crate) use flags::Flags;
 pub use notes::{Intent, id_block, intents_of};
 pub use pieces::{BadPiece, Cursor};
 
 /// Marks of one object.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct ObjectMarks {
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct ObjectMarks<'a> {
     /// Data that may differ.
-    pub blocks: Blocks,
+    pub blocks: &'a Blocks,
     /// Attributes, extended attributes or size may differ.
     pub attributes: bool,
     /// The other copy may lack the object altogether.
     pub unknown: bool,
-}
-
-impl ObjectMarks {
-    fn is_empty(&self) -> bool {
-        !self.attributes && !self.unknown && self.blocks.is_empty()
-    }
 }
 
 /// Marks of one directory's names.
@@ -47,11 +43,27 @@ pub enum Names {
     All,
 }
 
+/// Flags of objects: their attributes are marked; the other copy may lack them; every block
+/// is marked; some blocks are.
+const ATTRIBUTES: usize = 0;
+const UNKNOWN: usize = 1;
+const WHOLE: usize = 2;
+const PARTS: usize = 3;
+
+static NO_BLOCKS: Blocks = Blocks::none();
+static ALL_BLOCKS: Blocks = Blocks::all();
+static ALL_NAMES: Names = Names::All;
+
 /// Everything that may differ.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct DirtyMap {
-    objects: BTreeMap<FileId, ObjectMarks>,
-    directories: BTreeMap<FileId, Names>,
+    objects: Flags<4>,
+    /// Of the objects with `PARTS`: which blocks, neither none nor all.
+    blocks: BTreeMap<FileId, Blocks>,
+    /// Directories of which every name is marked.
+    listings: Flags<1>,
+    /// Directories of which some names are: never a listing, nor empty.
+    some_names: BTreeMap<FileId, Names>,
     /// Names kept apart, in all directories.
     names: usize,
     /// Files whose marks need memory of their own.
@@ -63,7 +75,7 @@ pub struct DirtyMap {
 impl DirtyMap {
     /// Whether nothing is marked.
     pub fn is_empty(&self) -> bool {
-        self.objects.is_empty() && self.directories.is_empty() && !self.everything
+        self.objects.is_empty() && self.first_directory().is_none() && !self.everything
     }
 
     /// Everything may differ: nothing is told apart any more.
@@ -86,52 +98,92 @@ impl DirtyMap {
 
     /// A map that has grown too large says no more than that everything may differ.
     pub fn bound(&mut self) {
-        if self.objects.len().max(self.directories.len()) > limits::MAX_MARKED_OBJECTS {
+        let objects = self.objects.groups() + self.blocks.len();
+        let directories = self.listings.groups() + self.some_names.len();
+        if objects + directories > limits::MAX_MARKED_PLACES {
             self.mark_everything();
         }
     }
 
     /// Objects marked, and directories with marked names.
     pub fn counts(&self) -> (usize, usize) {
-        (self.objects.len(), self.directories.len())
+        let directories = self.listings.len() + self.some_names.len();
+        (self.objects.len(), directories)
+    }
+
+    /// Objects that the other copy may lack.
+    pub fn count_unknown(&self) -> usize {
+        self.objects.count_of(UNKNOWN)
     }
 
     /// Marked blocks, in bytes; files marked from end to end count as nothing here.
     pub fn block_bytes(&self) -> u64 {
-        self.objects
-            .values()
-            .map(|m| m.blocks.count() * limits::BLOCK)
-            .sum()
+        let blocks = self.blocks.values().map(Blocks::count);
+        blocks.sum::<u64>() * limits::BLOCK
     }
 
     /// The marks of an object.
-    pub fn object(&self, file: FileId) -> Option<&ObjectMarks> {
-        self.objects.get(&file)
+    pub fn object(&self, file: FileId) -> Option<ObjectMarks<'_>> {
+        let [attributes, unknown, whole, parts] = self.objects.of(file)?;
+        let blocks = match (whole, parts) {
+            (true, _) => &ALL_BLOCKS,
+            (false, true) => self.blocks.get(&file).unwrap_or(&ALL_BLOCKS),
+            (false, false) => &NO_BLOCKS,
+        };
+        Some(ObjectMarks {
+            blocks,
+            attributes,
+            unknown,
+        })
     }
 
     /// The marks of a directory's names.
     pub fn names(&self, directory: FileId) -> Option<&Names> {
-        self.directories.get(&directory)
+        match self.listings.of(directory) {
+            Some(_) => Some(&ALL_NAMES),
+            None => self.some_names.get(&directory),
+        }
     }
 
     /// All marked objects.
-    pub fn objects(&self) -> impl Iterator<Item = (FileId, &ObjectMarks)> {
-        self.objects.iter().map(|(id, marks)| (*id, marks))
+    pub fn objects(&self) -> impl Iterator<Item = (FileId, ObjectMarks<'_>)> {
+        let marks = |file| self.object(file).map(|marks| (file, marks));
+        self.objects.iter().filter_map(marks)
     }
 
     /// All directories with marked names.
     pub fn directories(&self) -> impl Iterator<Item = (FileId, &Names)> {
-        self.directories.iter().map(|(id, names)| (*id, names))
+        let mut next = self.directory_from(FileId(0));
+        std::iter::from_fn(move || {
+            let found = next?;
+            next = self.directory_after(found.0);
+            Some(found)
+        })
+    }
+
+    /// The first directory with marked names from this one on.
+    fn directory_from(&self, from: FileId) -> Option<(FileId, &Names)> {
+        let some = self.some_names.range(from..).next();
+        match (self.listings.next(from), some) {
+            (Some(all), Some((some, _))) if all < *some => Some((all, &ALL_NAMES)),
+            (Some(all), None) => Some((all, &ALL_NAMES)),
+            (_, some) => some.map(|(directory, names)| (*directory, names)),
+        }
+    }
+
+    fn directory_after(&self, directory: FileId) -> Option<(FileId, &Names)> {
+        self.directory_from(FileId(directory.0.checked_add(1)?))
     }
 
     /// The first marked object, to be worked on next.
     pub fn first_object(&self) -> Option<FileId> {
-        self.objects.keys().next().copied()
+        self.objects.next(FileId(0))
     }
 
     /// The first directory with marked names.
     pub fn first_directory(&self) -> Option<FileId> {
-        self.directories.keys().next().copied()
+        self.directory_from(FileId(0))
+            .map(|(directory, _)| directory)
     }
 
     /// Marks a byte range of a file.
@@ -147,10 +199,18 @@ impl DirtyMap {
 
     /// Changes the blocks of a file; where too many files have scattered ones, all of it
     /// is marked.
-    fn change_blocks(&mut self, file: FileId, change: impl FnOnce(&mut Blocks)) {
-        let blocks = &mut self.objects.entry(file).or_default().blocks;
+    fn change_blocks<T>(&mut self, file: FileId, change: impl FnOnce(&mut Blocks) -> T) -> T {
+        let [.., whole, parts] = self.objects.of(file).unwrap_or_default();
+        let mut other = match whole {
+            true => Blocks::all(),
+            false => Blocks::none(),
+        };
+        let blocks = match parts {
+            true => self.blocks.entry(file).or_default(),
+            false => &mut other,
+        };
         let before = blocks.is_scattered();
-        change(blocks);
+        let changed = change(blocks);
         match (before, blocks.is_scattered()) {
             (false, true) if self.scattered >= limits::MAX_SCATTERED_FILES => {
                 *blocks = Blocks::all();
@@ -159,11 +219,26 @@ impl DirtyMap {
             (true, false) => self.scattered -= 1,
             _ => {}
         }
+        let (is_all, is_none) = (blocks.is_all(), blocks.is_empty());
+        if is_all || is_none {
+            if parts {
+                self.blocks.remove(&file);
+            }
+            self.objects.clear(file, &[WHOLE, PARTS]);
+            if is_all {
+                self.objects.set(file, WHOLE);
+            }
+        } else if !parts {
+            self.blocks.insert(file, other);
+            self.objects.clear(file, &[WHOLE]);
+            self.objects.set(file, PARTS);
+        }
+        changed
     }
 
     /// Marks an object's attributes.
     pub fn mark_attributes(&mut self, file: FileId) {
-        self.objects.entry(file).or_default().attributes = true;
+        self.objects.set(file, ATTRIBUTES);
     }
 
     /// Marks an object that the other copy may lack: all of it.
@@ -175,24 +250,22 @@ impl DirtyMap {
     /// Marks an object that was created on the other copy but is not provably on
     /// its disk: its existence and attributes, not its data.
     pub fn mark_unknown_attributes(&mut self, file: FileId) {
-        let marks = self.objects.entry(file).or_default();
-        marks.unknown = true;
-        marks.attributes = true;
+        self.objects.set(file, UNKNOWN);
+        self.objects.set(file, ATTRIBUTES);
     }
 
     /// The first marked object after `file`.
     pub fn object_after(&self, file: FileId) -> Option<FileId> {
-        use std::ops::Bound::{Excluded, Unbounded};
-        self.objects
-            .range((Excluded(file), Unbounded))
-            .next()
-            .map(|(id, _)| *id)
+        self.objects.next(FileId(file.0.checked_add(1)?))
     }
 
     /// Marks a name; where too many are marked, all of its directory.
     pub fn mark_name(&mut self, directory: FileId, name: &Name) {
+        if self.listings.of(directory).is_some() {
+            return;
+        }
         let names = self
-            .directories
+            .some_names
             .entry(directory)
             .or_insert_with(|| Names::Some(BTreeSet::new()));
         let Names::Some(set) = names else { return };
@@ -209,84 +282,60 @@ impl DirtyMap {
     /// Marks every name of a directory.
     pub fn mark_directory(&mut self, directory: FileId) {
         self.take_names(directory);
-        self.directories.insert(directory, Names::All);
+        self.listings.set(directory, 0);
     }
 
     /// Drops everything about an object that exists no longer on the source: it
     /// leaves the other copy with its last name.
     pub fn forget(&mut self, file: FileId) {
-        if let Some(marks) = self.objects.remove(&file)
-            && marks.blocks.is_scattered()
-        {
-            self.scattered -= 1;
-        }
+        self.change_blocks(file, |blocks| *blocks = Blocks::none());
+        self.objects.clear(file, &[ATTRIBUTES, UNKNOWN]);
         self.take_names(file);
     }
 
     /// Takes a directory's name marks out of the map.
     pub fn take_names(&mut self, directory: FileId) -> Option<Names> {
-        let names = self.directories.remove(&directory)?;
+        if self.listings.of(directory).is_some() {
+            self.listings.clear(directory, &[0]);
+            return Some(Names::All);
+        }
+        let names = self.some_names.remove(&directory)?;
         if let Names::Some(set) = &names {
             self.names -= set.len();
         }
         Some(names)
     }
 
-    /// Clears the attribute and "unknown" marks of an object; returns what they were.
-    pub fn take_attributes(&mut self, file: FileId) -> Option<ObjectMarks> {
-        let marks = self.objects.get_mut(&file)?;
-        let was = ObjectMarks {
-            blocks: Blocks::default(),
-            attributes: marks.attributes,
-            unknown: marks.unknown,
-        };
-        marks.attributes = false;
-        marks.unknown = false;
-        self.drop_if_empty(file);
-        Some(was)
+    /// Clears the attribute and "unknown" marks of an object; returns whether it had one.
+    pub fn take_attributes(&mut self, file: FileId) -> bool {
+        let had = self.object(file).is_some_and(|m| m.attributes || m.unknown);
+        self.objects.clear(file, &[ATTRIBUTES, UNKNOWN]);
+        had
     }
 
     /// Clears only the "unknown" mark: the object was created there, its attributes may still differ.
     pub fn now_known(&mut self, file: FileId) {
-        if let Some(marks) = self.objects.get_mut(&file) {
-            marks.unknown = false;
-        }
+        self.objects.clear(file, &[UNKNOWN]);
     }
 
     /// Takes the next run of a file's marked blocks out of the map, see [`Blocks::take_run`].
     pub fn take_run(&mut self, file: FileId, most: u32, size: u64) -> Option<(u64, u64)> {
-        let blocks = &mut self.objects.get_mut(&file)?.blocks;
-        let before = blocks.is_scattered();
-        let run = blocks.take_run(most, size);
-        if before && !blocks.is_scattered() {
-            self.scattered -= 1;
-        }
-        self.drop_if_empty(file);
-        run
+        self.change_blocks(file, |blocks| blocks.take_run(most, size))
     }
 
     /// The next run of a file's marked blocks, which stay marked, see [`Blocks::first_run`].
     pub fn first_run(&self, file: FileId, most: u32, size: u64) -> Option<(u64, u64)> {
-        self.objects.get(&file)?.blocks.first_run(most, size)
+        self.object(file)?.blocks.first_run(most, size)
     }
 
     /// Takes the marks of a range out of the map.
     pub fn take_range(&mut self, file: FileId, offset: u64, length: u64) {
-        if self.objects.contains_key(&file) {
-            self.change_blocks(file, |blocks| blocks.take(offset, length));
-            self.drop_if_empty(file);
-        }
-    }
-
-    fn drop_if_empty(&mut self, file: FileId) {
-        if self.objects.get(&file).is_some_and(ObjectMarks::is_empty) {
-            self.objects.remove(&file);
-        }
+        self.change_blocks(file, |blocks| blocks.take(offset, length));
     }
 
     /// Where the last marked block of a file ends; 0 when none is marked by itself.
     pub fn reach(&self, file: FileId) -> u64 {
-        self.objects.get(&file).map_or(0, |m| m.blocks.reach())
+        self.object(file).map_or(0, |m| m.blocks.reach())
     }
 
     /// Adds all marks of `other`.
@@ -294,21 +343,31 @@ impl DirtyMap {
         if self.everything || other.everything {
             return self.mark_everything();
         }
-        for (file, theirs) in other.objects {
-            self.unite_blocks(file, theirs.blocks);
-            if let Some(mine) = self.objects.get_mut(&file) {
-                mine.attributes |= theirs.attributes;
-                mine.unknown |= theirs.unknown;
-            }
+        if self.is_empty() {
+            *self = other;
+            return;
         }
-        for (directory, theirs) in other.directories {
-            match theirs {
-                Names::All => self.mark_directory(directory),
-                Names::Some(set) => {
-                    for name in &set {
-                        self.mark_name(directory, name);
-                    }
-                }
+        let is_whole = |file: &FileId| other.objects.of(*file).is_some_and(|f| f[WHOLE]);
+        for file in self
+            .blocks
+            .keys()
+            .copied()
+            .filter(is_whole)
+            .collect::<Vec<_>>()
+        {
+            self.unite_blocks(file, Blocks::all());
+        }
+        for (file, theirs) in other.blocks {
+            self.unite_blocks(file, theirs);
+        }
+        // Which of the others have parts marked now is known.
+        self.objects.unite(other.objects.without(PARTS));
+        for directory in other.listings.iter() {
+            self.mark_directory(directory);
+        }
+        for (directory, theirs) in other.some_names {
+            if let Names::Some(set) = theirs {
+                set.iter().for_each(|name| self.mark_name(directory, name));
             }
         }
     }
@@ -447,5 +506,61 @@ mod tests {
         assert_eq!(a.take_run(F, 9, 1 << 20), Some((8192, 4096)));
         assert!(a.object(F).unwrap().attributes);
         assert!(a.names(FileId::ROOT).is_some());
+    }
+
+    #[test]
+    fn a_file_is_marked_whole_or_in_parts_and_not_both_whatever_is_united_with_what() {
+        let whole = |map: &mut DirtyMap| map.mark_data(F, 0, limits::MAX_OFFSET);
+        let part = |map: &mut DirtyMap| map.mark_data(F, 4096, 1);
+        let parts = |map: &mut DirtyMap| {
+            map.mark_data(F, 4096, 1);
+            map.mark_data(F, 409_600, 1);
+        };
+        let nothing = |map: &mut DirtyMap| map.mark_attributes(F);
+        let marks: [&dyn Fn(&mut DirtyMap); 4] = [&whole, &part, &parts, &nothing];
+        for (n, mine) in marks.iter().enumerate() {
+            for (m, theirs) in marks.iter().enumerate() {
+                let (mut map, mut other) = (DirtyMap::default(), DirtyMap::default());
+                let mut both = DirtyMap::default();
+                for map in [&mut map, &mut both] {
+                    mine(map);
+                }
+                for map in [&mut other, &mut both] {
+                    theirs(map);
+                }
+                map.unite(other);
+                assert_eq!(map, both, "{n} and {m}");
+                assert_eq!(map.object(F).unwrap().blocks.is_all(), n.min(m) == 0);
+                assert_eq!(
+                    map.scattered,
+                    usize::from(n.min(m) > 0 && (n == 2 || m == 2))
+                );
+                assert_eq!(map.blocks.len(), usize::from(n.min(m) > 0 && n.min(m) < 3));
+                map.forget(F);
+                assert_eq!(map, DirtyMap::default());
+            }
+        }
+    }
+
+    #[test]
+    fn directories_come_in_the_order_of_their_ids_whether_all_names_are_marked_or_some() {
+        let mut map = DirtyMap::default();
+        let x = Name::new(b"x").unwrap();
+        for n in [3, 70, 5000] {
+            map.mark_directory(FileId(n));
+        }
+        for n in [2, 70, 71, 6000] {
+            map.mark_name(FileId(n), &x);
+        }
+        let mut seen: Vec<_> = map.directories().map(|(d, _)| d.0).collect();
+        assert_eq!(seen, [2, 3, 70, 71, 5000, 6000]);
+        assert_eq!(map.counts(), (0, 6));
+        seen.clear();
+        while let Some(directory) = map.first_directory() {
+            map.take_names(directory);
+            seen.push(directory.0);
+        }
+        assert_eq!(seen, [2, 3, 70, 71, 5000, 6000]);
+        assert!(map.is_empty());
     }
 }

@@ -65,10 +65,12 @@ impl Stage {
     /// A primary and a secondary that is up to date.
     pub(crate) fn new(options: Options) -> Stage {
         let mut stage = Stage::stopped(options);
+        let begun = Instant::now();
         stage.pair.a.start(Role::Primary).unwrap();
         stage.pair.b.start(Role::Secondary).unwrap();
         let both = || is_paired(&stage.pair.a) && is_paired(&stage.pair.b);
         assert!(wait_until(PATIENCE, both), "{:?}", stage.pair);
+        println!("first synchronisation: {:?}", begun.elapsed());
         stage.pair.wait_settled();
         stage
     }

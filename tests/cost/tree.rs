@@ -17,6 +17,15 @@ fn files() -> u64 {
     number("TWINFOLD_COST_FILES", 10_000)
 }
 
+/// No driver has taken more memory than it may since it was started.
+fn memory_is_small(stage: &Stage) {
+    for node in [&stage.pair.a, &stage.pair.b] {
+        let memory = most_memory(node);
+        println!("{}: at most {} MiB of memory", node.name(), memory >> 20);
+        assert!(memory < MEMORY, "{} took {memory} bytes", node.name());
+    }
+}
+
 /// Bytes of the large file that moves.
 fn moved() -> usize {
     (number("TWINFOLD_COST_MOVED_MIB", 16) << 20) as usize
@@ -48,6 +57,7 @@ fn of_many_files_only_those_that_changed_cost_anything() {
         populate,
         ..Options::default()
     });
+    memory_is_small(&stage);
     stage.rest();
     let step = files() / 100;
     let cost = stage.away(|pair| {
@@ -62,11 +72,7 @@ fn of_many_files_only_those_that_changed_cost_anything() {
     });
     println!("{} files: {cost:?}", files());
     cost.at_most(100 * 4096);
-    for node in [&stage.pair.a, &stage.pair.b] {
-        let memory = most_memory(node);
-        println!("{}: at most {} MiB of memory", node.name(), memory >> 20);
-        assert!(memory < MEMORY, "{} took {memory} bytes", node.name());
-    }
+    memory_is_small(&stage);
     stage.pair.assert_identical();
 }
 

@@ -148,7 +148,7 @@ impl Engine {
             let (objects, directories) = core.dirty().counts();
             let bytes = core.dirty().block_bytes() + missing + whole;
             // What the peer lacks is made, and then gets its attributes.
-            let made = core.dirty().objects().filter(|(_, m)| m.unknown).count();
+            let made = core.dirty().count_unknown();
             let others = (objects + made + directories) as u64 * OBJECT_WEIGHT;
             self.tracker.moves(clock::now(), bytes, bytes + others);
             core.next_seq()

@@ -35,8 +35,13 @@ impl PartialEq for Blocks {
 
 impl Blocks {
     /// Every block, whatever the size.
-    pub fn all() -> Blocks {
+    pub const fn all() -> Blocks {
         Blocks(Set::All)
+    }
+
+    /// No block.
+    pub(super) const fn none() -> Blocks {
+        Blocks(Set::None)
     }
 
     /// Whether every block is marked, whatever the size.

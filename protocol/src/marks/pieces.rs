@@ -13,7 +13,7 @@
 //! A chunk is 65,536 blocks (256 MiB); the shorter one of the kinds 2 and 3 is
 //! written. Objects come in the order of their ids, then directories.
 
-use std::ops::Bound::{Excluded, Included, Unbounded};
+use std::ops::Bound::{Excluded, Unbounded};
 
 use roaring::RoaringBitmap;
 
@@ -118,21 +118,22 @@ impl DirtyMap {
     }
 
     fn write_object(&self, from: FileId, block: u32, out: &mut Vec<u8>) -> Place {
-        let Some((file, marks)) = self.objects.range(from..).next() else {
+        let next = self.objects.next(from);
+        let Some((file, marks)) = next.and_then(|file| Some((file, self.object(file)?))) else {
             return Place::Names(None);
         };
         let next = || match file.0.checked_add(1) {
             Some(next) => Place::Object(FileId(next), 0),
             None => Place::Names(None),
         };
-        let start = if *file == from { block } else { 0 };
+        let start = if file == from { block } else { 0 };
         if start == 0 {
             let flag = |on: bool, bit: u8| if on { bit } else { 0 };
             let flags = flag(marks.attributes, ATTRIBUTES)
                 | flag(marks.unknown, UNKNOWN)
                 | flag(marks.blocks.is_all(), ALL);
             if flags != 0 {
-                put(out, OBJECT, *file);
+                put(out, OBJECT, file);
                 out.push(flags);
             }
         }
@@ -140,41 +141,41 @@ impl DirtyMap {
             return next();
         };
         let chunk = first / CHUNK;
-        write_chunk(out, *file, chunk, &marks.blocks);
+        write_chunk(out, file, chunk, marks.blocks);
         match (chunk + 1).checked_mul(CHUNK) {
-            Some(block) => Place::Object(*file, block),
+            Some(block) => Place::Object(file, block),
             None => next(),
         }
     }
 
     fn write_names(&self, at: Option<(FileId, Option<Name>)>, out: &mut Vec<u8>) -> Place {
-        let from = match &at {
-            None => Unbounded,
-            Some((directory, Some(_))) => Included(*directory),
-            Some((directory, None)) => Excluded(*directory),
+        let next = match &at {
+            None => self.directory_from(FileId(0)),
+            Some((directory, Some(_))) => self.directory_from(*directory),
+            Some((directory, None)) => self.directory_after(*directory),
         };
-        let Some((directory, names)) = self.directories.range((from, Unbounded)).next() else {
+        let Some((directory, names)) = next else {
             return Place::End;
         };
-        let done = Place::Names(Some((*directory, None)));
+        let done = Place::Names(Some((directory, None)));
         let set = match names {
             Names::All => {
-                put(out, DIRECTORY, *directory);
+                put(out, DIRECTORY, directory);
                 return done;
             }
             Names::Some(set) => set,
         };
         let after = match &at {
-            Some((before, Some(name))) if before == directory => Excluded(name),
+            Some((before, Some(name))) if *before == directory => Excluded(name),
             _ => Unbounded,
         };
         let Some(name) = set.range((after, Unbounded)).next() else {
             return done;
         };
-        put(out, NAME, *directory);
+        put(out, NAME, directory);
         out.push(name.as_bytes().len() as u8);
         out.extend_from_slice(name.as_bytes());
-        Place::Names(Some((*directory, Some(name.clone()))))
+        Place::Names(Some((directory, Some(name.clone()))))
     }
 
     /// Adds the marks that `bytes` hold. Returns how many chunks of them take a lot of
@@ -201,9 +202,12 @@ impl DirtyMap {
                     if flags == 0 || flags > ATTRIBUTES | UNKNOWN | ALL {
                         return Err(BadPiece::Unknown("flag", flags));
                     }
-                    let marks = self.objects.entry(id).or_default();
-                    marks.attributes |= flags & ATTRIBUTES != 0;
-                    marks.unknown |= flags & UNKNOWN != 0;
+                    if flags & ATTRIBUTES != 0 {
+                        self.mark_attributes(id);
+                    }
+                    if flags & UNKNOWN != 0 {
+                        self.objects.set(id, super::UNKNOWN);
+                    }
                     if flags & ALL != 0 {
                         self.unite_blocks(id, Blocks::all());
                     }

@@ -173,9 +173,7 @@ impl<R> Primary<R> {
 
     /// Takes an object's attribute marks. Under the lock over the object.
     pub fn take_attributes(&mut self, file: FileId) -> bool {
-        self.dirty
-            .take_attributes(file)
-            .is_some_and(|m| m.attributes || m.unknown)
+        self.dirty.take_attributes(file)
     }
 
     /// The next run of an object's marked blocks, at most `most` blocks, below `size`, to be
