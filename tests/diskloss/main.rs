@@ -6,18 +6,26 @@
 
 mod app;
 mod both;
+mod line;
 mod primary;
 mod secondary;
 
 use std::fs::File;
+use std::io::{self, Write};
 use std::path::Path;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use harness::faulty::Faults;
 use harness::{Node, Options, Pair, wait_until};
 use serde_json::Value;
 
 /// How long something that must happen may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Milliseconds after which a node does not wait for its peer: long enough for a busy
+/// machine, and short beside what a test waits for.
+const DEADLINES: [u64; 3] = [10_000, 15_000, 20_000];
 
 /// Bytes of each node's disk.
 const DISK: u64 = 64 << 20;
@@ -31,7 +39,16 @@ fn options() -> Options {
     Options {
         disks: [Some(DISK); 2],
         on_peer_loss: "alone",
+        deadlines: DEADLINES,
         ..Options::default()
+    }
+}
+
+/// The line may be away for long before anybody is asked.
+fn patient() -> Options {
+    Options {
+        more: vec!["--bridge-ms".into(), "60000".into()],
+        ..options()
     }
 }
 
@@ -45,6 +62,25 @@ fn expect(node: &Node, what: &str, mut wanted: impl FnMut(&Value) -> bool) {
         node.status(),
         node.last_words()
     );
+}
+
+/// The disk of A fails, and a call meets that which waits for nothing else: a read. The
+/// thread returns what the read did.
+fn lose_disk_a(pair: &Pair) -> JoinHandle<io::Result<Vec<u8>>> {
+    forget_pages(&pair.a.mount());
+    forget_pages(&pair.a.data());
+    pair.disk_a().fail(Faults::everything());
+    let path = pair.on_a("known");
+    std::thread::spawn(move || std::fs::read(path))
+}
+
+/// Writes a file that is on both disks.
+fn write_known(pair: &Pair) -> Vec<u8> {
+    let bytes = b"known\n".repeat(50_000);
+    let mut file = File::create(pair.on_a("known")).unwrap();
+    file.write_all(&bytes).unwrap();
+    file.sync_all().unwrap();
+    bytes
 }
 
 /// The kernel forgets what it has cached of everything below a store: the next read is

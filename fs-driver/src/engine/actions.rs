@@ -78,6 +78,7 @@ impl Engine {
             Action::Verified { seq, found } => self.verify.answered(seq, Some(found)),
             Action::Unanswered { seq } => self.verify.answered(seq, None),
             Action::PeerTookOver => self.peer_took_over(),
+            Action::HeirIsLate => self.heir_is_late(),
             Action::CheckpointDone => {
                 let segment = self.checkpoint_segment.lock().take();
                 let engine = self.clone();
@@ -100,6 +101,9 @@ impl Engine {
             // Dropped, each call ends with an I/O error.
             let held = self.core.lock().forsake();
             tracing::error!(calls = held.len(), "what waited for the peer has failed");
+            *self.question.lock() = None;
+            drop(held);
+            self.room.notify_all();
             return;
         }
         tracing::warn!(generation = %next, "going on alone");
@@ -204,9 +208,26 @@ impl Engine {
         goes_on
     }
 
-    /// Whether the link to the last peer is still open for its return or for a decision.
-    pub(crate) fn is_undecided(&self) -> bool {
-        !matches!(self.core.lock().link(), Link::Alone | Link::Syncing)
+    /// Why no session can begin: the last one is still open for the peer's return or for a
+    /// decision, or none ever begins again.
+    pub(crate) fn undecided(&self) -> Option<&'static str> {
+        match self.core.lock().link() {
+            Link::Alone | Link::Syncing => None,
+            Link::Yielding { .. } => Some(
+                "this primary's disk has failed, and it asked its peer to take over in a session \
+                 that this node does not know any more: stop the primary, and run `promote \
+                 --force` here",
+            ),
+            Link::Yielded => Some(
+                "this primary's disk has failed, and its peer took over: stop it and repair its \
+                 disk; it comes back as secondary",
+            ),
+            Link::Forsaken => Some(
+                "this primary is fenced, because its own state cannot be written: stop it and \
+                 repair its disk",
+            ),
+            _ => Some("this primary has not decided yet whether to go on alone"),
+        }
     }
 
     /// Looks at the deadlines; returns when to look again at the latest.

@@ -40,6 +40,8 @@ struct Inner {
     unsent: BTreeSet<u64>,
     /// Why the peer carries nothing out.
     refused: Option<String>,
+    /// Since when the peer is to carry calls out and cannot be reached.
+    lost: Option<Instant>,
 }
 
 fn no_peer() -> FsError {
@@ -73,10 +75,20 @@ impl Calls {
     /// has done already.
     pub(crate) fn connected(&self) {
         let mut inner = self.inner.lock();
-        inner.refused = None;
+        (inner.refused, inner.lost) = (None, None);
         inner.unsent = inner.waiting.keys().copied().collect();
         drop(inner);
         self.wake.notify_one();
+    }
+
+    /// From now on the peer is missed, until it is [connected](Calls::connected).
+    pub(crate) fn missed(&self, now: Instant) {
+        self.inner.lock().lost = Some(now);
+    }
+
+    /// A connection ended. One that is missed already still is, since then.
+    pub(crate) fn disconnected(&self, now: Instant) {
+        self.inner.lock().lost.get_or_insert(now);
     }
 
     /// Up to `most` frames for the wire.
@@ -125,14 +137,23 @@ impl Calls {
         Ok(())
     }
 
-    /// Ends the calls that have waited for longer than `patience`.
+    /// Ends the calls that have waited for longer than `patience`; all of them, and those
+    /// that come, once the peer is missed for that long.
     pub(crate) fn expire(&self, now: Instant, patience: Duration) {
         let late = {
             let mut inner = self.inner.lock();
+            let lost = inner.lost.is_some_and(|since| now > since.after(patience));
+            if lost && inner.refused.is_none() {
+                tracing::error!(
+                    "this node's disk has failed and the peer is lost: the application is told of \
+                     I/O errors until it is back"
+                );
+                inner.refused = Some("the peer is lost".into());
+            }
             let late: Vec<u64> = inner
                 .waiting
                 .iter()
-                .filter(|(_, w)| now > w.since.after(patience))
+                .filter(|(_, w)| lost || now > w.since.after(patience))
                 .map(|(id, _)| *id)
                 .collect();
             inner.take(&late)
@@ -165,7 +186,8 @@ impl Calls {
     /// The peer did not take over: each call ends with what it had failed with here.
     pub(crate) fn give_up(&self) {
         self.refuse("");
-        self.inner.lock().refused = None;
+        let mut inner = self.inner.lock();
+        (inner.refused, inner.lost) = (None, None);
     }
 }
 
@@ -228,6 +250,27 @@ mod tests {
         // Answered before the connection broke, and again after.
         calls.answered(done(1)).unwrap();
         assert!(second.try_recv().is_err());
+    }
+
+    #[test]
+    fn calls_to_a_lost_peer_end_at_once_when_it_is_missed_for_too_long() {
+        let (calls, patience) = (Calls::default(), Duration::from_nanos(100));
+        calls.expire(Instant(1000), patience);
+        calls.missed(Instant(1000));
+        let first = push(&calls, 1090);
+        calls.expire(Instant(1100), patience);
+        assert!(first.try_recv().is_err(), "it may come back");
+        calls.expire(Instant(1101), patience);
+        assert!(first.recv().unwrap().is_err());
+        assert!(push(&calls, 1102).recv().unwrap().is_err(), "at once");
+        calls.connected();
+        let second = push(&calls, 1103);
+        calls.expire(Instant(1200), patience);
+        assert!(second.try_recv().is_err(), "it is back");
+        calls.disconnected(Instant(1200));
+        calls.disconnected(Instant(1290));
+        calls.expire(Instant(1301), patience);
+        assert!(second.recv().unwrap().is_err());
     }
 
     #[test]

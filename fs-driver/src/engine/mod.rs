@@ -147,6 +147,9 @@ pub struct Engine {
     tracker: progress::Tracker,
     takeover: takeover::TakeOver,
     condemned: Condemned,
+    /// This secondary's copy is not up to date, and its own disk did not take that any more.
+    /// The next run finds a secondary's copy, which nobody makes primary without force.
+    spoiled: AtomicBool,
     counters: status::Counters,
 }
 
@@ -281,6 +284,7 @@ impl Engine {
             tracker: progress::Tracker::default(),
             takeover: takeover::TakeOver::default(),
             condemned,
+            spoiled: AtomicBool::new(false),
             counters: status::Counters::default(),
             settings,
         })

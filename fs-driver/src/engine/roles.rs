@@ -102,6 +102,7 @@ impl Engine {
             core.add_suspects(suspects);
         }
         *self.saving.lock() = true;
+        self.spoiled.store(false, Ordering::Relaxed);
         self.closing.store(false, Ordering::Release);
     }
 
@@ -147,7 +148,8 @@ impl Engine {
         let good = match claim {
             Claim::Current => current && !differs,
             Claim::Right { yielded } => {
-                (self.copy.get().copy.up_to_date || (yielded && standby.is_none())) && !differs
+                (self.told_copy(Role::Secondary).up_to_date || (yielded && standby.is_none()))
+                    && !differs
             }
             Claim::Force => true,
         };

@@ -33,7 +33,7 @@ impl Engine {
             versions: Hello::VERSIONS,
             name: self.settings.name.clone(),
             role,
-            copy: record.copy,
+            copy: self.told_copy(role),
             epoch: record.epoch,
             resume: match role {
                 Role::Primary => None,

@@ -174,7 +174,11 @@ impl Engine {
         if self.keeping.load(Ordering::Acquire) {
             return Err(io::Error::other("what this copy has is being kept"));
         }
+        if let Some(reason) = self.fenced() {
+            return Err(io::Error::other(format!("this node is fenced: {reason}")));
+        }
         self.copy.update(|r| r.begin_resync(primary.epoch))?;
+        self.spoiled.store(false, Ordering::Relaxed);
         self.counters.session_begins();
         *self.standby.lock() = Some(Standby {
             machine: Secondary::new(session),
@@ -229,6 +233,14 @@ impl Engine {
         Ok(usable.map(|s| (s.session(), s.applied())))
     }
 
+    /// Whether this copy is up to date as far as the session goes that was broken off.
+    pub(crate) fn standby_was_current(&self) -> bool {
+        self.standby
+            .lock()
+            .as_ref()
+            .is_some_and(Standby::is_current)
+    }
+
     /// The primary has a session open that this process does not know: this copy is not up
     /// to date from now on, durably, so that nobody promotes it when the primary goes on.
     pub(crate) fn standby_forgot(&self) -> io::Result<()> {
@@ -236,7 +248,17 @@ impl Engine {
             "the primary waits for a session that this node does not know any more; this copy \
              is to be resynced"
         );
-        self.copy.update(Record::fall_behind)
+        self.fall_behind()
+    }
+
+    /// This copy is not up to date from now on, durably. Where its own disk does not take
+    /// that any more, it is still a copy that nobody makes primary without force: neither this
+    /// run, which has lost the session, nor the next one, which finds a secondary's copy.
+    fn fall_behind(&self) -> io::Result<()> {
+        self.copy.update(Record::fall_behind).inspect_err(|error| {
+            self.spoiled.store(true, Ordering::Relaxed);
+            self.fence("the copy's history cannot be written", error);
+        })
     }
 
     /// What is in this copy before a resync.
@@ -433,9 +455,8 @@ impl Engine {
             return;
         };
         standby.failed = true;
-        if let Err(e) = self.copy.update(Record::fall_behind) {
-            self.fence("the copy's history cannot be written", &e);
-        }
+        // What cannot be noted is fenced, and told.
+        let _ = self.fall_behind();
     }
 
     fn run_sync(&self, job: SyncJob) -> Result<Option<Receipt>, StandbyError> {
@@ -536,18 +557,14 @@ impl Engine {
         }
     }
 
-    /// This copy cannot go on: it is not up to date from now on, durably. Where its own
-    /// disk does not take that any more, it is still a copy that nobody makes primary
-    /// without force: neither this run, which has lost the session, nor the next one, which
-    /// finds a secondary's copy.
+    /// This copy cannot go on: it is not up to date from now on.
     pub(crate) fn standby_failed(&self, error: &StandbyError) -> Option<Receipt> {
         let standby = self.standby.lock().take()?;
         let seq = standby.applied().next();
         tracing::error!(%error, %seq, "this copy is not up to date any more");
         *self.trouble.lock() = Some(error.to_string());
-        if let Err(e) = self.copy.update(Record::fall_behind) {
-            self.fence("the copy's history cannot be written", &e);
-        }
+        // What cannot be noted is fenced, and told.
+        let _ = self.fall_behind();
         Some(Receipt::Failed {
             seq,
             reason: error.to_string(),

@@ -192,7 +192,7 @@ impl Engine {
             session: equal.map(|s| Hex(s.0)),
             current: current && !differs,
             shared: is_shared(&record),
-            copy: History::from(&record.copy),
+            copy: History::from(&self.told_copy(role.unwrap_or(Role::Secondary))),
             serves_peer,
             conflict: self.conflict_text(),
             trouble: self.trouble.lock().clone(),

@@ -205,9 +205,8 @@ impl Engine {
                 Role::Secondary => "secondary",
             }),
             link,
-            // The primary's copy is right by definition, unless the peer has taken over.
-            up_to_date: copy.copy.up_to_date
-                && link != LinkState::AtPeer
+            // The primary's copy is right by definition, unless its disk has failed.
+            up_to_date: self.told_copy(role.unwrap_or(Role::Secondary)).up_to_date
                 && (role == Some(Role::Primary) || differing == 0),
             given_up: copy.copy.given_up,
             generation: copy.copy.current.to_string(),
@@ -258,7 +257,7 @@ pub(super) fn link_state(
     }
     match link {
         Link::Alone if comparing => LinkState::Comparing,
-        Link::Alone => LinkState::Alone,
+        Link::Alone | Link::Forsaken => LinkState::Alone,
         Link::Syncing | Link::Finishing { .. } => LinkState::Syncing,
         Link::Paired => LinkState::Paired,
         Link::Bridging { .. } => LinkState::Bridging,

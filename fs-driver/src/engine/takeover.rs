@@ -26,10 +26,11 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
-use twinfold_protocol::handshake::Role;
+use twinfold_protocol::handshake::{CopyState, Role};
 use twinfold_protocol::ids::{Generation, SessionId};
 use twinfold_protocol::remote::{Answer, Request};
 
@@ -129,6 +130,7 @@ impl Engine {
             asked = *place != Place::Here || heir.is_some();
             match heir {
                 Some(session) if *place == Place::Here => {
+                    self.takeover.calls.missed(clock::now());
                     *place = Place::Asking(session);
                     true
                 }
@@ -150,6 +152,17 @@ impl Engine {
             *known = Some(reason);
         }
         asked
+    }
+
+    /// The copy's history as others are told of it: what its own disk does not take any
+    /// more is said at least.
+    pub(super) fn told_copy(&self, role: Role) -> CopyState {
+        let mut copy = self.copy.get().copy;
+        copy.up_to_date &= match role {
+            Role::Primary => !self.is_away(),
+            Role::Secondary => !self.spoiled.load(Ordering::Relaxed),
+        };
+        copy
     }
 
     /// Why calls go to the peer, if they do.
@@ -196,6 +209,20 @@ impl Engine {
         self.room.notify_all();
     }
 
+    /// The peer has not said in time whether it has taken over. It may have: so nothing
+    /// is done here any more, and what waits is told of an I/O error.
+    pub(super) fn heir_is_late(&self) {
+        let held = self.core.lock().take_held();
+        let reason = "this node's disk has failed, and the peer, which was asked to take over, \
+                      does not answer: the application is told of I/O errors until it does. If \
+                      the peer is up, stop this node and run `promote --force` there";
+        tracing::error!(calls = held.len(), reason);
+        self.set_trouble(Some(reason.into()));
+        // Dropped, each call ends with an I/O error.
+        drop(held);
+        self.room.notify_all();
+    }
+
     /// The peer itself says that it has taken over.
     pub(crate) fn peer_welcomes(self: &Arc<Self>) {
         let mut core = self.core.lock();
@@ -207,9 +234,11 @@ impl Engine {
     pub(super) fn peer_took_over(self: &Arc<Self>) {
         self.takeover.place.send_modify(|place| {
             if let Place::Asking(session) = *place {
+                self.takeover.calls.missed(clock::now());
                 *place = Place::Peer(session);
             }
         });
+        self.set_trouble(None);
         tracing::error!(
             "the peer has taken the data over; reads and writes go there. Swap the application \
              to it: `promote` there, then stop this node and repair its disk"
@@ -244,9 +273,7 @@ impl Engine {
 
     /// Ends calls that the peer did not answer in time.
     pub(super) fn expire_calls(&self) {
-        let settings = &self.settings;
-        let patience = settings.op_ms.max(settings.sync_ms);
-        let patience = std::time::Duration::from_millis(patience);
+        let patience = self.settings.config().heir_patience();
         self.takeover.calls.expire(clock::now(), patience);
     }
 }

@@ -1,6 +1,6 @@
 //! The secondary's end: finds its primary, and applies what it sends.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +46,7 @@ const STAGGER: Duration = Duration::from_millis(150);
 pub(super) async fn run(engine: &Arc<Engine>, transport: &Arc<Transport>) -> Result<()> {
     let mut first = 0;
     let mut failures = 0;
+    let mut said = Said::default();
     loop {
         let mut pause = RETRY;
         match connect(transport, first, STEP).await {
@@ -59,14 +60,28 @@ pub(super) async fn run(engine: &Arc<Engine>, transport: &Arc<Transport>) -> Res
                         pause = RETRY_REFUSED;
                     }
                     Ok(Ended::Failed(reason)) => {
+                        if said.is_new(&reason) {
+                            tracing::error!(reason, "this copy cannot be brought up");
+                        }
                         engine.set_trouble(Some(reason));
                         pause = (RETRY_REFUSED * 2u32.pow(failures)).min(RETRY_FAILED);
                         failures = (failures + 1).min(5);
                     }
-                    Ok(Ended::Lost) => failures = 0,
+                    Ok(Ended::Lost) => (failures, said) = (0, Said::default()),
                     Err(error) => {
                         let reason = refused_key(&error).unwrap_or_else(|| format!("{error:#}"));
-                        tracing::warn!(error = reason, "the connection to the primary ended");
+                        if engine.standby_was_current() {
+                            // Only the line broke: back at once.
+                            (failures, said) = (0, Said::default());
+                        } else {
+                            pause = (RETRY * 2u32.pow(failures)).min(RETRY_REFUSED);
+                            failures = (failures + 1).min(5);
+                        }
+                        if said.is_new(&reason) {
+                            tracing::warn!(error = reason, "the connection to the primary ended");
+                        } else {
+                            tracing::debug!(error = reason, "the connection ended again");
+                        }
                         // Nothing happens to one that is closed already.
                         connection.close(code::VIOLATION.into(), reason.as_bytes());
                         engine.set_trouble(Some(reason));
@@ -89,6 +104,22 @@ pub(super) async fn run(engine: &Arc<Engine>, transport: &Arc<Transport>) -> Res
             }
         }
         tokio::time::sleep(pause).await;
+    }
+}
+
+/// What went wrong since this copy was up to date, each said once.
+#[derive(Default)]
+struct Said(BTreeSet<String>);
+
+impl Said {
+    /// Reasons that are remembered, at most.
+    const MOST: usize = 16;
+
+    fn is_new(&mut self, reason: &str) -> bool {
+        if self.0.len() >= Said::MOST {
+            self.0.clear();
+        }
+        self.0.insert(reason.to_owned())
     }
 }
 
@@ -207,10 +238,10 @@ async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended>
                 && mine.copy.up_to_date
                 && !engine.is_controlled() =>
         {
-            engine
-                .standby_forgot()
-                .context("cannot note that this copy is not up to date")?;
-            return Ok(Ended::Lost);
+            return Ok(match engine.standby_forgot() {
+                Ok(()) => Ended::Lost,
+                Err(error) => Ended::Failed(cannot_note(&error)),
+            });
         }
         Control::Refuse { reason } => {
             engine.met(&mine, &theirs, &connection.remote_address().to_string());
@@ -238,8 +269,7 @@ async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended>
                      run `resync --discard-this-copy --without-archive`",
                 )?;
             if let Err(error) = engine.standby_begin(session, own, &theirs) {
-                let reason = format!("cannot note that this copy is not up to date: {error}");
-                tracing::error!(reason, "this copy cannot be brought up");
+                let reason = cannot_note(&error);
                 connection.close(code::REFUSED.into(), reason.as_bytes());
                 return Ok(Ended::Failed(reason));
             }
@@ -251,6 +281,13 @@ async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended>
     engine.no_conflict();
     engine.set_connection(connection.clone());
     follow(engine, connection, tx, control).await
+}
+
+fn cannot_note(error: &std::io::Error) -> String {
+    format!(
+        "cannot note that this copy is not up to date: {error}; repair the file system under the \
+         store and restart this node"
+    )
 }
 
 async fn send_marks(engine: &Arc<Engine>, tx: &mut SendStream) -> Result<()> {

@@ -182,15 +182,16 @@ async fn peer(
         send(&mut tx, &[Control::Resume { session }.encode()]).await?;
         return ship(engine, connection, tx, control, session, applied.next()).await;
     }
-    if engine.is_undecided() {
+    if let Some(undecided) = engine.undecided() {
         // Its old session is not settled: only the caller's decision or a resume ends it,
         // or that the peer knows of none and its copy is one that nobody can promote.
-        let forgot =
-            theirs.resume.is_none() && is_left_behind(&mine.copy, (&theirs.copy, theirs.role));
+        // Not the hello's: a copy whose disk failed is still the better one then.
+        let copy = engine.copy().copy;
+        let forgot = theirs.resume.is_none() && is_left_behind(&copy, (&theirs.copy, theirs.role));
         let reason = if forgot && engine.peer_restarted() {
             "this primary goes on alone first; the peer is resynced when it comes again"
         } else {
-            "this primary has not decided yet whether to go on alone"
+            undecided
         };
         tracing::warn!(reason, "the peer was refused");
         return refuse(&mut tx, reason.to_owned()).await;

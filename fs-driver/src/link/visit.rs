@@ -14,7 +14,7 @@ use super::dial::connect;
 use super::framing::{Incoming, send};
 use super::host::RETRY_REFUSED;
 use super::transport::Transport;
-use crate::engine::{Engine, Place};
+use crate::engine::{Engine, Place, clock};
 
 /// Pause between two rounds over the peer's addresses.
 const RETRY: Duration = Duration::from_millis(20);
@@ -77,6 +77,7 @@ async fn visit(engine: &Arc<Engine>, transport: &Arc<Transport>, session: Sessio
                         tracing::warn!(error, "the connection to the peer ended");
                     }
                 }
+                engine.calls().disconnected(clock::now());
                 connection.close(super::code::ROLE.into(), b"the visit ended");
             }
             Err(error) => {

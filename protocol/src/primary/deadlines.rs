@@ -13,6 +13,7 @@ impl<R> Primary<R> {
             }
             return;
         }
+        self.tick_heir(now);
         if !self.is_connected() {
             return;
         }
@@ -27,7 +28,7 @@ impl<R> Primary<R> {
         });
         match self.link {
             Link::Syncing => self.back_to_alone(),
-            Link::Yielding { end, .. } => self.wait_for_heir(end),
+            Link::Yielding { end, until, .. } => self.wait_for_heir(end, until),
             _ => {
                 self.before = self.link;
                 self.hold(&reason);
@@ -37,11 +38,12 @@ impl<R> Primary<R> {
 
     /// When [`Primary::tick`] has something to do at the latest.
     pub fn next_deadline(&mut self) -> Option<Instant> {
-        match self.link {
+        let peer = match self.link {
             Link::Bridging { until } => Some(until),
             _ if self.is_connected() => self.earliest().map(|(at, _)| at),
             _ => None,
-        }
+        };
+        peer.into_iter().chain(self.heir_deadline()).min()
     }
 
     fn earliest(&mut self) -> Option<(Instant, String)> {

@@ -19,11 +19,12 @@
 //! ```
 //!
 //! Paired and Bridging lead to Yielding, and that to Yielded, when the local disk fails
-//! (`takeover`).
+//! (`takeover`); Leaving leads to Forsaken when that cannot be made durable.
 //!
 //! While Bridging, Holding and Leaving nothing that needs the peer's vote is
 //! acknowledged (invariant 4): the peer may be current, and may be promoted.
 
+mod alone;
 mod checkpoint;
 mod deadlines;
 mod own;
@@ -103,9 +104,13 @@ pub enum Link {
         end: Seq,
         /// There is a connection to hear the answer on.
         connected: bool,
+        /// When what waits for the answer is given back; `None`: it was.
+        until: Option<Instant>,
     },
     /// The peer has taken the data over. This node has no copy that counts.
     Yielded,
+    /// The decision to go on alone could not be made durable: nothing is acknowledged any more.
+    Forsaken,
 }
 
 /// What the driver must do.
@@ -141,6 +146,9 @@ pub enum Action {
     },
     /// The peer has taken the data over, durably: calls go to it from now on.
     PeerTookOver,
+    /// The peer did not say in time whether it has taken over: what waits for that comes
+    /// from [`Primary::take_held`]. It is still asked when it comes back.
+    HeirIsLate,
 }
 
 /// Where an op went.
@@ -304,7 +312,7 @@ impl<R> Primary<R> {
 
     /// Whether another op of this many bytes has room. Otherwise its writer waits.
     pub fn has_room(&self, bytes: usize) -> bool {
-        self.link == Link::Alone
+        matches!(self.link, Link::Alone | Link::Forsaken)
             || (self.window.unapplied_bytes + bytes <= limits::MAX_IN_FLIGHT_BYTES
                 && self.window.unapplied() < limits::MAX_IN_FLIGHT_OPS as u64)
     }
@@ -341,6 +349,13 @@ impl<R> Primary<R> {
             }
             // What was not applied before the peer was asked goes to the peer itself.
             Link::Yielding { .. } | Link::Yielded => return local_only,
+            // A number of no term: the vote for it comes too late, whenever it comes.
+            Link::Forsaken => {
+                return Submitted {
+                    seq: Some(Seq(0)),
+                    output: false,
+                };
+            }
             _ => {}
         }
         let vote = if self.peer_counts() {
@@ -411,6 +426,9 @@ impl<R> Primary<R> {
         let reply = self.window.local_done(seq, reply);
         if reply.is_some() {
             self.window.trim();
+        } else if matches!(self.link, Link::Yielding { until: None, .. }) {
+            // Dropped, as those before it were.
+            self.window.take_held();
         }
         reply
     }
@@ -560,9 +578,10 @@ impl<R> Primary<R> {
     pub fn resume(&mut self, now: Instant, applied: Seq) {
         debug_assert!(self.may_come_back());
         self.link = match self.link {
-            Link::Yielding { end, .. } => Link::Yielding {
+            Link::Yielding { end, until, .. } => Link::Yielding {
                 end,
                 connected: true,
+                until,
             },
             _ => self.before,
         };
@@ -577,9 +596,13 @@ impl<R> Primary<R> {
     /// The connection is lost.
     pub fn peer_lost(&mut self, now: Instant, reason: &str) {
         match self.link {
-            Link::Alone | Link::Bridging { .. } | Link::Holding | Link::Leaving | Link::Yielded => {
-            }
-            Link::Yielding { end, .. } => self.wait_for_heir(end),
+            Link::Alone
+            | Link::Bridging { .. }
+            | Link::Holding
+            | Link::Leaving
+            | Link::Yielded
+            | Link::Forsaken => {}
+            Link::Yielding { end, until, .. } => self.wait_for_heir(end, until),
             Link::Syncing => self.back_to_alone(),
             Link::Finishing { .. } | Link::Paired => {
                 self.before = self.link;
@@ -599,88 +622,6 @@ impl<R> Primary<R> {
         self.actions.push(Action::AskToGoAlone {
             reason: reason.to_owned(),
         });
-    }
-
-    /// The peer has declared, durably, that its copy is not up to date any more.
-    /// Nobody can promote it, so nothing needs to be asked.
-    pub fn peer_left(&mut self, flushed: bool) {
-        if flushed {
-            // What it applied is on its disk; what it did not apply is still in the window.
-            self.fresh = DirtyMap::default();
-            self.older = DirtyMap::default();
-        }
-        match self.link {
-            Link::Alone | Link::Leaving | Link::Yielded => {}
-            Link::Syncing => self.back_to_alone(),
-            _ => self.leave(),
-        }
-    }
-
-    /// The peer's process has come back without the session it had: it holds a copy that
-    /// nobody can promote any more without force, so nothing needs to be asked. False
-    /// when there is no session that could miss it.
-    pub fn peer_restarted(&mut self) -> bool {
-        if !self.peer_counts() || matches!(self.link, Link::Leaving | Link::Yielded) {
-            return false;
-        }
-        self.leave();
-        true
-    }
-
-    /// The caller decided that this node goes on alone. False when there is nothing to decide.
-    pub fn go_alone(&mut self) -> bool {
-        if !matches!(self.link, Link::Bridging { .. } | Link::Holding) {
-            return false;
-        }
-        self.leave();
-        true
-    }
-
-    /// The decision to go on alone cannot be made durable: what is held is never
-    /// acknowledged. The replies are the caller's to end otherwise; one that comes with a
-    /// later vote is dropped.
-    pub fn forsake(&mut self) -> Vec<R> {
-        self.began = self.window.next();
-        let window = std::mem::replace(&mut self.window, Window::new(Seq(1)));
-        let mut held = std::mem::take(&mut self.replies);
-        self.window = window.abandon(|_, _| (), &mut held);
-        held
-    }
-
-    fn leave(&mut self) {
-        self.link = Link::Leaving;
-        self.actions.push(Action::MakeAlone);
-    }
-
-    /// The new generation is durable: what was held is released, what the peer may
-    /// lack is suspect.
-    pub fn alone_is_durable(&mut self) {
-        debug_assert_eq!(self.link, Link::Leaving);
-        self.back_to_alone();
-    }
-
-    fn back_to_alone(&mut self) {
-        let fresh = std::mem::take(&mut self.fresh);
-        let older = std::mem::take(&mut self.older);
-        self.suspect.unite(fresh);
-        self.suspect.unite(older);
-        self.verify_over();
-        if let Some(directory) = self.listing.take() {
-            self.dirty.mark_directory(directory);
-        }
-        let window = std::mem::replace(&mut self.window, Window::new(Seq(1)));
-        // Even what it never acknowledged it may have applied.
-        let suspect = &mut self.suspect;
-        self.window = window.abandon(
-            |op, old_size| {
-                suspect.mark_op(op, old_size);
-                resync::mark_moved(suspect, op, old_size);
-            },
-            &mut self.replies,
-        );
-        self.checkpoint = None;
-        self.session = None;
-        self.link = Link::Alone;
     }
 }
 

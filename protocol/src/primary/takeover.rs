@@ -4,18 +4,31 @@
 //!   Paired ──▶ Yielding ──Synced(TakeOver), or the peer says so itself──▶ Yielded
 //!   Bridging ─▶   │
 //!                 └─the peer cannot: it leaves, or knows of no session──▶ Leaving ─▶ Alone
+//!                                                                            └─▶ Forsaken
 //! ```
 //!
 //! [`Op::TakeOver`] is the last op of the order, so the peer has everything before it. What
 //! waits for the peer is acknowledged when the peer has durably taken over, not before
 //! (invariant 4): until then this copy, whatever it is worth, may be the one that is
 //! promoted. While it is not known whether the peer took over, nothing is acknowledged,
-//! and this node never goes on alone by itself.
+//! and this node never goes on alone by itself. What waits is given back, as failed, when
+//! the peer has not answered in time, however often it came and went meanwhile; it is still
+//! asked when it comes again, so that what comes after that goes on there.
 
-use super::{Action, Link, Primary, Vote, Window};
+use std::time::Duration;
+
+use super::{Action, Config, Link, Primary, Vote, Window};
 use crate::ids::Seq;
 use crate::op::Op;
 use crate::time::{Instant, Timestamp};
+
+impl Config {
+    /// How long the answer of a peer that is asked to take over is waited for: what a
+    /// connected peer has for any op or sync.
+    pub fn heir_patience(&self) -> Duration {
+        self.op.max(self.sync)
+    }
+}
 
 impl<R> Primary<R> {
     /// Whether the peer could take over: it is up to date, or was when the connection
@@ -38,8 +51,21 @@ impl<R> Primary<R> {
         let connected = self.link == Link::Paired;
         let end = self.push(now, time, Op::TakeOver, 0, Vote::Synced);
         self.settle_internal(end);
-        self.link = Link::Yielding { end, connected };
+        self.link = Link::Yielding {
+            end,
+            connected,
+            until: Some(now.after(self.config.heir_patience())),
+        };
         true
+    }
+
+    /// What waited for the peer's answer when [`Action::HeirIsLate`] was due, and only then.
+    /// Nobody knows whether the peer had it: the caller must end each as failed.
+    pub fn take_held(&mut self) -> Vec<R> {
+        match self.link {
+            Link::Yielding { until: None, .. } => self.window.take_held(),
+            _ => Vec::new(),
+        }
     }
 
     /// The peer has taken over, durably: it has every op before the one that asked, on
@@ -57,10 +83,28 @@ impl<R> Primary<R> {
     }
 
     /// The connection is lost while the peer is asked.
-    pub(super) fn wait_for_heir(&mut self, end: Seq) {
+    pub(super) fn wait_for_heir(&mut self, end: Seq, until: Option<Instant>) {
         self.link = Link::Yielding {
             end,
             connected: false,
+            until,
         };
+    }
+
+    /// When the peer's answer comes too late for what waits.
+    pub(super) fn heir_deadline(&self) -> Option<Instant> {
+        match self.link {
+            Link::Yielding { until, .. } => until,
+            _ => None,
+        }
+    }
+
+    pub(super) fn tick_heir(&mut self, now: Instant) {
+        if let Link::Yielding { until, .. } = &mut self.link
+            && until.is_some_and(|until| now >= until)
+        {
+            *until = None;
+            self.actions.push(Action::HeirIsLate);
+        }
     }
 }

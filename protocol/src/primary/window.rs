@@ -209,6 +209,15 @@ impl<R> Window<R> {
         }
     }
 
+    /// Takes every reply that waits for the peer; the ops stay.
+    pub(super) fn take_held(&mut self) -> Vec<R> {
+        let mut replies = Vec::new();
+        for entry in &mut self.entries {
+            release(entry, &mut replies);
+        }
+        replies
+    }
+
     /// Drops settled entries from the front.
     pub(super) fn trim(&mut self) {
         while let Some(front) = self.entries.front() {

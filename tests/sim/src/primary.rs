@@ -595,7 +595,9 @@ impl World {
                 self.nodes[1 - node].given_up = false;
                 self.soon_disk(node, 5 * MS, Step::PeerIsCurrent);
             }
-            Action::PeerTookOver => unreachable!("no simulated primary gives its data up"),
+            Action::PeerTookOver | Action::HeirIsLate => {
+                unreachable!("no simulated primary gives its data up")
+            }
             Action::CheckpointDone => {
                 self.stats.checkpoints += 1;
                 if let Some(segment) = self.nodes[node].segment.take() {
