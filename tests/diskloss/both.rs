@@ -4,7 +4,7 @@ use harness::faulty::{ALL, Faults};
 use harness::{Pair, Role};
 
 use crate::app::App;
-use crate::{expect, lose_disk_a, pair, patient, write_known};
+use crate::{PATIENCE, expect, lose_disk_a, pair, patient, write_known};
 
 #[test]
 fn without_a_peer_that_is_up_to_date_the_application_is_told() {
@@ -55,7 +55,11 @@ fn a_peer_whose_disk_takes_no_note_says_once_what_to_do() {
     expect(&pair.a, "the loss of the peer", |s| s["link"] == "alone");
     app.go_on(20);
     assert_eq!(pair.b.status().unwrap()["up_to_date"], false);
-    let said = pair.b.log_text().matches("cannot be brought up").count();
+    // However often it comes.
+    let reason = "cannot note that this copy is not up to date";
+    let refused = || pair.a.log_text().matches(reason).count();
+    assert!(harness::wait_until(PATIENCE, || refused() >= 3));
+    let said = pair.b.log_text().matches(reason).count();
     assert_eq!(said, 1, "{}", pair.b.last_words());
     app.stop();
 }
