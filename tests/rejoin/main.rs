@@ -7,6 +7,7 @@
 // A test's helpers fail the test.
 #![allow(clippy::unwrap_used)]
 
+mod capabilities;
 mod held;
 mod switchover;
 mod unshipped;

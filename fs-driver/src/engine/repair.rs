@@ -53,6 +53,7 @@ pub(super) fn repair(store: &Store, recovered: &Recovered) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::store::Layout;
+    use crate::store::scratch as store;
     use std::collections::BTreeSet;
     use std::path::Path;
     use twinfold_protocol::ids::Epoch;
@@ -77,17 +78,6 @@ mod tests {
             uid: 0,
             gid: 0,
         }
-    }
-
-    /// A store with ids and file handles; needs root and a disk that has them.
-    fn store() -> (tempfile::TempDir, Store) {
-        let place = tempfile::tempdir_in("/var/tmp").unwrap();
-        let layout = Layout::new(place.path());
-        for directory in [layout.data(), layout.aside(), layout.state()] {
-            std::fs::create_dir(directory).unwrap();
-        }
-        let store = Store::open(layout).unwrap();
-        (place, store)
     }
 
     /// root/outer(30)/inner(20)/deep(10)/file(40): made one by one and moved into each
@@ -286,5 +276,76 @@ mod tests {
         drop(store);
         let store = Store::open(Layout::new(place.path())).unwrap();
         assert!(store.object(id(30)).unwrap().is_some());
+    }
+
+    /// Somebody wrote into the directory of the store while the driver was not looking.
+    fn foreign(place: &Path, directory: &str) {
+        let at = place.join(directory);
+        std::fs::create_dir_all(at.join("tree")).unwrap();
+        std::fs::write(at.join("tree/file"), b"data").unwrap();
+        std::fs::write(at.join("note"), b"data").unwrap();
+    }
+
+    #[test]
+    fn a_resync_that_moved_a_foreign_directory_away_and_broke_off_lets_the_driver_start() {
+        let (place, store) = store();
+        tree(&store);
+        foreign(place.path(), "aside/foreign-0");
+        std::fs::create_dir(place.path().join("aside/0000020000000063")).unwrap();
+        repair(&store, &noted()).unwrap();
+        assert_eq!(store.clear_aside().unwrap(), 4, "without the half-made one");
+        assert_eq!(objects_below(&place.path().join("data")), 4);
+    }
+
+    #[test]
+    fn what_came_behind_the_mount_with_data_is_not_taken_for_half_made() {
+        let (place, store) = store();
+        tree(&store);
+        foreign(place.path(), "data/outer");
+        let outer = place.path().join("data/outer");
+        std::fs::write(outer.join("half-made"), b"").unwrap();
+        std::fs::create_dir(outer.join("half-made too")).unwrap();
+        repair(&store, &noted()).unwrap();
+        let there = |name: &str| outer.join(name).exists();
+        assert!(
+            there("tree/file") && there("note"),
+            "data that may be needed"
+        );
+        assert!(!there("half-made") && !there("half-made too"));
+    }
+
+    /// A copy with all attributes carries the ids of what was copied.
+    fn copy_with_ids(from: &Path, to: &Path) {
+        let done = std::process::Command::new("cp")
+            .arg("-a")
+            .args([from, to])
+            .status();
+        assert!(done.unwrap().success());
+    }
+
+    #[test]
+    fn a_copy_made_behind_the_mount_never_takes_the_place_of_its_original() {
+        let (place, store) = store();
+        tree(&store);
+        let data = place.path().join("data");
+        copy_with_ids(&data.join("outer"), &data.join("copy"));
+        copy_with_ids(&data.join("outer"), &place.path().join("aside/foreign-0"));
+        let inodes = || ALL.map(|n| store.inode(id(n)).unwrap().unwrap());
+        let before = inodes();
+        drop(store);
+        let again = || Store::open(Layout::new(place.path())).unwrap();
+        let store = again();
+        repair(&store, &noted()).unwrap();
+        assert_eq!(ALL.map(|n| store.inode(id(n)).unwrap().unwrap()), before);
+        drop(store);
+        // What a resync moved away is no object of the store, not even when nothing else is.
+        std::fs::remove_dir_all(data.join("copy")).unwrap();
+        std::fs::remove_dir_all(place.path().join("state/index")).unwrap();
+        let store = again();
+        assert_eq!(ALL.map(|n| store.inode(id(n)).unwrap().unwrap()), before);
+        std::fs::remove_dir_all(data.join("outer")).unwrap();
+        store.rebuild_index("a test wants it").unwrap();
+        drop(store);
+        assert_eq!(known(&again()), BTreeSet::new());
     }
 }

@@ -14,4 +14,7 @@ pub use unix::{
     Store, Visited, is_disk_failure, mark_as_seed, may_have_changed, strip_ids,
 };
 
+#[cfg(all(unix, test))]
+pub(crate) use unix::scratch::scratch;
+
 pub use ranges::{RangeGuard, RangeLocks};

@@ -259,19 +259,8 @@ mod tests {
     use twinfold_protocol::ids::Epoch;
     use twinfold_protocol::op::NewObject;
 
+    use super::super::scratch::scratch as store;
     use super::*;
-    use crate::store::Layout;
-
-    /// A store of its own on a file system with extended attributes and file handles.
-    fn store() -> (tempfile::TempDir, Store) {
-        let directory = tempfile::tempdir_in("/var/tmp").unwrap();
-        let layout = Layout::new(directory.path());
-        for part in [layout.data(), layout.aside(), layout.state()] {
-            std::fs::create_dir(part).unwrap();
-        }
-        let store = Store::open(layout).unwrap();
-        (directory, store)
-    }
 
     fn name(text: &str) -> Name {
         Name::new(text.as_bytes()).unwrap()

@@ -20,7 +20,11 @@ mod index;
 mod names;
 mod node;
 mod put;
+#[cfg(test)]
+mod put_tests;
 mod rebuild;
+#[cfg(test)]
+pub(crate) mod scratch;
 mod seed;
 mod sys;
 mod verify;
@@ -407,12 +411,7 @@ mod tests {
     /// Needs root, for a mount of its own.
     #[test]
     fn nothing_the_store_does_leaves_an_access_time() {
-        let place = tempfile::tempdir_in("/var/tmp").unwrap();
-        let layout = Layout::new(place.path());
-        for directory in [layout.data(), layout.aside(), layout.state()] {
-            std::fs::create_dir(directory).unwrap();
-        }
-        let store = Store::open(layout).unwrap();
+        let (_place, store) = scratch::scratch();
         for descriptor in [store.file_system.as_fd(), store.aside.as_fd()] {
             let flags = rustix::fs::fstatvfs(descriptor).unwrap().f_flag;
             assert!(flags.contains(rustix::fs::StatVfsMountFlags::NOATIME));
@@ -422,12 +421,7 @@ mod tests {
     /// Needs root, for the attributes `trusted.*`, and a disk that has them.
     #[test]
     fn objects_that_are_made_do_not_stay_open_for_ever() {
-        let place = tempfile::tempdir_in("/var/tmp").unwrap();
-        let layout = Layout::new(place.path());
-        for directory in [layout.data(), layout.aside(), layout.state()] {
-            std::fs::create_dir(directory).unwrap();
-        }
-        let mut store = Store::open(layout).unwrap();
+        let (_place, mut store) = scratch::scratch();
         store.capacity = 40;
         let root = store.node(FileId::ROOT).unwrap();
         let mut in_use = Vec::new();

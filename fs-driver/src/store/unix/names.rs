@@ -71,22 +71,23 @@ impl Store {
     /// What a name leads to.
     pub fn lookup(&self, parent: &Node, name: &Name) -> io::Result<Arc<Node>> {
         let path = sys::open_name(parent.path(), &c_name(name))?;
-        match xattrs::id_of(path.as_fd())? {
+        let why = match xattrs::id_of(path.as_fd())? {
             Some(file) => {
                 if let Some(node) = self.nodes.lock().cached.get(&file) {
                     node.touch();
                     return Ok(node.clone());
                 }
-                self.learn(file, &path)?;
-                self.remember(file, path)
+                if self.learn(file, &path)? {
+                    return self.remember(file, path);
+                }
+                "a copy of an object, with the id of it,"
             }
-            None => Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!(
-                    "{name}: an object without an id is in the store; somebody wrote behind the mount"
-                ),
-            )),
-        }
+            None => "an object without an id",
+        };
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{name}: {why} is in the store; somebody wrote behind the mount"),
+        ))
     }
 
     /// As [`Store::lookup`], with `None` for a name that does not exist.

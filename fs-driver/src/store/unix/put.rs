@@ -19,10 +19,18 @@ use twinfold_protocol::op::{Change, Listing, Name, NewObject, Object, Op, PutEnt
 
 use super::names::c_name;
 use super::node::{Node, kind_of};
-use super::{Store, sys};
+use super::{Store, sys, xattrs};
 
 /// Names a whole listing has named so far.
 pub(super) type SeenNames = HashSet<Name>;
+
+/// How the names begin under which that waits aside which is no object of the store.
+const FOREIGN: &str = "foreign-";
+
+/// Whether a name aside is of something that came behind the mount.
+pub(super) fn is_foreign(name: &CString) -> bool {
+    name.to_bytes().starts_with(FOREIGN.as_bytes())
+}
 
 impl Store {
     /// Applies a resync op.
@@ -37,7 +45,10 @@ impl Store {
             Op::PutXattr { file, name, value } => {
                 self.set_xattr(&*self.node(*file)?, name, value, XattrMode::Either)
             }
-            Op::PutData { file, offset, data } => self.write(&*self.node(*file)?, *offset, data),
+            Op::PutData { file, offset, data } => {
+                let node = self.node(*file)?;
+                self.with_capabilities(&node, || self.write(&node, *offset, data))
+            }
             Op::PutHole {
                 file,
                 offset,
@@ -50,12 +61,27 @@ impl Store {
     fn put_hole(&self, file: FileId, offset: u64, length: u64) -> io::Result<()> {
         let node = self.node(file)?;
         // Punching does not grow a file, and what lies beyond its end is a hole already.
-        self.allocate(
-            &node,
-            twinfold_protocol::op::AllocateMode::PunchHole,
-            offset,
-            length,
-        )
+        let punch = twinfold_protocol::op::AllocateMode::PunchHole;
+        self.with_capabilities(&node, || self.allocate(&node, punch, offset, length))
+    }
+
+    /// Moves data: the kernel takes a file's capabilities away with each change of what is in
+    /// it, but they came before it, with the attributes.
+    fn with_capabilities(
+        &self,
+        node: &Node,
+        change: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let kept = match self.get_xattr(node, xattrs::CAPABILITY) {
+            Ok(kept) => Some(kept),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => None,
+            Err(e) => return Err(e),
+        };
+        let changed = change();
+        if let Some(kept) = kept {
+            self.set_xattr(node, xattrs::CAPABILITY, &kept, XattrMode::Either)?;
+        }
+        changed
     }
 
     fn put_directory(
@@ -115,7 +141,7 @@ impl Store {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened?,
         };
-        let file = match super::xattrs::id_of(path.as_fd())? {
+        let file = match xattrs::id_of(path.as_fd())? {
             Some(file) if self.id_proven(path.as_fd())?.is_some() => Some(file),
             // The index may have lost it; but two objects cannot have one id.
             Some(file) if self.peek(file)?.is_none() => {
@@ -129,7 +155,7 @@ impl Store {
         }
         tracing::warn!(%name, directory = %parent.file(), "what came behind the mount is removed");
         for number in 0.. {
-            let aside = CString::new(format!("foreign-{number}")).unwrap_or_default();
+            let aside = CString::new(format!("{FOREIGN}{number}")).unwrap_or_default();
             let moved = rustix::fs::renameat_with(
                 parent.path(),
                 c_name(name).as_c_str(),
@@ -211,7 +237,7 @@ impl Store {
             Mode::empty(),
         )?;
         let stat = rustix::fs::fstat(&up)?;
-        let parent = match super::xattrs::id_of(up.as_fd())? {
+        let parent = match xattrs::id_of(up.as_fd())? {
             Some(file) => self.node(file)?,
             None => {
                 return Err(io::Error::other(format!(

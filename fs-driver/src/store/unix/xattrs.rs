@@ -16,6 +16,19 @@ use super::{Store, sys};
 /// The extended attribute that holds an object's id.
 pub(super) const ID: &CStr = c"trusted.twinfold";
 
+/// The extended attribute that holds what a program may do (`capabilities(7)`).
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
+
+/// Whether an extended attribute is one of the node's own: labels and hashes that its kernel
+/// keeps by its own policy (SELinux, Smack, IMA, EVM). They are not replicated: the peer's
+/// kernel may have another policy, refuse them, or not let them be removed.
+fn is_of_the_node(attribute: &[u8]) -> bool {
+    let label = attribute.strip_prefix(b"security.");
+    label.is_some_and(|label| {
+        matches!(label, b"selinux" | b"ima" | b"evm") || label.starts_with(b"SMACK64")
+    })
+}
+
 /// The id an object carries, if any.
 pub(super) fn id_of(fd: BorrowedFd<'_>) -> io::Result<Option<FileId>> {
     let mut value = [0u8; 8];
@@ -60,6 +73,9 @@ fn name(bytes: &[u8]) -> io::Result<CString> {
     if name.as_c_str() == ID {
         return Err(io::Error::from_raw_os_error(libc::EPERM));
     }
+    if is_of_the_node(bytes) {
+        return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+    }
     Ok(name)
 }
 
@@ -85,7 +101,7 @@ impl Store {
         }
     }
 
-    /// The names of all extended attributes but ours.
+    /// The names of all extended attributes but ours and those of the node's own kernel.
     pub fn list_xattrs(&self, node: &Node) -> io::Result<Vec<Vec<u8>>> {
         let path = sys::proc_path(node.path());
         let mut buffer = vec![0u8; 1024];
@@ -100,7 +116,7 @@ impl Store {
         };
         Ok(buffer[..n]
             .split(|b| *b == 0)
-            .filter(|name| !name.is_empty() && *name != ID.to_bytes())
+            .filter(|name| !name.is_empty() && *name != ID.to_bytes() && !is_of_the_node(name))
             .map(<[u8]>::to_vec)
             .collect())
     }
