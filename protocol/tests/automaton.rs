@@ -136,6 +136,22 @@ fn long_random_histories_keep_the_promises_and_come_together_again() {
 }
 
 #[test]
+fn an_exchange_of_roles_is_done_once_on_whichever_node_it_was_asked_for() {
+    for (arbiter, isolation) in setups() {
+        for node in 0..2 {
+            let mut world = World::paired(arbiter, isolation, 1, None);
+            let before = world.primary().unwrap();
+            world.take(Step::Swap(node));
+            for round in 0..PATIENCE {
+                world.round(round);
+            }
+            assert!(world.is_together(), "{}", world.brief());
+            assert_eq!(world.primary(), Some(1 - before), "{}", world.brief());
+        }
+    }
+}
+
+#[test]
 fn planted_bugs_are_found() {
     for bug in [
         Bug::GrantsAll,

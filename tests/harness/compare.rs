@@ -275,7 +275,7 @@ pub(crate) fn xattrs(path: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
 }
 
 /// Lines that say in what two trees differ.
-pub(crate) fn differences(what: &str, a: &Tree, b: &Tree) -> Vec<String> {
+pub fn differences(what: &str, a: &Tree, b: &Tree) -> Vec<String> {
     let mut found = Vec::new();
     for (path, one) in &a.0 {
         let Some(other) = b.0.get(path) else {

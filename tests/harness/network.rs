@@ -33,7 +33,7 @@ pub struct Network {
 }
 
 /// Lets a command run in a namespace.
-pub(crate) fn enter(command: &mut Command, namespace: &File) -> io::Result<()> {
+pub fn enter(command: &mut Command, namespace: &File) -> io::Result<()> {
     let namespace = namespace.try_clone()?;
     // SAFETY: between fork and exec one system call without memory is made.
     unsafe {
@@ -96,7 +96,7 @@ impl Network {
     }
 
     /// The namespace of an end.
-    pub(crate) fn namespace(&self, end: usize) -> io::Result<File> {
+    pub fn namespace(&self, end: usize) -> io::Result<File> {
         self.ends[end].try_clone()
     }
 

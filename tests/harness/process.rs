@@ -32,7 +32,7 @@ static STARTER: LazyLock<Mutex<Sender<Job>>> = LazyLock::new(|| {
 });
 
 /// Starts a process that is killed when this one ends.
-pub(crate) fn start(mut command: Command) -> io::Result<Child> {
+pub fn start(mut command: Command) -> io::Result<Child> {
     let parent = std::process::id();
     // SAFETY: between fork and exec only two system calls without memory are made.
     unsafe {
@@ -57,7 +57,7 @@ pub(crate) fn start(mut command: Command) -> io::Result<Child> {
 }
 
 /// A program of this package, built along with the tests and lying beside them.
-pub(crate) fn program(name: &str) -> Result<PathBuf> {
+pub fn program(name: &str) -> Result<PathBuf> {
     let me = std::env::current_exe()?;
     let path = me
         .ancestors()
@@ -137,7 +137,7 @@ impl Drop for Scratch {
 }
 
 /// Takes away whatever is mounted at `path`, in use or not.
-pub(crate) fn detach(path: &Path) {
+pub fn detach(path: &Path) {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
         return;
     };
@@ -164,7 +164,7 @@ fn mounts() -> Vec<(String, PathBuf)> {
 }
 
 /// Whether something is mounted at `path`; the path itself is not asked.
-pub(crate) fn is_mounted(path: &Path) -> bool {
+pub fn is_mounted(path: &Path) -> bool {
     mounts().iter().any(|(_, place)| place == path)
 }
 
@@ -196,7 +196,7 @@ fn detach_below(path: &Path) {
 }
 
 /// Removes a directory of tests, whatever is mounted in it.
-pub(crate) fn remove_directory(path: &Path) {
+pub fn remove_directory(path: &Path) {
     detach_below(path);
     if let Err(e) = std::fs::remove_dir_all(path)
         && e.kind() != io::ErrorKind::NotFound

@@ -57,6 +57,14 @@ pub(crate) struct Module {
     pub(crate) variables: Vec<(String, String)>,
     pub(crate) checkers: Vec<Checker>,
     pub(crate) rules: Vec<Rule>,
+    /// What ends the peer before this node goes on without it.
+    pub(crate) fence: Option<Fence>,
+    /// What is asked for that the daemon does not do yet: it does not run a module without it.
+    #[serde(skip)]
+    pub(crate) unserved: Vec<String>,
+    /// How long a stop script may take, in order and then by force.
+    #[serde(skip)]
+    pub(crate) stop_timeouts: [Duration; 2],
 }
 
 /// How a module behaves.
@@ -72,6 +80,14 @@ pub(crate) struct Service {
     #[serde(serialize_with = "time")]
     pub(crate) loop_interval: Duration,
     pub(crate) isolation_alone: bool,
+}
+
+/// A command that ends the peer.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub(crate) struct Fence {
+    pub(crate) command: String,
+    #[serde(serialize_with = "time")]
+    pub(crate) timeout: Duration,
 }
 
 /// How the nodes hear of each other.
@@ -116,6 +132,12 @@ fn time<S: serde::Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error>
 /// after three seconds, and fifteen lost pulses are no accident.
 const PULSE: Duration = Duration::from_millis(200);
 const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a fence command may take unless configured: a machine is not off at once.
+const FENCE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a stop script may take unless configured.
+const STOP_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Heartbeats in one timeout, at least: fewer would let single lost packets count.
 const MIN_PULSES: u32 = 3;
@@ -326,8 +348,67 @@ fn read_module(file: &str, root: &Element, found: &mut Findings) -> Option<Modul
             .filter_map(|v| Some((v.get("name")?.to_owned(), v.get("value")?.to_owned())))
             .collect(),
         checkers: read_checkers(file, service, found),
+        fence: read_fence(file, service, found),
+        unserved: unserved(service),
+        stop_timeouts: ["nicestoptimeout", "forcestoptimeout"]
+            .map(|name| duration(user, name, Duration::from_secs(1), STOP_TIMEOUT)),
         rules,
     })
+}
+
+fn read_fence(file: &str, service: &Element, found: &mut Findings) -> Option<Fence> {
+    let fence = service.child("fence")?;
+    let Some(command) = fence.get("command") else {
+        found.wrong(file, fence.at, "<fence> needs the attribute command".into());
+        return None;
+    };
+    Some(Fence {
+        command: command.to_owned(),
+        timeout: duration(
+            Some(fence),
+            "timeout",
+            Duration::from_secs(1),
+            FENCE_TIMEOUT,
+        ),
+    })
+}
+
+/// Elements and attributes that are understood and not served yet.
+fn unserved(service: &Element) -> Vec<String> {
+    const ELEMENTS: [&str; 5] = ["etcd", "vip", "check", "errd", "failover"];
+    const ATTRIBUTES: [(&str, &[&str]); 3] = [
+        (
+            "rfs",
+            &[
+                "ack",
+                "async",
+                "syncdelta",
+                "reiallowedbw",
+                "sendtimeout",
+                "checkpoint",
+            ],
+        ),
+        ("user", &["logging", "userlogsize"]),
+        ("heart", &["port", "permanent_arp", "pulse"]),
+    ];
+    let elements = ELEMENTS
+        .into_iter()
+        .filter(|name| service.child(name).is_some())
+        .map(|name| format!("<{name}>"));
+    let of = |element: &Element, names: &[&str]| {
+        let there = names.iter().filter(|name| element.get(name).is_some());
+        let shown = there.map(|name| format!("the attribute {name} of <{}>", element.name));
+        shown.collect::<Vec<_>>()
+    };
+    let mut all: Vec<_> = elements.chain(of(service, &["boot_delay"])).collect();
+    for (name, attributes) in ATTRIBUTES {
+        let there = service.child(name);
+        all.extend(there.into_iter().flat_map(|e| of(e, attributes)));
+    }
+    let beats = service.child("heart").into_iter();
+    let beats = beats.flat_map(|h| h.all("heartbeat"));
+    all.extend(beats.flat_map(|b| of(b, &["ident", "pulse", "timeout"])));
+    all
 }
 
 fn read_heart(file: &str, service: &Element, found: &mut Findings) -> Heart {

@@ -303,3 +303,22 @@ fn a_cluster_has_two_nodes_on_each_of_its_networks() {
         assert_eq!(read, None);
     }
 }
+
+#[test]
+fn what_the_daemon_does_not_do_yet_is_named_and_what_it_does_is_not() {
+    let text = "<safe><service boot_delay=\"5\"><heart pulse=\"700\" timeout=\"3s\"/>\
+                <rfs ack=\"disk\"><replicated dir=\"/vm\"/></rfs><etcd endpoints=\"x\"/></service></safe>";
+    let read = module("f", text, none).0.unwrap();
+    let named = [
+        "<etcd>",
+        "the attribute boot_delay of <service>",
+        "the attribute ack of <rfs>",
+        "the attribute pulse of <heart>",
+    ];
+    assert_eq!(read.unserved, named);
+    let text = "<safe><service boot=\"on\" isolation=\"wait\"><heart timeout=\"3s\"/>\
+                <fence command=\"/bin/fence\"/><rfs><replicated dir=\"/vm\"/></rfs></service></safe>";
+    let read = module("f", text, none).0.unwrap();
+    assert_eq!(read.unserved, Vec::<String>::new());
+    assert_eq!(read.fence.unwrap().timeout, Duration::from_secs(60));
+}

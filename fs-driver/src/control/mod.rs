@@ -343,7 +343,7 @@ pub fn wait_until_gone(layout: &Layout) -> Result<()> {
 
 /// Takes the signals that end a driver, on a thread of its own: call before any
 /// other thread starts.
-pub(crate) fn signals() -> Result<std::sync::mpsc::Receiver<()>> {
+pub fn signals() -> Result<std::sync::mpsc::Receiver<()>> {
     let (tx, rx) = std::sync::mpsc::channel();
     // SAFETY: a zeroed signal set is made valid by sigemptyset before use; the
     // calls change this thread's mask, which threads started later inherit.

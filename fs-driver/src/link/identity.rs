@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 /// The name all certificates carry: nodes are known by their key, not by a name.
-pub(super) const SERVER_NAME: &str = "twinfold";
+pub const SERVER_NAME: &str = "twinfold";
 
 /// What the other node must be told: the BLAKE3 hash of a node's certificate.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,6 +72,18 @@ pub struct Identity {
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Identity({})", self.fingerprint())
+    }
+}
+
+impl Fingerprint {
+    /// The bytes.
+    pub fn to_bytes(self) -> [u8; 32] {
+        self.0
+    }
+
+    /// A fingerprint from its bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Fingerprint {
+        Fingerprint(bytes)
     }
 }
 

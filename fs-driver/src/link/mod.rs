@@ -25,7 +25,8 @@ mod transport;
 mod verify;
 mod visit;
 
-pub use identity::{Fingerprint, Identity};
+pub use identity::{Fingerprint, Identity, SERVER_NAME};
+pub use tls::{open_config, pinned_configs};
 pub use transport::Transport;
 
 use std::sync::Arc;

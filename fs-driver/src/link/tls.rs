@@ -31,17 +31,18 @@ fn provider() -> CryptoProvider {
 
 #[derive(Debug)]
 struct Pinned {
-    peer: Fingerprint,
+    /// None: whoever it is, it holds its certificate's key, and what it may do is decided later.
+    peer: Option<Fingerprint>,
     provider: Arc<CryptoProvider>,
 }
 
 impl Pinned {
     fn check(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
         let found = Fingerprint::of(certificate);
-        if found == self.peer {
+        let Some(expected) = self.peer.filter(|expected| *expected != found) else {
             return Ok(());
-        }
-        tracing::warn!(%found, expected = %self.peer, "a stranger was refused");
+        };
+        tracing::warn!(%found, %expected, "a stranger was refused");
         Err(Error::InvalidCertificate(
             CertificateError::ApplicationVerificationFailure,
         ))
@@ -153,6 +154,31 @@ pub(super) fn configs(
     identity: &Identity,
     peer: Fingerprint,
 ) -> Result<(QuicServerConfig, QuicClientConfig)> {
+    let (server, client) = pinned_configs(identity, peer, wire::ALPN)?;
+    Ok((server.try_into()?, client.try_into()?))
+}
+
+/// TLS 1.3 for accepting exactly one peer and for dialling it, with this protocol's name:
+/// also for what runs over TCP.
+pub fn pinned_configs(
+    identity: &Identity,
+    peer: Fingerprint,
+    protocol: &[u8],
+) -> Result<(rustls::ServerConfig, rustls::ClientConfig)> {
+    with_verifier(identity, Some(peer), protocol)
+}
+
+/// TLS 1.3 for accepting anybody who has a key: for making the acquaintance of a node. What it
+/// may do has to be decided from what it knows.
+pub fn open_config(identity: &Identity, protocol: &[u8]) -> Result<rustls::ServerConfig> {
+    with_verifier(identity, None, protocol).map(|(server, _)| server)
+}
+
+fn with_verifier(
+    identity: &Identity,
+    peer: Option<Fingerprint>,
+    protocol: &[u8],
+) -> Result<(rustls::ServerConfig, rustls::ClientConfig)> {
     let provider = Arc::new(provider());
     let pinned = Arc::new(Pinned {
         peer,
@@ -167,7 +193,7 @@ pub(super) fn configs(
         .with_client_cert_verifier(pinned.clone())
         .with_single_cert(chain.clone(), key())
         .context("this node's key and certificate do not fit")?;
-    server.alpn_protocols = vec![wire::ALPN.to_vec()];
+    server.alpn_protocols = vec![protocol.to_vec()];
 
     let mut client = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)?
@@ -175,8 +201,8 @@ pub(super) fn configs(
         .with_custom_certificate_verifier(pinned)
         .with_client_auth_cert(chain, key())
         .context("this node's key and certificate do not fit")?;
-    client.alpn_protocols = vec![wire::ALPN.to_vec()];
+    client.alpn_protocols = vec![protocol.to_vec()];
     // A resumed TLS session would not show the certificate again.
     client.resumption = rustls::client::Resumption::disabled();
-    Ok((server.try_into()?, client.try_into()?))
+    Ok((server, client))
 }

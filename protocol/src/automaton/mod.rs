@@ -488,9 +488,8 @@ impl Automaton {
                 if matches!(self.wanted, Wanted::Prim(_) | Wanted::Second) {
                     self.wanted = Wanted::Running;
                 }
-                if role == Role::Secondary {
-                    self.swap = false;
-                }
+                // Also when it was asked for here and the peer gave its role: once is enough.
+                self.swap = false;
             }
             Event::DriverDown => {
                 // A primary's driver that died: the peer is nearer to serving than this node.

@@ -59,7 +59,7 @@ impl Automaton {
     fn on_the_way(&mut self) {
         let (state, reason) = match self.driver {
             Driver::Becoming(Role::Primary) => (State::Alone, Reason::Starting),
-            Driver::Becoming(Role::Secondary) if self.gives_way => (State::Prim, Reason::Swapping),
+            Driver::Becoming(Role::Secondary) if self.serving => (State::Prim, Reason::Swapping),
             Driver::Stopping => (self.state, Reason::Stopped),
             _ => (State::Wait, Reason::Starting),
         };

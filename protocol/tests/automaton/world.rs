@@ -522,24 +522,34 @@ impl World {
             if self.is_together() {
                 return;
             }
-            let steps = self.steps(false);
-            let retry = round % 40 == 39;
-            let useful: Vec<_> = steps
-                .into_iter()
-                .filter(|s| retry || !matches!(s, Step::Retry(_)))
-                .filter(|s| !matches!(s, Step::Write(_)))
-                .collect();
-            for step in useful {
-                self.take(step);
-            }
-            // Heartbeats go on.
-            for n in 0..2 {
-                self.sent[n] = self.nodes[n].automaton.as_ref().map(Automaton::view);
-                if round % 2 == n && self.sent[1 - n].is_some() {
-                    self.take(Step::Arrive(n));
-                }
+            self.round(round);
+        }
+    }
+
+    /// Everything that can go on does, and a heartbeat arrives.
+    pub(crate) fn round(&mut self, round: usize) {
+        let steps = self.steps(false);
+        let retry = round % 40 == 39;
+        let useful: Vec<_> = steps
+            .into_iter()
+            .filter(|s| retry || !matches!(s, Step::Retry(_)))
+            .filter(|s| !matches!(s, Step::Write(_)))
+            .collect();
+        for step in useful {
+            self.take(step);
+        }
+        // Heartbeats go on.
+        for n in 0..2 {
+            self.sent[n] = self.nodes[n].automaton.as_ref().map(Automaton::view);
+            if round % 2 == n && self.sent[1 - n].is_some() {
+                self.take(Step::Arrive(n));
             }
         }
+    }
+
+    /// The node whose driver is primary beside one that is secondary.
+    pub(crate) fn primary(&self) -> Option<usize> {
+        self.roles().map(|(primary, _)| primary)
     }
 }
 

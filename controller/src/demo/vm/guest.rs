@@ -13,10 +13,10 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
+use crate::guest::load_modules;
 use anyhow::{Context, Result, bail};
 use rustix::mount::MountFlags;
 use rustix::system::RebootCommand;
-use twinfold_controller::guest::load_modules;
 
 use super::{Line, WRITER};
 use crate::demo::content::{BLOCK, Bad, Stamp};

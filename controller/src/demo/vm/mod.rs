@@ -23,7 +23,7 @@ use super::nodes::{self, Node};
 use super::progress::Progress;
 use super::stage::Stage;
 use super::table::{self, grouped};
-use twinfold_controller::guest::{self as machine, Archive, Kernel};
+use crate::guest::{self as machine, Archive, Kernel};
 
 /// The writer's number in the stamps of the guest's blocks.
 const WRITER: u64 = 1000;

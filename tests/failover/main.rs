@@ -4,6 +4,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod driver;
+mod modules;
+mod pairing;
+mod stage;
+mod strangers;
 
 use std::time::Duration;
 

@@ -1,0 +1,346 @@
+//! The local API: HTTP over a Unix socket, JSON, for root and the daemon's own user.
+//!
+//! | | |
+//! |---|---|
+//! | `GET /api/v1/state` | the node, its networks, all modules |
+//! | `GET /api/v1/modules/{module}` | one module |
+//! | `POST /api/v1/modules/{module}/command` | `{"command":"start"}` |
+//! | `GET /api/v1/modules/{module}/log?from=0&most=300` | events behind a byte of the log |
+//! | `GET /api/v1/openapi.json` | this, for programs |
+
+pub(crate) mod client;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::serve::IncomingStream;
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
+use utoipa::{OpenApi, ToSchema};
+
+use crate::daemon::Node;
+use crate::runner::events::{self, EventLine};
+use crate::runner::{Command, Handle, Input, ModuleState};
+
+/// Longest request, in bytes.
+const MAX_BODY: usize = 64 << 10;
+
+/// Events in one answer, at most.
+const MAX_EVENTS: usize = 2000;
+
+/// How long a module may take to say what it makes of a command.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// The node and all its modules.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct NodeState {
+    /// This node.
+    pub(crate) node: String,
+    /// Its peer.
+    pub(crate) peer: String,
+    /// The networks between them.
+    pub(crate) networks: Vec<NetworkState>,
+    /// The modules.
+    pub(crate) modules: Vec<ModuleState>,
+    /// Modules that cannot be run.
+    pub(crate) broken: Vec<Broken>,
+}
+
+/// A network between the nodes.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct NetworkState {
+    /// Its name in `cluster.xml`.
+    pub(crate) name: String,
+    /// Heartbeats arrive.
+    pub(crate) up: bool,
+    /// Milliseconds since the last one.
+    pub(crate) quiet_ms: u64,
+    /// What is wrong.
+    pub(crate) trouble: Option<String>,
+}
+
+/// A module that cannot be run.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct Broken {
+    /// Its name.
+    pub(crate) module: String,
+    /// Why.
+    pub(crate) reason: String,
+}
+
+/// A command.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct CommandRequest {
+    /// Which.
+    pub(crate) command: Command,
+}
+
+/// What follows from a command, or why it was refused.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct Said {
+    /// In words.
+    pub(crate) text: String,
+}
+
+/// Events, and where to go on.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct Events {
+    /// Oldest first.
+    pub(crate) events: Vec<EventLine>,
+    /// What to ask for next with `from`.
+    pub(crate) end: u64,
+}
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+struct LogQuery {
+    /// A byte of the log.
+    #[serde(default)]
+    from: u64,
+    /// So many, at most.
+    most: Option<usize>,
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "twinfold", description = "The local API of a node's daemon."),
+    paths(state, module, command, log)
+)]
+struct Description;
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+struct Caller {
+    user: Option<u32>,
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Caller {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Caller {
+        Caller {
+            user: stream.io().peer_cred().ok().map(|c| c.uid()),
+        }
+    }
+}
+
+/// What is not done, and why.
+struct Refusal(StatusCode, String);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, Json(Said { text: self.1 })).into_response()
+    }
+}
+
+fn refuse(status: StatusCode, text: impl Into<String>) -> Response {
+    Refusal(status, text.into()).into_response()
+}
+
+/// Only root, and the user the daemon runs as, whatever the socket's permissions are.
+async fn only_owner(
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let own = rustix::process::geteuid().as_raw();
+    match caller.user {
+        Some(user) if user == 0 || user == own => next.run(request).await,
+        _ => refuse(StatusCode::FORBIDDEN, "only root may use this"),
+    }
+}
+
+/// The node and all its modules.
+#[utoipa::path(get, path = "/api/v1/state", responses((status = 200, body = NodeState)))]
+async fn state(State(node): State<Arc<Node>>) -> Json<NodeState> {
+    let networks = node.hub.networks();
+    Json(NodeState {
+        node: node.hub.cluster.node.clone(),
+        peer: node.hub.cluster.peer.clone(),
+        networks: networks
+            .into_iter()
+            .map(|n| NetworkState {
+                up: n.heard && n.quiet_ms < LOST.as_millis() as u64,
+                name: n.name,
+                quiet_ms: n.quiet_ms,
+                trouble: n.trouble,
+            })
+            .collect(),
+        modules: node.modules.values().map(shown).collect(),
+        broken: node
+            .broken
+            .iter()
+            .map(|(module, reason)| Broken {
+                module: module.clone(),
+                reason: reason.clone(),
+            })
+            .collect(),
+    })
+}
+
+/// A network without a heartbeat for so long is shown as lost.
+const LOST: Duration = Duration::from_secs(1);
+
+fn shown(handle: &Handle) -> ModuleState {
+    let shown = handle.shown.lock();
+    shown.unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn find<'a>(node: &'a Node, module: &str) -> Result<&'a Handle, Refusal> {
+    let found = node.modules.get(module);
+    found.ok_or_else(|| match node.broken.get(module) {
+        Some(reason) => Refusal(StatusCode::CONFLICT, reason.clone()),
+        None => Refusal(
+            StatusCode::NOT_FOUND,
+            format!("there is no module {module:?}"),
+        ),
+    })
+}
+
+/// One module.
+#[utoipa::path(
+    get,
+    path = "/api/v1/modules/{module}",
+    params(("module" = String, Path, description = "its name")),
+    responses((status = 200, body = ModuleState), (status = 404, body = Said))
+)]
+async fn module(
+    State(node): State<Arc<Node>>,
+    axum::extract::Path(module): axum::extract::Path<String>,
+) -> Response {
+    match find(&node, &module) {
+        Ok(handle) => Json(shown(handle)).into_response(),
+        Err(refused) => refused.into_response(),
+    }
+}
+
+/// Commands a module; what follows is seen in its state.
+#[utoipa::path(
+    post,
+    path = "/api/v1/modules/{module}/command",
+    params(("module" = String, Path, description = "its name")),
+    request_body = CommandRequest,
+    responses(
+        (status = 202, body = Said),
+        (status = 400, body = Said),
+        (status = 404, body = Said),
+        (status = 409, body = Said)
+    )
+)]
+async fn command(
+    State(node): State<Arc<Node>>,
+    axum::extract::Path(module): axum::extract::Path<String>,
+    request: Result<Json<CommandRequest>, JsonRejection>,
+) -> Response {
+    let request = match request {
+        Ok(Json(request)) => request,
+        Err(error) => return refuse(error.status(), error.body_text()),
+    };
+    let handle = match find(&node, &module) {
+        Ok(handle) => handle.clone(),
+        Err(refused) => return refused.into_response(),
+    };
+    let asked = tokio::task::spawn_blocking(move || {
+        let (answer, answered) = channel();
+        handle
+            .inbox
+            .send(Input::Command(request.command, answer))
+            .ok()?;
+        answered.recv_timeout(ANSWER).ok()
+    });
+    match asked.await {
+        Ok(Some(Ok(text))) => (StatusCode::ACCEPTED, Json(Said { text })).into_response(),
+        Ok(Some(Err(text))) => refuse(StatusCode::CONFLICT, text),
+        _ => refuse(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the module does not answer",
+        ),
+    }
+}
+
+/// Events of a module.
+#[utoipa::path(
+    get,
+    path = "/api/v1/modules/{module}/log",
+    params(("module" = String, Path, description = "its name"), LogQuery),
+    responses((status = 200, body = Events), (status = 404, body = Said))
+)]
+async fn log(
+    State(node): State<Arc<Node>>,
+    axum::extract::Path(module): axum::extract::Path<String>,
+    Query(query): Query<LogQuery>,
+) -> Response {
+    let logs = match find(&node, &module) {
+        Ok(handle) => handle.logs.clone(),
+        Err(refused) => return refused.into_response(),
+    };
+    let most = query.most.unwrap_or(MAX_EVENTS).min(MAX_EVENTS);
+    let read = tokio::task::spawn_blocking(move || events::read(&logs, query.from, most));
+    match read.await {
+        Ok(Ok((events, end))) => Json(Events { events, end }).into_response(),
+        Ok(Err(e)) => refuse(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
+        Err(e) => refuse(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
+    }
+}
+
+async fn description() -> Json<utoipa::openapi::OpenApi> {
+    Json(Description::openapi())
+}
+
+fn router(node: Arc<Node>) -> Router {
+    Router::new()
+        .route("/api/v1/state", get(state))
+        .route("/api/v1/modules/{module}", get(module))
+        .route("/api/v1/modules/{module}/command", post(command))
+        .route("/api/v1/modules/{module}/log", get(log))
+        .route("/api/v1/openapi.json", get(description))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn(only_owner))
+        .with_state(node)
+}
+
+/// The socket; it is removed when dropped.
+#[derive(Debug)]
+pub(crate) struct Socket(PathBuf);
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Serves the API on a thread of its own.
+pub(crate) fn serve(path: &Path, node: Arc<Node>) -> Result<Socket> {
+    // This node's only daemon is this one, so a socket that is there is a leftover.
+    let _ = std::fs::remove_file(path);
+    let listener = std::os::unix::net::UnixListener::bind(path)
+        .with_context(|| format!("cannot listen on {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    let serve = async move {
+        let listener = UnixListener::from_std(listener)?;
+        let service = router(node).into_make_service_with_connect_info::<Caller>();
+        axum::serve(listener, service).await
+    };
+    std::thread::Builder::new()
+        .name("api".into())
+        .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            if let Err(error) = runtime.and_then(|runtime| runtime.block_on(serve)) {
+                tracing::error!(%error, "the API is not served any more");
+            }
+        })
+        .context("cannot start the API's thread")?;
+    Ok(Socket(path.to_owned()))
+}

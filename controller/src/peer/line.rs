@@ -1,0 +1,326 @@
+//! The connections: dialling, accepting, frames.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use fs_driver::link::{SERVER_NAME, pinned_configs};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::{Instant, timeout};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use twinfold_protocol::ids::Side;
+
+use super::{Hub, PULSE, WireView, lock};
+
+/// The protocol's name in TLS.
+const PROTOCOL: &[u8] = b"twinfold-controller/1";
+
+/// The version of the frames.
+const VERSION: u32 = 1;
+
+/// Longest frame, in bytes: a view with the longest history has a few thousand.
+const MAX_FRAME: usize = 64 << 10;
+
+/// How long a connection, a handshake or the write of a frame may take. Shorter than any
+/// sensible timeout of heartbeats, so that there is time for another try.
+const STEP: Duration = Duration::from_secs(1);
+
+/// Pause between two tries.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// A network without a word for so long gets a new connection: what was lost on the old one
+/// may be sent again only much later.
+const STALE: Duration = Duration::from_millis(1200);
+
+/// What is said.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Frame {
+    Hello {
+        version: u32,
+        node: String,
+        run: u64,
+    },
+    Pulse,
+    View {
+        module: String,
+        number: u64,
+        view: Box<WireView>,
+    },
+}
+
+/// Serves all networks.
+pub(super) async fn run(hub: &Arc<Hub>) {
+    let configs = pinned_configs(&hub.cluster.identity, hub.cluster.peer_identity, PROTOCOL);
+    let (server, client) = match configs {
+        Ok((server, client)) => (Arc::new(server), Arc::new(client)),
+        Err(error) => {
+            return tracing::error!(error = format!("{error:#}"), "this node's key is of no use");
+        }
+    };
+    let mut tasks = tokio::task::JoinSet::new();
+    for lan in 0..hub.lans.len() {
+        tasks.spawn(count_silence(hub.clone(), lan));
+        match hub.cluster.side {
+            Side::Even => tasks.spawn(dial(hub.clone(), lan, TlsConnector::from(client.clone()))),
+            Side::Odd => tasks.spawn(listen(hub.clone(), lan, TlsAcceptor::from(server.clone()))),
+        };
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+/// Adds up the time in which this node listened.
+async fn count_silence(hub: Arc<Hub>, lan: usize) {
+    let mut last = Instant::now();
+    loop {
+        tokio::time::sleep(PULSE / 4).await;
+        let passed = last.elapsed();
+        last = Instant::now();
+        // Whoever slept longer was not listening.
+        let counted = passed.min(PULSE);
+        hub.lans[lan]
+            .quiet
+            .fetch_add(counted.as_millis() as u64, Ordering::AcqRel);
+    }
+}
+
+async fn dial(hub: Arc<Hub>, lan: usize, tls: TlsConnector) {
+    loop {
+        if let Err(error) = dial_once(&hub, lan, &tls).await {
+            note(&hub, lan, &error);
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn dial_once(hub: &Arc<Hub>, lan: usize, tls: &TlsConnector) -> Result<()> {
+    let (here, there) = (hub.cluster.lans[lan].here, hub.cluster.lans[lan].there);
+    let connect = async {
+        let socket = match there {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        // From this network's own address: another one would not tell of this network.
+        socket.bind(SocketAddr::new(here.ip(), 0))?;
+        socket.connect(there).await
+    };
+    let tcp = timeout(STEP, connect)
+        .await
+        .with_context(|| format!("{there} did not answer"))?
+        .with_context(|| format!("no connection to {there}"))?;
+    tcp.set_nodelay(true)?;
+    let name = SERVER_NAME.try_into().context("the name is one")?;
+    let stream = timeout(STEP, tls.connect(name, tcp))
+        .await
+        .with_context(|| format!("{there} did not complete the handshake"))?
+        .with_context(|| format!("{there} is not the peer of this node"))?;
+    talk(hub, lan, stream).await
+}
+
+async fn listen(hub: Arc<Hub>, lan: usize, tls: TlsAcceptor) {
+    let here = hub.cluster.lans[lan].here;
+    let listener = loop {
+        // The address may come later, with its network.
+        match TcpListener::bind(here).await {
+            Ok(listener) => break listener,
+            Err(error) => {
+                let error = anyhow::Error::from(error).context(format!("cannot listen on {here}"));
+                note(&hub, lan, &error);
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    };
+    let mut current: Option<tokio::task::JoinHandle<()>> = None;
+    let (tell, mut shaken) = tokio::sync::mpsc::channel(1);
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((tcp, from)) => {
+                    // A stranger costs a task for a moment, and replaces nobody.
+                    let (tls, tell, hub) = (tls.clone(), tell.clone(), hub.clone());
+                    tokio::spawn(async move {
+                        let _ = tcp.set_nodelay(true);
+                        match timeout(STEP, shake(&tls, tcp)).await {
+                            Ok(Ok(stream)) => drop(tell.send(stream).await),
+                            Ok(Err(error)) => note(&hub, lan, &error.context(format!(
+                                "{from} is not the peer of this node"
+                            ))),
+                            Err(_) => tracing::debug!(%from, "a handshake was not completed in time"),
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection cannot be accepted");
+                    tokio::time::sleep(RETRY).await;
+                }
+            },
+            Some(stream) = shaken.recv() => {
+                if let Some(old) = current.take() {
+                    old.abort();
+                }
+                let hub = hub.clone();
+                current = Some(tokio::spawn(async move {
+                    if let Err(error) = talk(&hub, lan, stream).await {
+                        note(&hub, lan, &error);
+                    }
+                }));
+            }
+        }
+    }
+}
+
+async fn shake(
+    tls: &TlsAcceptor,
+    tcp: TcpStream,
+) -> Result<tokio_rustls::server::TlsStream<TcpStream>> {
+    Ok(tls.accept(tcp).await?)
+}
+
+/// Notes what is wrong with a network, and says it once.
+fn note(hub: &Hub, lan: usize, error: &anyhow::Error) {
+    let text = format!("{error:#}");
+    let mut trouble = lock(&hub.lans[lan].trouble);
+    if trouble.as_deref() != Some(&text) {
+        tracing::warn!(
+            lan = hub.cluster.lans[lan].name,
+            error = text,
+            "no line to the peer"
+        );
+        *trouble = Some(text);
+    }
+}
+
+/// Says and hears until the connection ends or is silent.
+async fn talk<S: AsyncRead + AsyncWrite>(hub: &Arc<Hub>, lan: usize, stream: S) -> Result<()> {
+    let (mut rx, mut tx) = tokio::io::split(stream);
+    let hello = Frame::Hello {
+        version: VERSION,
+        node: hub.cluster.node.clone(),
+        run: hub.run,
+    };
+    send(&mut tx, &hello).await?;
+    let first = timeout(STEP, receive(&mut rx)).await;
+    let run = match first.context("the peer said no hello")?? {
+        Frame::Hello { version, node, run } => {
+            ensure!(
+                version == VERSION,
+                "the peer speaks version {version} and this node {VERSION}: install the same release"
+            );
+            ensure!(
+                node == hub.cluster.peer,
+                "the peer calls itself {node:?} and cluster.xml {:?}: it differs on the two nodes",
+                hub.cluster.peer
+            );
+            run
+        }
+        _ => bail!("the peer's first frame was no hello"),
+    };
+    let name = &hub.cluster.lans[lan].name;
+    tracing::info!(lan = name, "the peer is heard");
+    *lock(&hub.lans[lan].trouble) = None;
+    let mut heard = Instant::now();
+    let mut changed = hub.changed.subscribe();
+    let mut sent = 0;
+    let mut pulse = tokio::time::interval(PULSE);
+    // Reading is never broken off in the middle of a frame.
+    let (tell, mut frames) = tokio::sync::mpsc::channel(16);
+    let read = async move {
+        loop {
+            let frame = receive(&mut rx).await;
+            let failed = frame.is_err();
+            if tell.send(frame).await.is_err() || failed {
+                return std::future::pending::<()>().await;
+            }
+        }
+    };
+    tokio::pin!(read);
+    loop {
+        for (module, number, view) in hub.newer(sent) {
+            send(
+                &mut tx,
+                &Frame::View {
+                    module,
+                    number,
+                    view: Box::new(view),
+                },
+            )
+            .await?;
+            sent = number;
+        }
+        tokio::select! {
+            () = &mut read => {}
+            frame = frames.recv() => {
+                let frame = frame.context("the reader ended")??;
+                heard = Instant::now();
+                hub.lans[lan].quiet.store(0, Ordering::Release);
+                hub.lans[lan].heard.store(true, Ordering::Release);
+                match frame {
+                    Frame::Pulse => {}
+                    Frame::View { module, number, view } => hub.learn(module, run, number, *view),
+                    Frame::Hello { .. } => bail!("the peer said hello twice"),
+                }
+            }
+            _ = pulse.tick() => {
+                ensure!(heard.elapsed() < STALE, "the peer is silent");
+                send(&mut tx, &Frame::Pulse).await?;
+            }
+            _ = changed.changed() => {}
+        }
+    }
+}
+
+async fn send(tx: &mut (impl AsyncWrite + Unpin), frame: &Frame) -> Result<()> {
+    let body = serde_json::to_vec(frame)?;
+    ensure!(body.len() <= MAX_FRAME, "a frame is too long");
+    let mut bytes = (body.len() as u32).to_le_bytes().to_vec();
+    bytes.extend(body);
+    let write = async {
+        tx.write_all(&bytes).await?;
+        tx.flush().await
+    };
+    timeout(STEP, write)
+        .await
+        .context("the peer takes nothing")?
+        .context("the line to the peer broke")
+}
+
+async fn receive(rx: &mut (impl AsyncRead + Unpin)) -> Result<Frame> {
+    let mut length = [0; 4];
+    rx.read_exact(&mut length)
+        .await
+        .context("the peer's daemon closed the line")?;
+    let length = u32::from_le_bytes(length) as usize;
+    ensure!(
+        length <= MAX_FRAME,
+        "the peer sends a frame of {length} bytes"
+    );
+    let mut body = vec![0; length];
+    rx.read_exact(&mut body)
+        .await
+        .context("the peer's daemon closed the line")?;
+    serde_json::from_slice(&body).context("the peer sends what is no frame")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn read(bytes: &[u8]) -> Result<Frame> {
+        receive(&mut &bytes[..]).await
+    }
+
+    #[tokio::test]
+    async fn frames_are_bounded_before_they_are_read() {
+        let mut bytes = Vec::new();
+        send(&mut bytes, &Frame::Pulse).await.unwrap();
+        assert!(matches!(read(&bytes).await, Ok(Frame::Pulse)));
+        assert!(read(&bytes[..bytes.len() - 1]).await.is_err());
+        let huge = read(&u32::MAX.to_le_bytes()).await.unwrap_err();
+        assert!(huge.to_string().contains("4294967295"), "{huge}");
+        assert!(read(b"\x02\0\0\0{}").await.is_err());
+    }
+}

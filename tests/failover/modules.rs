@@ -1,0 +1,159 @@
+//! Modules of two real daemons: roles, failover, and what survives what.
+
+use std::time::Duration;
+
+use harness::wait_until;
+
+use crate::PATIENCE;
+use crate::stage::{Stage, executable};
+
+#[test]
+fn two_nodes_take_their_roles_exchange_them_and_take_them_again_after_a_stop() {
+    let stage = Stage::running("isolation=\"wait\"");
+    assert_eq!(stage.b.starts(), 0);
+    let before = stage.a.acked();
+    stage.b.must(&["swap"]);
+    stage.b.wait("PRIM", "Ready");
+    stage.a.wait("SECOND", "Ready");
+    stage.b.works();
+    assert!(stage.b.found() >= before);
+    stage.b.assert_found_all_of(&stage.a);
+
+    for machine in [&stage.a, &stage.b] {
+        machine.must(&["stop"]);
+    }
+    for machine in [&stage.b, &stage.a] {
+        machine.wait("STOP", "NotReady");
+        assert_eq!(machine.driver(), None);
+    }
+    for machine in [&stage.a, &stage.b] {
+        machine.must(&["start"]);
+    }
+    stage.b.wait("PRIM", "Ready");
+    stage.a.wait("SECOND", "Ready");
+    assert_eq!((stage.a.starts(), stage.b.starts()), (1, 2));
+    stage.assert_identical();
+}
+
+#[test]
+fn the_application_of_a_primary_whose_driver_is_killed_goes_on_at_the_other_node() {
+    let stage = Stage::running("isolation=\"wait\"");
+    stage.a.kill_driver();
+    // It may be PRIM again before anybody looks.
+    let started = || stage.b.starts() == 1;
+    assert!(wait_until(PATIENCE, started), "{}", stage.b.log());
+    stage.b.assert_found_all_of(&stage.a);
+    stage.b.works();
+    // By itself.
+    stage.a.wait("SECOND", "Ready");
+    stage.b.wait("PRIM", "Ready");
+    assert_eq!((stage.a.starts(), stage.b.starts()), (1, 1));
+    stage.assert_identical();
+}
+
+#[test]
+fn a_secondary_whose_driver_is_killed_returns_and_the_application_does_not_notice() {
+    let stage = Stage::running("isolation=\"wait\"");
+    let old = stage.b.driver().unwrap();
+    stage.b.kill_driver();
+    let returned =
+        || stage.b.driver().is_some_and(|new| new != old) && stage.b.is("SECOND", "Ready");
+    assert!(wait_until(PATIENCE, returned), "{}", stage.b.log());
+    stage.a.wait("PRIM", "Ready");
+    stage.a.works();
+    assert_eq!(stage.a.starts(), 1);
+    stage.assert_identical();
+}
+
+#[test]
+fn a_daemon_that_is_killed_is_followed_by_one_that_takes_everything_over() {
+    let mut stage = Stage::running("isolation=\"wait\"");
+    let drivers = [stage.a.driver(), stage.b.driver()];
+    stage.a.kill_daemon();
+    stage.a.works();
+    stage.b.kill_daemon();
+    stage.a.works();
+    stage.b.start_daemon();
+    stage.a.start_daemon();
+    stage.a.wait("PRIM", "Ready");
+    stage.b.wait("SECOND", "Ready");
+    stage.a.works();
+    assert_eq!([stage.a.driver(), stage.b.driver()], drivers);
+    assert_eq!((stage.a.starts(), stage.b.starts()), (1, 0));
+    // And they still decide.
+    stage.a.must(&["swap"]);
+    stage.b.wait("PRIM", "Ready");
+    stage.b.works();
+    stage.b.assert_found_all_of(&stage.a);
+    stage.assert_identical();
+}
+
+#[test]
+fn isolated_nodes_that_shall_wait_hold_and_go_on_when_the_network_is_back() {
+    let stage = Stage::running("isolation=\"wait\"");
+    stage.network.cut().unwrap();
+    let isolated = || {
+        let (a, b) = (stage.a.state(), stage.b.state());
+        a["status"] == "Transient" && b["state"] == "WAIT"
+    };
+    assert!(wait_until(PATIENCE, isolated), "{}", stage.a.state());
+    let held = stage.a.acked();
+    assert_eq!(stage.b.starts(), 0);
+    let shown = stage.a.must(&["state"]);
+    assert!(shown.contains("lan net: lost"), "{shown}");
+    stage.network.heal().unwrap();
+    stage.a.wait("PRIM", "Ready");
+    stage.b.wait("SECOND", "Ready");
+    stage.a.works();
+    assert!(stage.a.acked() >= held);
+    assert_eq!((stage.a.starts(), stage.b.starts()), (1, 0));
+    stage.assert_identical();
+}
+
+#[test]
+fn the_other_node_goes_on_alone_after_a_power_outage_where_that_is_allowed() {
+    let mut stage = Stage::running("isolation=\"alone\"");
+    stage.a.kill_everything();
+    stage.b.wait("ALONE", "Ready");
+    stage.b.assert_found_all_of(&stage.a);
+    stage.b.works();
+    stage.a.start_daemon();
+    stage.a.must(&["start"]);
+    stage.a.wait("SECOND", "Ready");
+    stage.b.wait("PRIM", "Ready");
+    stage.assert_identical();
+}
+
+/// A fence command that asks the test to cut the other machine's power, and waits.
+const FENCE: &str = r#"#!/bin/sh
+echo "$1" >"$HOME_OF_TEST/fence"
+while [ ! -e "$HOME_OF_TEST/fenced" ]; do sleep 0.01; done
+"#;
+
+#[test]
+fn a_node_goes_on_without_a_silent_peer_only_when_that_has_been_ended() {
+    let command = |home: &std::path::Path| home.join("fence.sh");
+    let mut stage = Stage::with("", |home| {
+        executable(&command(home), FENCE);
+        format!("<fence command=\"{}\"/>", command(home).display())
+    })
+    .run();
+    stage.network.cut().unwrap();
+    let asked = || stage.b.home().join("fence").exists();
+    assert!(wait_until(PATIENCE, asked), "{}", stage.b.log());
+    let peer = std::fs::read_to_string(stage.b.home().join("fence")).unwrap();
+    assert_eq!(peer, "a\n");
+    // However long it takes.
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(stage.b.starts(), 0);
+    stage.a.kill_everything();
+    std::fs::write(stage.b.home().join("fenced"), "").unwrap();
+    stage.b.wait("ALONE", "Ready");
+    stage.b.assert_found_all_of(&stage.a);
+    stage.b.works();
+    stage.network.heal().unwrap();
+    stage.a.start_daemon();
+    stage.a.wait("SECOND", "Ready");
+    stage.b.wait("PRIM", "Ready");
+    stage.assert_identical();
+}
