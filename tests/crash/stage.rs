@@ -137,6 +137,9 @@ impl Stage {
         assert_eq!(self.record.error(), None, "before the crash");
         if !hot {
             self.flush();
+        } else if self.ack == "flush" {
+            // The peer has what the workload stands on.
+            self.pair.wait_settled();
         }
         self.record.begin();
     }
