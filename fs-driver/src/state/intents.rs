@@ -21,15 +21,20 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 use twinfold_protocol::marks::Intent;
 
-use super::segment::{RECORD, Recovered, encode, head, read_segment};
+use super::segment::{RECORD, Recovered, encode, everything, head, read_segment};
 
 /// Bytes by which a segment grows, written with zeros and synced before use.
 const CHUNK: u64 = 256 << 10;
+
+/// Notes that one segment tells apart, at most: 8 MiB on the disk, and about twice that in
+/// memory. A checkpoint starts a new one long before; during a resync there is none, and it
+/// may change any number of objects. One note that says "everything" then stands for all.
+const MAX_NOTES: usize = 256 << 10;
 
 /// Extents noted ahead of a sequential writer, at most.
 const MAX_AHEAD: u32 = 16;
@@ -39,6 +44,8 @@ const MAX_AHEAD: u32 = 16;
 pub struct IntentLog {
     directory: PathBuf,
     hot: RwLock<HashSet<Intent>>,
+    /// Everything is noted in this segment.
+    everything: AtomicBool,
     writer: Mutex<Writer>,
     synced: Condvar,
     /// Held while a new segment is made: one at a time.
@@ -81,6 +88,7 @@ impl IntentLog {
         let log = IntentLog {
             directory: directory.to_owned(),
             hot: RwLock::default(),
+            everything: AtomicBool::new(false),
             writer: Mutex::new(Writer {
                 segment,
                 file,
@@ -106,13 +114,13 @@ impl IntentLog {
     /// Returns when all of `intents` are durable. An error means that the log cannot
     /// be trusted any more; it stays failed, and the caller fences the node.
     pub fn ensure(&self, intents: &[Intent]) -> io::Result<()> {
-        {
-            let hot = self.hot.read();
-            if intents.iter().all(|i| hot.contains(i)) {
-                return Ok(());
-            }
+        if self.are_hot(intents) {
+            return Ok(());
         }
         let mut writer = self.writer.lock();
+        if self.everything.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let mut wanted = Vec::new();
         {
             let hot = self.hot.read();
@@ -147,7 +155,13 @@ impl IntentLog {
             let batch = std::mem::take(&mut writer.pending);
             let number = writer.next_sync;
             writer.next_sync += 1;
-            let written = append(&mut writer, &batch);
+            let noted = (writer.end / RECORD as u64) as usize - 1;
+            let too_many = noted + batch.len() > MAX_NOTES;
+            let records = match too_many {
+                true => everything(writer.segment).to_vec(),
+                false => records_of(&batch, writer.segment),
+            };
+            let written = append(&mut writer, &records);
             let synced = match written {
                 Ok(()) => {
                     let file = writer.file.try_clone();
@@ -160,7 +174,15 @@ impl IntentLog {
             writer.syncing = false;
             let result = match synced {
                 Ok(()) => {
-                    self.hot.write().extend(batch);
+                    if too_many {
+                        tracing::info!(
+                            "so much is changed that after a crash everything would be compared"
+                        );
+                        self.everything.store(true, Ordering::Release);
+                        *self.hot.write() = HashSet::new();
+                    } else {
+                        self.hot.write().extend(batch);
+                    }
                     writer.done_sync = number;
                     Ok(())
                 }
@@ -179,7 +201,12 @@ impl IntentLog {
 
     /// Whether this note is durable and not retired.
     pub fn is_hot(&self, intent: Intent) -> bool {
-        self.hot.read().contains(&intent)
+        self.are_hot(&[intent])
+    }
+
+    fn are_hot(&self, intents: &[Intent]) -> bool {
+        let hot = self.hot.read();
+        self.everything.load(Ordering::Acquire) || intents.iter().all(|i| hot.contains(i))
     }
 
     /// Starts a new segment; everything is cold again. Returns its number, for
@@ -212,6 +239,7 @@ impl IntentLog {
         writer.segment = segment;
         writer.end = RECORD as u64;
         writer.capacity = capacity;
+        self.everything.store(false, Ordering::Release);
         self.hot.write().clear();
         Ok(Some(segment))
     }
@@ -281,19 +309,20 @@ fn ahead(intent: Intent, hot: &HashSet<Intent>, wanted: &mut Vec<Intent>) {
     }
 }
 
-fn append(writer: &mut Writer, batch: &[Intent]) -> io::Result<()> {
+fn records_of(batch: &[Intent], segment: u64) -> Vec<u8> {
+    let records = batch.iter().map(|intent| encode(*intent, segment));
+    records.collect::<Vec<_>>().concat()
+}
+
+fn append(writer: &mut Writer, bytes: &[u8]) -> io::Result<()> {
     if writer.failed {
         return Err(io::Error::other("the intent log failed before"));
-    }
-    let mut bytes = Vec::with_capacity(batch.len() * RECORD);
-    for intent in batch {
-        bytes.extend_from_slice(&encode(*intent, writer.segment));
     }
     let end = writer.end + bytes.len() as u64;
     while writer.capacity < end {
         writer.capacity = grow(&writer.file, writer.capacity)?;
     }
-    writer.file.write_all_at(&bytes, writer.end)?;
+    writer.file.write_all_at(bytes, writer.end)?;
     writer.end = end;
     Ok(())
 }
@@ -480,6 +509,39 @@ mod tests {
             log.all().unwrap().intents.into_iter().collect::<Vec<_>>(),
             [extent(100)]
         );
+    }
+
+    #[test]
+    fn a_segment_has_a_limit_beyond_which_one_note_stands_for_everything() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = new_log(dir.path());
+        let attributes = |n: usize| Intent::Attributes {
+            file: FileId(n as u64 + 5000),
+        };
+        let note = |from: usize| {
+            let some: Vec<_> = (from..from + 4096).map(attributes).collect();
+            log.ensure(&some).unwrap();
+        };
+        (0..MAX_NOTES).step_by(4096).for_each(note);
+        assert_eq!(log.hot.read().len(), MAX_NOTES);
+        let all = log.all().unwrap();
+        assert_eq!((all.intents.len(), all.damaged), (MAX_NOTES, false));
+        assert!(!log.is_hot(attributes(MAX_NOTES)));
+        note(MAX_NOTES);
+        assert!(log.is_hot(attributes(3 * MAX_NOTES)), "everything is noted");
+        assert_eq!(log.hot.read().capacity(), 0, "and takes no memory");
+        assert!(log.all().unwrap().damaged, "and is compared after a crash");
+        let syncs = log.syncs();
+        (2 * MAX_NOTES..4 * MAX_NOTES).step_by(4096).for_each(note);
+        assert_eq!(log.syncs(), syncs);
+        let size = std::fs::metadata(path_of(dir.path(), 2)).unwrap().len();
+        assert!(size <= (MAX_NOTES * RECORD) as u64 + 2 * CHUNK, "{size}");
+        let segment = log.rotate().unwrap().unwrap();
+        assert!(!log.is_hot(attributes(0)), "a new one tells apart again");
+        log.ensure(&[attributes(7)]).unwrap();
+        log.retire(segment).unwrap();
+        let left = log.all().unwrap();
+        assert_eq!((left.intents.len(), left.damaged), (1, false));
     }
 
     #[test]

@@ -9,9 +9,10 @@
 //!  20  8   0
 //!  28  4   CRC-32C of the 28 bytes before
 //!   record i at byte 32 * (i + 1), zeros behind the last:
-//!     0  u8   kind: 1 extent, 2 attributes, 3 directory, 4 new ids, 5 whole file
+//!     0  u8   kind: 1 extent, 2 attributes, 3 directory, 4 new ids, 5 whole file,
+//!             6 everything: what is changed from here on is not noted apart
 //!     4  u32  extent number (kind 1), else 0
-//!     8  u64  file id
+//!     8  u64  file id, 0 for kind 6
 //!    16  u64  number of the segment
 //!    24  u32  CRC-32C of the 24 bytes before
 //!    28  u32  0
@@ -31,6 +32,9 @@ const VERSION: u16 = 1;
 /// Bytes of a record, and of the head of a segment.
 pub(super) const RECORD: usize = 32;
 
+/// The kind of the record that says that everything may differ.
+const EVERYTHING: u8 = 6;
+
 /// Bytes of a note without its checksum and segment.
 pub(super) const NOTE: usize = 13;
 
@@ -39,7 +43,8 @@ pub(super) const NOTE: usize = 13;
 pub struct Recovered {
     /// The notes.
     pub intents: BTreeSet<Intent>,
-    /// Something could not be read: anything may differ.
+    /// Something could not be read, or too much was changed to be told apart: anything may
+    /// differ.
     pub damaged: bool,
 }
 
@@ -49,6 +54,14 @@ impl Recovered {
             path = %path.display(),
             why,
             "a part of the intent log cannot be used: everything is compared"
+        );
+        self.damaged = true;
+    }
+
+    fn overflowed(&mut self, path: &Path) {
+        tracing::warn!(
+            path = %path.display(),
+            "more was changed than the intent log tells apart: everything is compared"
         );
         self.damaged = true;
     }
@@ -76,7 +89,12 @@ pub(super) fn read_segment(path: &Path, bytes: &[u8], segment: u64, recovered: &
         return recovered.damaged(path, &strange_head(found, segment));
     }
     let mut broken = false;
+    let everything = everything(segment);
     for record in records.chunks_exact(RECORD) {
+        if record == everything {
+            recovered.overflowed(path);
+            continue;
+        }
         match decode(record, segment) {
             Some(intent) => {
                 // A sound record behind a broken one: not the torn end of the log.
@@ -143,7 +161,17 @@ pub(super) fn decode_note(note: &[u8]) -> Option<Intent> {
 
 /// A record.
 pub(super) fn encode(intent: Intent, segment: u64) -> [u8; RECORD] {
-    let note = encode_note(intent);
+    record_of(encode_note(intent), segment)
+}
+
+/// The record that says that everything may differ.
+pub(super) fn everything(segment: u64) -> [u8; RECORD] {
+    let mut note = [0; NOTE];
+    note[0] = EVERYTHING;
+    record_of(note, segment)
+}
+
+fn record_of(note: [u8; NOTE], segment: u64) -> [u8; RECORD] {
     let mut record = [0; RECORD];
     record[0] = note[0];
     record[4..16].copy_from_slice(&note[1..]);
@@ -207,5 +235,9 @@ mod tests {
             assert_eq!(record[28..], [0; 4]);
         }
         assert!(bytes[6 * 32..].iter().all(|b| *b == 0));
+        let body = [&[6][..], &[0; 15], &[2, 0, 0, 0, 0, 0, 0, 0]].concat();
+        assert_eq!(everything(2)[..24], body);
+        assert_eq!(everything(2)[24..28], crc32c::crc32c(&body).to_le_bytes());
+        assert_eq!(everything(2)[28..], [0; 4]);
     }
 }
