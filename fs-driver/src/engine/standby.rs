@@ -286,9 +286,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes the notes of changes of data that have arrived with one sync for all of them: small
-    /// pieces all over a large file would else cost one each. What cannot be noted here is
-    /// met again when it is applied.
+    /// Makes the notes of changes that have arrived with one sync for all of them: small
+    /// pieces all over a large file, or the attributes of many, would else cost one each. What
+    /// cannot be noted here is met again when it is applied.
     pub(crate) fn standby_note_ahead(&self, frames: &VecDeque<Payload>) {
         if frames.len() < 2 {
             return;
@@ -298,12 +298,22 @@ impl Engine {
             let Ok(op) = decode_op(frame.clone()) else {
                 break;
             };
-            if let Op::Write { .. } | Op::PutData { .. } | Op::PutHole { .. } = op.op {
-                intents_of(&op.op, 0, |note| wanted.push(note));
+            match op.op {
+                Op::Write { .. }
+                | Op::PutData { .. }
+                | Op::PutHole { .. }
+                | Op::PutDirectory { .. } => intents_of(&op.op, 0, |note| wanted.push(note)),
+                // How much of its data it cuts is seen when it is applied.
+                Op::PutObject { object, .. } => {
+                    wanted.push(Intent::Attributes { file: object.file });
+                }
+                _ => {}
             }
         }
         wanted.retain(|note| match note {
-            Intent::Extent { file, .. } | Intent::File { file } => !self.is_new(*file),
+            Intent::Extent { file, .. } | Intent::File { file } | Intent::Attributes { file } => {
+                !self.is_new(*file)
+            }
             _ => true,
         });
         if let Err(error) = self.intents.ensure(&wanted) {

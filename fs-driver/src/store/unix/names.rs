@@ -175,7 +175,7 @@ impl Store {
     ) -> io::Result<Arc<Node>> {
         let path = sys::open_name(directory, name)?;
         match &opened {
-            Some(fd) => xattrs::set_id(fd.as_fd(), file)?,
+            Some(fd) => xattrs::set_id_of_file(fd.as_fd(), file)?,
             None => xattrs::set_id(path.as_fd(), file)?,
         }
         self.index.put(file, &Handle::of(path.as_fd())?)?;
@@ -294,21 +294,25 @@ impl Store {
         Ok(listing.fetched.clone())
     }
 
-    /// All names of a directory.
-    pub(super) fn names_of(&self, node: &Arc<Node>) -> io::Result<Vec<Name>> {
+    /// All names of a directory, a page at a time.
+    pub(super) fn each_name(
+        &self,
+        node: &Arc<Node>,
+        mut see: impl FnMut(Name) -> io::Result<()>,
+    ) -> io::Result<()> {
         let handle = self.open_directory(node.clone())?;
-        let mut all = Vec::new();
         let mut at = 0;
         loop {
             let entries = self.list(&handle, at)?;
             let Some(last) = entries.last() else {
-                return Ok(all);
+                return Ok(());
             };
             at = last.next;
-            all.extend(entries.into_iter().filter_map(|entry| match entry.name {
-                Listed::Name(name) => Some(name),
-                Listed::Here | Listed::Up => None,
-            }));
+            for entry in entries {
+                if let Listed::Name(name) = entry.name {
+                    see(name)?;
+                }
+            }
         }
     }
 
@@ -319,12 +323,10 @@ impl Store {
         node: &Arc<Node>,
         mut see: impl FnMut(Name, Arc<Node>) -> io::Result<()>,
     ) -> io::Result<()> {
-        for name in self.names_of(node)? {
-            if let Some(entry) = self.find(node, &name)? {
-                see(name, entry)?;
-            }
-        }
-        Ok(())
+        self.each_name(node, |name| match self.find(node, &name)? {
+            Some(entry) => see(name, entry),
+            None => Ok(()),
+        })
     }
 
     /// The id of the directory that holds this directory.

@@ -21,8 +21,15 @@ use super::names::c_name;
 use super::node::{Node, kind_of};
 use super::{Store, sys, xattrs};
 
-/// Names a whole listing has named so far.
-pub(super) type SeenNames = HashSet<Name>;
+/// Names a whole listing has named so far: their hashes (BLAKE3, cut to 128 bits), for a
+/// directory may have a million of them.
+pub(super) type SeenNames = HashSet<[u8; 16]>;
+
+fn hash_of(name: &Name) -> [u8; 16] {
+    let mut hash = [0; 16];
+    hash.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..16]);
+    hash
+}
 
 /// How the names begin under which that waits aside which is no object of the store.
 const FOREIGN: &str = "foreign-";
@@ -100,15 +107,20 @@ impl Store {
         for entry in entries {
             self.put_entry(&parent, entry)?;
             if let Some(seen) = self.listings.lock().get_mut(&directory) {
-                seen.insert(entry.name.clone());
+                seen.insert(hash_of(&entry.name));
             }
         }
         if let Listing::Whole { last: true, .. } = listing {
             let seen = self.listings.lock().remove(&directory).unwrap_or_default();
-            for name in self.names_of(&parent)? {
-                if !seen.contains(&name)
-                    && let Some(node) = self.own(&parent, &name)?
-                {
+            let mut others = Vec::new();
+            self.each_name(&parent, |name| {
+                if !seen.contains(&hash_of(&name)) {
+                    others.push(name);
+                }
+                Ok(())
+            })?;
+            for name in others {
+                if let Some(node) = self.own(&parent, &name)? {
                     self.move_aside(&parent, &name, &node)?;
                 }
             }
@@ -314,17 +326,22 @@ impl Store {
                 ),
             ));
         }
-        if object.kind == Kind::Regular && node.size()? != object.size {
+        let here = node.attributes()?;
+        let cut = object.kind == Kind::Regular && here.size != object.size;
+        if cut {
             self.truncate(&node, object.size)?;
         }
-        let change = Change {
-            mode: Some(object.mode),
-            uid: Some(object.uid),
-            gid: Some(object.gid),
-            accessed: None,
-            modified: None,
-        };
-        self.change(&node, &change)?;
+        // What was made a moment ago is as it was sent but for its size and times.
+        if cut || (here.mode, here.uid, here.gid) != (object.mode, object.uid, object.gid) {
+            let change = Change {
+                mode: Some(object.mode),
+                uid: Some(object.uid),
+                gid: Some(object.gid),
+                accessed: None,
+                modified: None,
+            };
+            self.change(&node, &change)?;
+        }
         for attribute in self.list_xattrs(&node)? {
             if !xattrs.iter().any(|(name, _)| *name == attribute) {
                 self.remove_xattr(&node, &attribute)?;

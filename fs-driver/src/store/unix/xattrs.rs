@@ -50,6 +50,12 @@ pub(super) fn set_id(fd: BorrowedFd<'_>, file: FileId) -> io::Result<()> {
     )?)
 }
 
+/// The same for a file that is open, without the way over its path.
+pub(super) fn set_id_of_file(file: BorrowedFd<'_>, id: FileId) -> io::Result<()> {
+    let value = id.0.to_le_bytes();
+    Ok(rustix::fs::fsetxattr(file, ID, &value, XattrFlags::CREATE)?)
+}
+
 /// Gives an object an id whatever it had before.
 pub(super) fn replace_id(fd: BorrowedFd<'_>, file: FileId) -> io::Result<()> {
     Ok(rustix::fs::setxattr(
