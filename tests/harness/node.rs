@@ -295,9 +295,13 @@ impl Node {
         process::detach(&self.mount());
     }
 
-    /// Stops the driver where it is, without a word.
+    /// Stops the driver where it is, without a word. Returns when none of its threads runs:
+    /// on a busy machine the others go on until one of them has taken the signal.
     pub fn freeze(&self) {
         self.signal(libc::SIGSTOP);
+        let Some(pid) = self.pid() else { return };
+        let stopped = || process::is_stopped(pid);
+        assert!(wait_until(PATIENCE, stopped), "{} does not stop", self.name);
     }
 
     /// Lets a frozen driver go on.

@@ -31,6 +31,22 @@ static STARTER: LazyLock<Mutex<Sender<Job>>> = LazyLock::new(|| {
     Mutex::new(jobs)
 });
 
+/// Whether no thread of a process runs, or will before the process is continued: each is
+/// stopped, or in a system call behind which it stops (`proc(5)`, `stat`).
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    // One that has ended runs no more, either.
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return true;
+    };
+    threads.flatten().all(|thread| {
+        let Ok(stat) = std::fs::read_to_string(thread.path().join("stat")) else {
+            return true;
+        };
+        let state = stat.rsplit(") ").next().and_then(|s| s.chars().next());
+        !matches!(state, Some('R' | 'S'))
+    })
+}
+
 /// Starts a process that is killed when this one ends.
 pub fn start(mut command: Command) -> io::Result<Child> {
     let parent = std::process::id();
