@@ -2,14 +2,18 @@
 //! are the same afterwards.
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use harness::{Options, Pair, wait_until};
+use harness::{Options, Pair, read_quietly, wait_until};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
+use rustix::mm::MapFlags;
 
 use crate::area::{code, noise};
+use crate::mmap::Mapping;
 
 /// Not a promise about speed: only so that a test ends.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -75,4 +79,62 @@ fn the_application_is_told_and_both_copies_stay_equal() {
     std::fs::write(pair.on_a("after"), noise(2, 1 << 20)).unwrap();
     assert!(std::fs::read(pair.on_b("after")).unwrap() == noise(2, 1 << 20));
     pair.assert_identical();
+}
+
+/// The kernel writes a page; whether it could.
+fn write_back(file: &File, at: usize) -> bool {
+    let how = libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: the call takes no memory, and the descriptor is open.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), at as i64, 4096, how) == 0 }
+}
+
+/// What fails is taken back from the peer, and only that: what is appended meanwhile stays.
+#[test]
+fn a_write_that_fails_cuts_off_nothing_that_is_appended_meanwhile() {
+    const HOLE: u64 = 4 << 20;
+    const APPENDS: u64 = 2000;
+    let pair = Pair::with(Options {
+        small_disk: Some(64 << 20),
+        ..Options::default()
+    });
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(pair.on_a("file"))
+        .unwrap();
+    file.set_len(HOLE).unwrap();
+    fallocate(&file, FallocateFlags::KEEP_SIZE, HOLE, APPENDS * 4096).unwrap();
+    let large = File::create(pair.on_a("large")).unwrap();
+    fill(&large, 1 << 20);
+    let rest = File::create(pair.on_a("rest")).unwrap();
+    fill(&rest, 4096);
+    let appending = AtomicBool::new(true);
+    let failed = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0..APPENDS {
+                file.write_all_at(&noise(n, 4096), HOLE + n * 4096).unwrap();
+            }
+            appending.store(false, Ordering::SeqCst);
+        });
+        let mut failed = 0;
+        let memory = Mapping::new(&file, HOLE as usize, MapFlags::SHARED, true);
+        for at in (0..HOLE as usize).step_by(4096).cycle() {
+            if !appending.load(Ordering::SeqCst) {
+                return failed;
+            }
+            memory.store(at, b"a byte where the disk has no room");
+            failed += u64::from(!write_back(&file, at));
+        }
+        unreachable!()
+    });
+    assert!(failed > 20, "{failed} writes failed");
+    pair.wait_settled();
+    assert_eq!(pair.a.status().unwrap()["link"], "paired");
+    let there = |node: &harness::Node| read_quietly(&node.data().join("file")).unwrap();
+    let (a, b) = (there(&pair.a), there(&pair.b));
+    assert_eq!(a.len() as u64, HOLE + APPENDS * 4096);
+    assert_eq!(a.len(), b.len());
+    assert!(a == b, "the copies differ");
+    assert!(noise(7, 4096) == a[HOLE as usize + 7 * 4096..][..4096]);
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use twinfold_protocol::handshake::Role;
-use twinfold_protocol::limits;
 use twinfold_protocol::op::{AllocateMode, Op, Payload, Stability};
 
 use super::{Engine, Reply, clock};
@@ -99,7 +98,10 @@ impl Engine {
             }
             Err(e) => {
                 self.vote(submitted.seq, Box::new(|| ()));
-                self.undo(node, offset, length, Box::new(move || reply(Err(e.into()))));
+                self.range_as_it_is(node, offset, length);
+                drop(range);
+                let reply = Box::new(move || reply(Err(e.into())));
+                self.end_as_it_is(node, clear_privileges, reply);
             }
         }
     }
@@ -141,44 +143,6 @@ impl Engine {
             Err(e) => {
                 self.vote(seq, Box::new(|| ()));
                 reply(Err(e.into()));
-            }
-        }
-    }
-
-    /// A write failed here after it was shipped: ships what the range and the size
-    /// really are now, so that both copies end equal (invariant 9). The caller holds the range.
-    fn undo(&self, node: &Arc<Node>, offset: u64, length: u64, reply: Reply) {
-        let outcome = (|| -> io::Result<(u64, Bytes)> {
-            let size = node.size()?;
-            let mut data = vec![0; length.min(size.saturating_sub(offset)) as usize];
-            let n = self.store.read(node, offset, &mut data)?;
-            data.truncate(n);
-            Ok((size, data.into()))
-        })();
-        match outcome {
-            Ok((size, data)) => {
-                if !data.is_empty() {
-                    let op = Op::Write {
-                        file: node.file(),
-                        offset,
-                        stability: Stability::Mode,
-                        clear_privileges: false,
-                        data: data.into(),
-                    };
-                    self.commit(op, size, Box::new(|| ()));
-                }
-                let op = Op::Truncate {
-                    file: node.file(),
-                    size,
-                    clear_privileges: false,
-                };
-                self.commit(op, size, reply);
-            }
-            Err(e) => {
-                // Not even readable: let the peer go; the range stays marked for its return.
-                tracing::error!(file = %node.file(), error = %e, "a failed write cannot be undone");
-                self.drop_connection("a failed write could not be undone on the peer");
-                reply();
             }
         }
     }
@@ -272,6 +236,20 @@ impl Engine {
                 if may_have_changed(&e) {
                     self.core.lock().failed_here(&op, old_size);
                 }
+                if !moved
+                    && may_have_changed(&e)
+                    && let Op::Allocate {
+                        mode:
+                            AllocateMode::PunchHole
+                            | AllocateMode::ZeroRange
+                            | AllocateMode::ZeroRangeKeepSize,
+                        offset,
+                        length,
+                        ..
+                    } = op
+                {
+                    self.changed_in_part(node, offset, length);
+                }
                 if moved || size == old_size {
                     return reply(Err(e.into()));
                 }
@@ -345,9 +323,12 @@ impl Engine {
                 self.commit(op(copied), 0, Box::new(move || reply(Ok(copied))));
             }
             // The peer does not have the source any more, or not yet: it gets the data.
-            Ok(copied) => self.ship_contents(to, to_offset, copied, move |done| {
-                reply(done.map(|()| copied));
-            }),
+            Ok(copied) => {
+                let done = Box::new(move || reply(Ok(copied)));
+                if let Err(e) = self.ship(to, to_offset, copied, done) {
+                    self.differs(to, to_offset, copied, &e);
+                }
+            }
             Err(e) => {
                 // Nothing was copied, but the times may have been set.
                 self.touch(&op(length));
@@ -356,41 +337,6 @@ impl Engine {
                 }
                 reply(Err(e.into()));
             }
-        }
-    }
-
-    /// Ships what a range holds here. The caller holds it.
-    fn ship_contents(
-        &self,
-        node: &Node,
-        offset: u64,
-        length: u64,
-        reply: impl FnOnce(FsResult<()>) + Send + 'static,
-    ) {
-        let mut done = 0;
-        let mut last = None;
-        while done < length {
-            let mut data = vec![0; (length - done).min(limits::MAX_PAYLOAD as u64) as usize];
-            match self.store.read(node, offset + done, &mut data) {
-                Ok(0) => break,
-                Ok(n) => data.truncate(n),
-                Err(e) => return reply(Err(e.into())),
-            }
-            let n = data.len() as u64;
-            if let Some(op) = last.replace(Op::Write {
-                file: node.file(),
-                offset: offset + done,
-                stability: Stability::Mode,
-                clear_privileges: false,
-                data: Bytes::from(data).into(),
-            }) {
-                self.commit(op, 0, Box::new(|| ()));
-            }
-            done += n;
-        }
-        match last {
-            Some(op) => self.commit(op, 0, Box::new(move || reply(Ok(())))),
-            None => reply(Ok(())),
         }
     }
 

@@ -12,6 +12,7 @@ mod calls;
 pub(crate) mod clock;
 mod compare;
 mod data;
+mod equal;
 mod gate;
 mod guest;
 mod hashing;
@@ -395,6 +396,11 @@ impl Engine {
         })
     }
 
+    /// Runs `job` on another thread soon: for whoever must not wait for a disk.
+    pub(crate) fn later(&self, job: impl FnOnce() + Send + 'static) {
+        self.jobs.run(job);
+    }
+
     /// Whether everything about `file` is covered by a note on new ids.
     fn is_new(&self, file: FileId) -> bool {
         self.intents
@@ -404,7 +410,13 @@ impl Engine {
     /// Puts an op that has been applied here into the order; `reply` runs when it may be
     /// acknowledged. The caller holds the locks over what the op touches.
     fn commit(&self, op: Op, old_size: u64, reply: Reply) {
-        self.touch(&op);
+        let mut touched = [None; 2];
+        let mut places = touched.iter_mut();
+        settle::touched_by(&op, |file| {
+            if let Some(place) = places.next() {
+                *place = Some(file);
+            }
+        });
         let mut core = self.core.lock();
         let submitted = core.submit(clock::now(), clock::wall(), op, old_size);
         let ready = match submitted.seq {
@@ -412,6 +424,11 @@ impl Engine {
             Some(seq) => core.local_done(seq, reply),
         };
         drop(core);
+        // Only now: times that are shipped before the op would be lost with it.
+        touched
+            .into_iter()
+            .flatten()
+            .for_each(|f| self.touch_file(f));
         if submitted.output {
             self.output.notify_one();
         }

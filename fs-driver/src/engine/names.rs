@@ -1,6 +1,7 @@
 //! Changes of names and attributes. Each is applied here first, under one lock,
 //! and shipped only when it succeeded: what the store refuses never reaches the peer.
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -238,15 +239,66 @@ impl Engine {
         change: Change,
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
-        let node = node.clone();
         let op = Op::SetAttributes {
             file: node.file(),
             change,
         };
-        self.change_names(op, reply, move |engine, op| {
-            engine.store.change(&node, &change)?;
-            Ok(((!node.is_orphan()).then_some(op), ()))
+        self.change_object(node, op, reply, move |engine, node, _| {
+            let done = engine.store.change(node, &change);
+            let two = change.mode.is_some() && (change.uid.is_some() || change.gid.is_some());
+            if let Err(e) = &done
+                && (two || may_have_changed(e))
+                && !node.is_orphan()
+            {
+                engine.attributes_as_they_are(node);
+            }
+            done
         });
+    }
+
+    /// Changes an object's attributes, ordered with all that is done to names, and with
+    /// writes: they take suid and capabilities away, and set times.
+    fn change_object(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        op: Op,
+        reply: impl FnOnce(FsResult<()>) + Send + 'static,
+        change: impl FnOnce(&Engine, &Node, &Op) -> io::Result<()> + Send + 'static,
+    ) {
+        let node = node.clone();
+        self.admit(0, move |engine| {
+            let _pass = engine.gate.enter();
+            let ready = engine.writable();
+            if let Err(e) = ready.and_then(|()| engine.ensure_intents(&op, 0)) {
+                return reply(Err(e));
+            }
+            let _names = engine.names.lock();
+            let _whole = node.ranges.lock_all();
+            match change(engine, &node, &op) {
+                Ok(()) if node.is_orphan() => reply(Ok(())),
+                Ok(()) => engine.commit(op, 0, Box::new(move || reply(Ok(())))),
+                Err(e) => reply(Err(e.into())),
+            }
+        });
+    }
+
+    /// A change of an object's attributes failed and may have done a part of it: ships what
+    /// they are now. The caller holds names and all of the object.
+    fn attributes_as_they_are(&self, node: &Node) {
+        match node.attributes() {
+            Ok(now) => {
+                let change = Change {
+                    mode: (now.kind != Kind::Symlink).then_some(now.mode),
+                    uid: Some(now.uid),
+                    gid: Some(now.gid),
+                    accessed: Some(now.accessed),
+                    modified: Some(now.modified),
+                };
+                let file = node.file();
+                self.commit(Op::SetAttributes { file, change }, 0, Box::new(|| ()));
+            }
+            Err(e) => self.differs(node, 0, 0, &e),
+        }
     }
 
     /// `setxattr(2)`.
@@ -258,18 +310,15 @@ impl Engine {
         mode: XattrMode,
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
-        let node = node.clone();
         let op = Op::SetXattr {
             file: node.file(),
             name: Bytes::copy_from_slice(name),
             value: Bytes::copy_from_slice(value),
             mode,
         };
-        self.change_names(op, reply, move |engine, op| {
-            if let Op::SetXattr { name, value, .. } = &op {
-                engine.store.set_xattr(&node, name, value, mode)?;
-            }
-            Ok(((!node.is_orphan()).then_some(op), ()))
+        self.change_object(node, op, reply, move |engine, node, op| match op {
+            Op::SetXattr { name, value, .. } => engine.store.set_xattr(node, name, value, mode),
+            _ => Ok(()),
         });
     }
 
@@ -280,16 +329,13 @@ impl Engine {
         name: &[u8],
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
-        let node = node.clone();
         let op = Op::RemoveXattr {
             file: node.file(),
             name: Bytes::copy_from_slice(name),
         };
-        self.change_names(op, reply, move |engine, op| {
-            if let Op::RemoveXattr { name, .. } = &op {
-                engine.store.remove_xattr(&node, name)?;
-            }
-            Ok(((!node.is_orphan()).then_some(op), ()))
+        self.change_object(node, op, reply, move |engine, node, op| match op {
+            Op::RemoveXattr { name, .. } => engine.store.remove_xattr(node, name),
+            _ => Ok(()),
         });
     }
 }

@@ -99,41 +99,39 @@ impl Engine {
             }
         }
         for file in touched {
-            match self.times_of(file) {
-                Ok(Some(op)) => {
-                    let mut core = self.core.lock();
-                    let submitted = core.submit(clock::now(), clock::wall(), op, 0);
-                    drop(core);
-                    if submitted.output {
-                        self.output.notify_one();
-                    }
-                }
-                Ok(None) => {}
-                Err(e) => {
-                    tracing::warn!(%file, error = %e, "times cannot be read");
-                    if is_disk_failure(&e) {
-                        self.disk_failed("reading times", &e);
-                    }
+            if let Err(e) = self.ship_times(file) {
+                tracing::warn!(%file, error = %e, "times cannot be read");
+                if is_disk_failure(&e) {
+                    self.disk_failed("reading times", &e);
                 }
             }
         }
     }
 
-    fn times_of(&self, file: FileId) -> io::Result<Option<Op>> {
+    /// Reads and ships the times of an object as one step: times that are set meanwhile come
+    /// behind them in the order.
+    fn ship_times(&self, file: FileId) -> io::Result<()> {
         let Some(node) = self.store.object(file)? else {
-            return Ok(None);
+            return Ok(());
         };
         let _whole = node.ranges.lock_all();
         if node.is_orphan() {
-            return Ok(None);
+            return Ok(());
         }
         let attributes = node.attributes()?;
         debug_assert!(attributes.kind != Kind::Symlink || attributes.size > 0);
-        Ok(Some(Op::Times {
+        let op = Op::Times {
             file,
             accessed: attributes.accessed,
             modified: attributes.modified,
-        }))
+        };
+        let mut core = self.core.lock();
+        let submitted = core.submit(clock::now(), clock::wall(), op, 0);
+        drop(core);
+        if submitted.output {
+            self.output.notify_one();
+        }
+        Ok(())
     }
 
     /// Whether times of this object are still to be shipped. The caller holds

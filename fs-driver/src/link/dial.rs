@@ -554,8 +554,8 @@ async fn apply(
         }
         // Only now: the stream's first bytes may have held ops already.
         let filled = tokio::select! {
+            // Ops that never cease to arrive must not keep back what a disk has done.
             biased;
-            filled = ops.fill() => filled?,
             Some(receipt) = synced.recv() => {
                 match receipt {
                     Ok(Some(receipt)) => {
@@ -572,6 +572,7 @@ async fn apply(
                 }
                 true
             }
+            filled = ops.fill() => filled?,
         };
         if !filled {
             return ops.end();

@@ -132,19 +132,21 @@ impl Vfs {
                     .truncate(&node, size, set.clear_privileges, done);
             }
             Some(size) => {
-                // Two ops. The second is acknowledged after the first; the first one's
-                // own failure is told before it returns.
-                let failed = Arc::new(Mutex::new(None));
-                let note = failed.clone();
+                // Two ops, the second when the first is done. Whoever tells of that has no time.
+                let engine = self.engine.clone();
+                let jobs = engine.clone();
                 self.engine
-                    .truncate(&node, size, set.clear_privileges, move |result| {
-                        *note.lock() = result.err();
-                    });
-                let error = failed.lock().take();
-                match error {
-                    Some(error) => done(Err(error)),
-                    None => self.engine.set_attributes(&node, set.change, done),
-                }
+                    .truncate(
+                        &node.clone(),
+                        size,
+                        set.clear_privileges,
+                        move |result| match result {
+                            Ok(()) => jobs.later(move || {
+                                engine.set_attributes(&node, set.change, done);
+                            }),
+                            Err(e) => done(Err(e)),
+                        },
+                    );
             }
         }
     }

@@ -51,6 +51,8 @@ impl<R> Primary<R> {
     ) {
         match self.link {
             Link::Alone | Link::Syncing => mark(&mut self.dirty),
+            // Nothing comes behind the request to take over; this copy is compared whole.
+            Link::Yielding { .. } | Link::Yielded => {}
             _ => {
                 mark(&mut self.differing);
                 self.differing.bound();

@@ -213,6 +213,12 @@ impl Verify {
         }
     }
 
+    /// The secondary of this session shall leave, and come back to be brought up again.
+    pub(super) fn ask_to_rejoin(&self, session: SessionId) {
+        *self.rejoin.lock() = Some(session);
+        self.rejoin_there.notify_one();
+    }
+
     /// Returns when the secondary of this session shall leave and come back.
     pub(crate) async fn rejoin(&self, session: SessionId) {
         loop {
@@ -439,8 +445,7 @@ impl Engine {
             return Ok(());
         }
         run.set(VerifyState::Repairing);
-        *self.verify.rejoin.lock() = Some(session);
-        self.verify.rejoin_there.notify_one();
+        self.verify.ask_to_rejoin(session);
         let mut seen = None;
         let mut since = clock::now();
         let left = self.verify_patience() + LEASE;

@@ -196,10 +196,11 @@ pub(super) const SELF: AtFlags = AtFlags::EMPTY_PATH;
 /// Whether a call that failed so may have changed something before: it ran out of room,
 /// or the disk failed. Everything else is refused beforehand.
 pub fn may_have_changed(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        None | Some(libc::ENOSPC | libc::EDQUOT | libc::EIO)
-    )
+    is_disk_failure(error)
+        || matches!(
+            error.raw_os_error(),
+            None | Some(libc::ENOSPC | libc::EDQUOT)
+        )
 }
 
 /// Whether a call that failed so tells of a disk, or of a file system on it, that cannot
