@@ -243,3 +243,34 @@ fn a_copy_whose_history_cannot_be_read_is_no_primary_and_is_compared_as_a_second
     pair.b.start(Role::Secondary).unwrap();
     pair.assert_identical();
 }
+
+/// All of such a copy is kept before it is overwritten; where there is no room for that, an
+/// operator can do without.
+#[test]
+fn a_copy_of_unknown_history_that_cannot_be_kept_is_overwritten_when_an_operator_says_so() {
+    let mut pair = Pair::with(Options {
+        small_disk: Some(96 << 20),
+        ..Options::default()
+    });
+    fs::write(pair.on_a("large"), vec![7; 48 << 20]).unwrap();
+    pair.assert_identical();
+    pair.a.demote(false).unwrap();
+    pair.b.promote(false).unwrap();
+    pair.wait_paired();
+    pair.a.stop().unwrap();
+    let path = state(&pair.a).join("copy");
+    let good = fs::read(&path).unwrap();
+    fs::write(&path, vec![0xff; good.len()]).unwrap();
+    fs::write(pair.on_b("more"), "more").unwrap();
+    pair.a.start(Role::HistoryUnknown).unwrap();
+    pair.a.expect_log(0, "--without-archive");
+    let discard = |without_archive| {
+        pair.a
+            .ask(fs_driver::control::Request::Discard { without_archive })
+    };
+    assert!(discard(false).is_err());
+    discard(true).unwrap();
+    pair.assert_identical();
+    assert!(pair.on_a("more").exists());
+    pair.a.kill();
+}

@@ -20,6 +20,8 @@ impl Engine {
     /// an archive that is complete and on the disk when this returns, and notes durably
     /// that it is. Nothing may change the copy meanwhile.
     pub(super) fn keep_copy(&self, reason: Reason, everything: bool) -> io::Result<()> {
+        // Two at once would take each other's unfinished archive for left over.
+        let _one = self.archiving.lock();
         let record = self.copy.get();
         let own = self.own_changes()?;
         let everything = everything || own.damaged;
@@ -50,12 +52,22 @@ impl Engine {
                 "what this copy has is kept in an archive: `archive list` shows it"
             );
         }
+        // It may take minutes. What a term as primary begun meanwhile changes is not in it.
+        let mut same = false;
         self.copy.update(|r| {
-            r.archived = match everything {
-                true => Archived::Everything,
-                false => Archived::Changes,
-            };
+            same = (r.copy.current, r.epoch) == (record.copy.current, record.epoch);
+            if same {
+                r.archived = match everything {
+                    true => Archived::Everything,
+                    false => Archived::Changes,
+                };
+            }
         })?;
+        if !same {
+            return Err(io::Error::other(
+                "this copy became primary while it was being kept",
+            ));
+        }
         self.limit_archives();
         Ok(())
     }

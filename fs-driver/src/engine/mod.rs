@@ -140,6 +140,8 @@ pub struct Engine {
     promoting: AtomicBool,
     /// What this copy has is being kept: no resync of it may begin.
     keeping: AtomicBool,
+    /// Held while an archive is made.
+    archiving: Mutex<()>,
     /// A checkpoint is due although nothing is unflushed.
     one_more: AtomicBool,
     /// Held while objects of a seed get their ids.
@@ -279,6 +281,7 @@ impl Engine {
             closing: AtomicBool::new(false),
             promoting: AtomicBool::new(false),
             keeping: AtomicBool::new(false),
+            archiving: Mutex::default(),
             one_more: AtomicBool::new(false),
             matching: Mutex::default(),
             pace,

@@ -268,11 +268,16 @@ impl Engine {
             bail!("this node is primary: its copy is in use. Run `demote` first");
         }
         let record = self.copy.get();
+        if record.copy.given_up {
+            // What has no room may still be in the way of its resync.
+            if without_archive && record.archived != Archived::Waived {
+                let noted = self.copy.update(|r| r.archived = Archived::Waived);
+                return noted.context("cannot write the copy's history");
+            }
+            bail!("this copy is given up already; it waits for its peer");
+        }
         if !record.copy.current.is_some() {
             bail!("this copy was never synchronised: there is nothing to give up");
-        }
-        if record.copy.given_up {
-            bail!("this copy is given up already; it waits for its peer");
         }
         self.stand_still("this copy is given up");
         let kept = match without_archive {

@@ -347,6 +347,7 @@ impl Engine {
         } else {
             self.store.apply(&op.op, standby.machine.is_moving())?;
             standby.fresh.mark_op(&op.op, old_size);
+            standby.fresh.bound();
         }
         self.counters.applied(&op.op);
         standby.note_times(&self.store, &op.op, op.time);
