@@ -9,6 +9,7 @@ mod both;
 mod line;
 mod primary;
 mod secondary;
+mod writers;
 
 use std::fs::File;
 use std::io::{self, Write};

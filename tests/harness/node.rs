@@ -42,6 +42,8 @@ pub struct Node {
     pub(crate) namespace: Option<File>,
     /// Its driver's effects are counted.
     pub(crate) watched: bool,
+    /// The descriptors its driver may have, if not as many as the tests.
+    pub(crate) descriptors: Option<u64>,
     /// The next one is killed behind so many.
     kill_after: Option<u64>,
     process: Option<Child>,
@@ -66,6 +68,7 @@ impl Node {
             addresses: Vec::new(),
             namespace: None,
             watched: false,
+            descriptors: None,
             kill_after: None,
             process: None,
             effects: None,
@@ -138,6 +141,18 @@ impl Node {
     fn command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = Command::new(program()?);
         command
+            .args(arguments)
+            .current_dir("/")
+            .stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// With so many descriptors at most.
+    fn command_with(&self, descriptors: u64, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new("prlimit");
+        command
+            .arg(format!("--nofile={descriptors}"))
+            .arg(program()?)
             .args(arguments)
             .current_dir("/")
             .stdin(Stdio::null());
@@ -225,7 +240,10 @@ impl Node {
     pub fn begin(&mut self, arguments: &[&str]) -> Result<()> {
         ensure!(self.process.is_none(), "{} runs already", self.name);
         let log = File::options().append(true).create(true).open(self.log())?;
-        let mut command = self.command(arguments)?;
+        let mut command = match self.descriptors {
+            Some(most) => self.command_with(most, arguments)?,
+            None => self.command(arguments)?,
+        };
         command.stdout(log.try_clone()?).stderr(log);
         if let Some(namespace) = &self.namespace {
             network::enter(&mut command, namespace)?;

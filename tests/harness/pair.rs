@@ -55,6 +55,8 @@ pub struct Options {
     pub apart: bool,
     /// The effects of both drivers are counted.
     pub watched: bool,
+    /// The descriptors each driver may have, if not as many as the tests.
+    pub descriptors: Option<u64>,
 }
 
 impl Default for Options {
@@ -74,6 +76,7 @@ impl Default for Options {
             both_small: false,
             apart: false,
             watched: false,
+            descriptors: None,
         }
     }
 }
@@ -179,6 +182,8 @@ impl Pair {
         };
         pair.a.watched = options.watched;
         pair.b.watched = options.watched;
+        pair.a.descriptors = options.descriptors;
+        pair.b.descriptors = options.descriptors;
         (options.populate)(&pair.a.mount());
         if let Some(seed) = options.seed {
             seed(&pair.b.mount());

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use harness::{Options, Pair, read_quietly, wait_until};
+use harness::{Options, Pair, Role, read_quietly, wait_until};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use rustix::mm::MapFlags;
@@ -137,4 +137,43 @@ fn a_write_that_fails_cuts_off_nothing_that_is_appended_meanwhile() {
     assert_eq!(a.len(), b.len());
     assert!(a == b, "the copies differ");
     assert!(noise(7, 4096) == a[HOLE as usize + 7 * 4096..][..4096]);
+}
+
+/// The disk is full, and the driver has to be started again: after a stop, for which marks
+/// stand, and after a kill, after which there are notes.
+#[test]
+fn a_driver_starts_on_a_full_disk() {
+    let mut pair = Pair::with(Options {
+        small_disk: Some(64 << 20),
+        ..Options::default()
+    });
+    std::fs::write(pair.on_a("kept"), noise(1, 1 << 20)).unwrap();
+    for (round, kill) in [false, true, true, false].into_iter().enumerate() {
+        let file = File::options()
+            .append(true)
+            .create(true)
+            .open(pair.on_a("large"));
+        let file = file.unwrap();
+        for piece in [1 << 20, 4096] {
+            fill(&file, piece);
+        }
+        drop(file);
+        // To the last block: what is freed by a stop goes to others on such a disk.
+        let others = File::create(pair.a.directory().join("others")).unwrap();
+        pair.wait_settled();
+        match kill {
+            true => pair.a.kill(),
+            false => assert!(pair.a.stop().unwrap().success()),
+        }
+        fill(&others, 4096);
+        pair.a.start(Role::Primary).unwrap();
+        pair.wait_paired();
+        assert_eq!(pair.a.status().unwrap()["fenced"], serde_json::Value::Null);
+        // In place, with a note of it.
+        let kept = File::options().write(true).open(pair.on_a("kept")).unwrap();
+        kept.write_all_at(&noise(9 + round as u64, 4096), 0)
+            .unwrap();
+        pair.assert_identical();
+        others.set_len(0).unwrap();
+    }
 }

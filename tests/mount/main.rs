@@ -10,6 +10,7 @@
 mod area;
 mod cache;
 mod copy;
+mod descriptors;
 mod full;
 mod io;
 mod link;

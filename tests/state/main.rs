@@ -273,4 +273,22 @@ fn a_copy_of_unknown_history_that_cannot_be_kept_is_overwritten_when_an_operator
     pair.assert_identical();
     assert!(pair.on_a("more").exists());
     pair.a.kill();
+
+#[test]
+fn a_folder_that_is_given_back_in_the_middle_of_a_resync_loses_nothing() {
+    let mut pair = pair();
+    pair.b.stop().unwrap();
+    // As a resync leaves it that breaks off between the old name and the new one.
+    fs::rename(
+        pair.b.data().join("image"),
+        pair.b.layout().aside().join("0000020000000001"),
+    )
+    .unwrap();
+    let mount = pair.b.mount().display().to_string();
+    let said = pair.b.run(&["deinit", &mount, "--force"]).unwrap();
+    let beside = pair.beside("b/.vm.twinfold-aside");
+    assert!(said.contains(&beside.display().to_string()), "{said}");
+    let kept = fs::read(beside.join("0000020000000001")).unwrap();
+    assert!(kept == fs::read(pair.on_a("image")).unwrap());
+    assert!(!pair.on_b("image").exists() && pair.b.mount().is_dir());
 }

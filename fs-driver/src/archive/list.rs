@@ -119,17 +119,21 @@ pub fn remove_incomplete(layout: &Layout) -> io::Result<()> {
 }
 
 /// Drops archives beyond the limits, the oldest first: all that are older than `days`, and
-/// as many as are needed to come below `bytes`, but for that never the newest. Returns the
-/// names of those that went. `now` is in seconds since 1970.
+/// as many as are needed to come below `bytes`, but never the newest. One that was made while
+/// the clock was not set is of no known age. Returns the names of those that went. `now` is
+/// in seconds since 1970.
 pub fn enforce(layout: &Layout, limits: Limits, now: u64) -> Result<Vec<String>> {
     const DAY: u64 = 24 * 60 * 60;
+    /// 2020 began: an earlier time is one of a clock that was not set.
+    const CLOCK_IS_SET: u64 = 1_577_836_800;
     let all = list(layout)?;
     let mut bytes: u64 = all.iter().map(|a| a.about.bytes).sum();
     let mut gone = Vec::new();
     for (n, archive) in all.iter().enumerate() {
-        let old = limits.days > 0 && archive.about.time + limits.days * DAY < now;
-        let much = limits.bytes > 0 && bytes > limits.bytes && n + 1 < all.len();
-        if old || much {
+        let time = archive.about.time;
+        let old = limits.days > 0 && time >= CLOCK_IS_SET && time + limits.days * DAY < now;
+        let much = limits.bytes > 0 && bytes > limits.bytes;
+        if (old || much) && n + 1 < all.len() {
             remove(layout, archive)?;
             bytes -= archive.about.bytes;
             gone.push(archive.name.clone());
@@ -138,23 +142,28 @@ pub fn enforce(layout: &Layout, limits: Limits, now: u64) -> Result<Vec<String>>
     Ok(gone)
 }
 
+/// A place beside the folder where there is nothing yet.
+pub(crate) fn beside(layout: &Layout, what: &str) -> io::Result<PathBuf> {
+    let numbered = |n: u32| {
+        let mut name = layout.base.clone().into_os_string();
+        name.push(match n {
+            0 => format!("-{what}"),
+            n => format!("-{what}.{n}"),
+        });
+        PathBuf::from(name)
+    };
+    let free = |path: &Path| fs::symlink_metadata(path).is_err();
+    let to = (0..u32::MAX).map(numbered).find(|p| free(p));
+    to.ok_or_else(|| io::ErrorKind::AlreadyExists.into())
+}
+
 /// Takes the archives out of a folder that is given back; where they are then, if there are any.
 pub(crate) fn move_out(layout: &Layout) -> io::Result<Option<PathBuf>> {
     remove_incomplete(layout)?;
     if names(layout)?.is_empty() {
         return Ok(None);
     }
-    let beside = |n: u32| {
-        let mut name = layout.base.clone().into_os_string();
-        name.push(match n {
-            0 => "-archive".to_owned(),
-            n => format!("-archive.{n}"),
-        });
-        PathBuf::from(name)
-    };
-    let free = |path: &Path| fs::symlink_metadata(path).is_err();
-    let to = (0..u32::MAX).map(beside).find(|p| free(p));
-    let to = to.ok_or(io::ErrorKind::AlreadyExists)?;
+    let to = beside(layout, "archive")?;
     fs::rename(layout.archive(), &to)?;
     Ok(Some(to))
 }
@@ -184,33 +193,43 @@ mod tests {
         name
     }
 
+    const DAY: u64 = 86_400;
+    /// In 2026.
+    const TODAY: u64 = 20_500 * DAY;
+
+    fn limits(days: u64, bytes: u64) -> Limits {
+        Limits { days, bytes }
+    }
+
     #[test]
-    fn the_oldest_go_first_and_the_newest_never_for_its_size() {
+    fn the_oldest_go_first_and_the_newest_never() {
         let place = tempfile::tempdir().unwrap();
         let layout = Layout::new(place.path());
-        let limits = |days, bytes| Limits { days, bytes };
         assert_eq!(enforce(&layout, limits(1, 1), 9).unwrap(), [""; 0]);
-        const DAY: u64 = 86_400;
-        let names = [1, 2, 3, 4].map(|day| made(&layout, day * DAY, 100));
-        assert_eq!(enforce(&layout, limits(0, 0), 99 * DAY).unwrap(), [""; 0]);
-        assert_eq!(
-            enforce(&layout, limits(3, 0), 4 * DAY + 1).unwrap(),
-            names[..1]
-        );
-        assert_eq!(
-            enforce(&layout, limits(0, 250), 5 * DAY).unwrap(),
-            names[1..2]
-        );
-        assert_eq!(
-            enforce(&layout, limits(0, 50), 5 * DAY).unwrap(),
-            names[2..3]
-        );
+        let names = [1, 2, 3, 4].map(|day| made(&layout, TODAY + day * DAY, 100));
+        let day = |n| TODAY + n * DAY;
+        assert_eq!(enforce(&layout, limits(0, 0), day(99)).unwrap(), [""; 0]);
+        let gone = enforce(&layout, limits(3, 0), day(4) + 1).unwrap();
+        assert_eq!(gone, names[..1]);
+        let gone = enforce(&layout, limits(0, 250), day(5)).unwrap();
+        assert_eq!(gone, names[1..2]);
+        let gone = enforce(&layout, limits(0, 50), day(5)).unwrap();
+        assert_eq!(gone, names[2..3]);
         let left: Vec<_> = list(&layout).unwrap().into_iter().map(|a| a.name).collect();
         assert_eq!(left, names[3..]);
-        assert_eq!(
-            enforce(&layout, limits(3, 0), 99 * DAY).unwrap(),
-            names[3..]
-        );
+        assert_eq!(enforce(&layout, limits(3, 1), day(99)).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn one_that_was_made_before_the_clock_was_set_does_not_go_for_its_age() {
+        let place = tempfile::tempdir().unwrap();
+        let layout = Layout::new(place.path());
+        let unset = made(&layout, 60, 100);
+        let names = [1, 2].map(|day| made(&layout, TODAY + day * DAY, 100));
+        let gone = enforce(&layout, limits(3, 0), TODAY + 9 * DAY).unwrap();
+        assert_eq!(gone, names[..1]);
+        let gone = enforce(&layout, limits(3, 150), TODAY + 9 * DAY).unwrap();
+        assert_eq!(gone, [unset]);
     }
 
     #[test]

@@ -21,8 +21,8 @@ mod keep;
 mod list;
 
 pub use keep::{Object, Reason, Wanted, keep};
-pub(crate) use list::move_out;
 pub use list::{Archive, Limits, drop_archive, enforce, list, manifest, remove_incomplete};
+pub(crate) use list::{beside, move_out};
 
 use serde::{Deserialize, Serialize};
 

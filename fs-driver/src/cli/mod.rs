@@ -367,12 +367,19 @@ fn run(command: Command) -> Result<ExitCode> {
             control::wait_until_gone(&layout)
         }
         Command::Deinit { folder, force } => {
-            let (count, archives) = setup::deinit(&folder.layout()?, force)?;
+            let given = setup::deinit(&folder.layout()?, force)?;
             println!(
-                "{} is an ordinary directory again, with {count} objects in it",
-                folder.mount()?.display()
+                "{} is an ordinary directory again, with {} objects in it",
+                folder.mount()?.display(),
+                given.objects
             );
-            if let Some(path) = archives {
+            if let Some(path) = given.aside {
+                println!(
+                    "what a resync had taken out of its place, and not put anywhere, is in {}",
+                    path.display()
+                );
+            }
+            if let Some(path) = given.archives {
                 println!(
                     "what was kept of copies that were given up is in {}",
                     path.display()

@@ -391,8 +391,11 @@ impl Engine {
             return Ok(());
         }
         self.intents.ensure(&wanted).map_err(|e| {
-            if e.kind() == std::io::ErrorKind::StorageFull {
+            if crate::state::no_room(&e) {
                 return FsError::NoSpace;
+            }
+            if crate::state::not_now(&e) {
+                return FsError::Store(e);
             }
             self.fence("the intent log cannot be written", &e);
             FsError::Fenced

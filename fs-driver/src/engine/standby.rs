@@ -180,6 +180,7 @@ impl Engine {
         self.copy.update(|r| r.begin_resync(primary.epoch))?;
         self.spoiled.store(false, Ordering::Relaxed);
         self.counters.session_begins();
+        self.store.begin_puts();
         *self.standby.lock() = Some(Standby {
             machine: Secondary::new(session),
             module: primary.copy.module,

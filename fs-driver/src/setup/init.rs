@@ -1,6 +1,8 @@
 //! `init`: the directory becomes the store, its path becomes the mount point.
 
 use std::collections::HashSet;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -100,6 +102,19 @@ pub fn init(init: &Init, mut progress: impl FnMut(u64)) -> Result<u64> {
 
 /// Takes back what an `init` that was broken off has done: the data is where it was.
 fn undo(building: &Layout, mount: &Path) -> Result<()> {
+    if !building.base.exists() {
+        return Ok(());
+    }
+    // Before it has settings nothing is in it.
+    match Settings::load(&building.state()) {
+        Ok(settings) if settings.mount != *mount => bail!(
+            "{} is left of an `init` of {} that was broken off: repeat that one first",
+            building.base.display(),
+            settings.mount.display()
+        ),
+        Err(e) if building.data().exists() => return Err(e),
+        _ => {}
+    }
     if building.data().exists() {
         match std::fs::remove_dir(mount) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -118,11 +133,8 @@ fn undo(building: &Layout, mount: &Path) -> Result<()> {
             .with_context(|| format!("cannot move the data back to {}", mount.display()))?;
         sync_parent(mount)?;
     }
-    if building.base.exists() {
-        std::fs::remove_dir_all(&building.base)
-            .with_context(|| format!("cannot remove {}", building.base.display()))?;
-    }
-    Ok(())
+    std::fs::remove_dir_all(&building.base)
+        .with_context(|| format!("cannot remove {}", building.base.display()))
 }
 
 fn check(init: &Init, mount: &Path) -> Result<()> {
@@ -149,6 +161,15 @@ fn check(init: &Init, mount: &Path) -> Result<()> {
             mount.display()
         );
     }
+    let table = std::fs::read("/proc/self/mountinfo").context("cannot see what is mounted")?;
+    if let Some(inner) = mount_below(&table, mount) {
+        bail!(
+            "{} is mounted in {}: what is there is not part of the directory, and would be left \
+             behind. Unmount it first",
+            inner.display(),
+            mount.display()
+        );
+    }
     if !init.good_copy && !init.seed && std::fs::read_dir(mount)?.next().is_some() {
         bail!(
             "{} is not empty, but its data is to come from the peer: empty it first; or let it be \
@@ -158,6 +179,37 @@ fn check(init: &Init, mount: &Path) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// A mount point below a directory, by the kernel's table (`proc_pid_mountinfo(5)`). Also of
+/// the same file system: a directory of it may be bound to a place below.
+fn mount_below(table: &[u8], directory: &Path) -> Option<PathBuf> {
+    let points = table.split(|b| *b == b'\n').filter_map(|line| {
+        let point = line.split(|b| *b == b' ').nth(4)?;
+        Some(PathBuf::from(OsString::from_vec(unescaped(point))))
+    });
+    let mut below = points.filter(|point| point != directory && point.starts_with(directory));
+    below.next()
+}
+
+/// Spaces and their like are in the table as a backslash and three octal digits.
+fn unescaped(text: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((first, behind)) = rest.split_first() {
+        let code = match (first, behind) {
+            (b'\\', [a, b, c, ..]) => std::str::from_utf8(&[*a, *b, *c])
+                .ok()
+                .and_then(|digits| u8::from_str_radix(digits, 8).ok()),
+            _ => None,
+        };
+        plain.push(code.unwrap_or(*first));
+        rest = match code {
+            Some(_) => &behind[3..],
+            None => behind,
+        };
+    }
+    plain
 }
 
 /// Gives every object its id.
@@ -207,4 +259,53 @@ fn make_mount_point(mount: &Path, old: &std::fs::Metadata) -> Result<()> {
     std::fs::set_permissions(mount, std::fs::Permissions::from_mode(0o000))?;
     std::os::unix::fs::chown(mount, Some(old.uid()), Some(old.gid()))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_mounted_below_a_directory_is_found_whatever_it_is() {
+        let table = b"36 35 8:1 / / rw - ext4 /dev/sda1 rw\n\
+            40 36 8:1 /srv/vm /srv/vm rw - ext4 /dev/sda1 rw\n\
+            41 36 8:1 /etc /srv/vm\\040two/bound\\134x rw,noatime master:1 - ext4 /dev/sda1 rw\n\
+            42 36 8:1 /etc /srv/vmware rw - ext4 /dev/sda1 rw\n";
+        let below = |path: &str| mount_below(table, Path::new(path));
+        assert_eq!(below("/srv/vm"), None);
+        assert_eq!(below("/srv/vm two"), Some("/srv/vm two/bound\\x".into()));
+        assert_eq!(below("/srv/vm two/bound\\x"), None);
+        assert_eq!(below("/srv/vmwa"), None);
+        assert_eq!(below("/srv"), Some("/srv/vm".into()));
+    }
+
+    #[test]
+    fn what_an_init_of_another_directory_left_is_not_taken_apart() {
+        let place = tempfile::tempdir().unwrap();
+        let building = Layout::new(place.path().join("base.twinfold-new"));
+        let theirs = place.path().join("theirs");
+        for directory in [&building.base, &building.state(), &building.data()] {
+            std::fs::create_dir(directory).unwrap();
+        }
+        std::fs::write(building.data().join("file"), "data").unwrap();
+        let mine = place.path().join("mine");
+        assert!(undo(&building, &mine).is_err(), "nobody knows whose it is");
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
+        let settings = Settings {
+            listen: vec![address],
+            peer: vec![address],
+            ..Settings::new(
+                "vm",
+                &theirs,
+                &crate::link::Fingerprint::of(b"peer").to_string(),
+            )
+        };
+        settings.save(&building.state()).unwrap();
+        let refused = undo(&building, &mine).unwrap_err().to_string();
+        assert!(refused.contains(&theirs.display().to_string()), "{refused}");
+        assert!(!mine.exists() && building.data().join("file").exists());
+        undo(&building, &theirs).unwrap();
+        assert_eq!(std::fs::read(theirs.join("file")).unwrap(), b"data");
+        assert!(!building.base.exists());
+    }
 }

@@ -4,7 +4,7 @@ mod deinit;
 mod init;
 pub mod stopped;
 
-pub use deinit::deinit;
+pub use deinit::{GivenBack, deinit};
 pub use init::{Init, init};
 
 use std::fs::File;

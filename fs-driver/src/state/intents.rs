@@ -21,12 +21,13 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 use twinfold_protocol::marks::Intent;
 
-use super::segment::{RECORD, Recovered, encode, everything, head, read_segment};
+use super::segment::{RECORD, Recovered, encode, end_of_notes, everything, head, read_segment};
 
 /// Bytes by which a segment grows, written with zeros and synced before use.
 const CHUNK: u64 = 256 << 10;
@@ -57,15 +58,17 @@ pub struct IntentLog {
 #[derive(Debug)]
 struct Writer {
     segment: u64,
-    file: File,
+    /// Shared with who syncs it: a descriptor of its own might not be had.
+    file: Arc<File>,
     end: u64,
     capacity: u64,
     /// Notes for the next sync, and its number.
     pending: Vec<Intent>,
     next_sync: u64,
     done_sync: u64,
-    /// The last batch for which there was no room.
+    /// The last batch that could not be noted for now, and why.
     refused: u64,
+    why: io::ErrorKind,
     syncing: bool,
     failed: bool,
 }
@@ -78,37 +81,39 @@ impl IntentLog {
     }
 
     /// Opens the log: reads what was noted from the segment `oldest` on and starts a new
-    /// one. What was noted before is retired.
+    /// one. What was noted before is retired. A full file system does not keep a driver
+    /// from starting: the last segment is then used again if it is retired, else gone on with.
     pub fn open(directory: &Path, oldest: u64) -> io::Result<(IntentLog, Recovered)> {
         super::private_directory(directory)?;
         let recovered = read_from(directory, oldest)?;
-        let last = segments(directory)?.last().copied().unwrap_or(0);
-        let segment = (last + 1).max(oldest);
-        let (file, capacity) = new_segment(directory, segment)?;
-        let log = IntentLog {
+        let began = begin(directory, oldest, new_segment)?;
+        let log = IntentLog::going_on(directory, began, oldest);
+        delete(directory, oldest);
+        Ok((log, recovered))
+    }
+
+    fn going_on(directory: &Path, began: Began, oldest: u64) -> IntentLog {
+        IntentLog {
             directory: directory.to_owned(),
             hot: RwLock::default(),
             everything: AtomicBool::new(false),
             writer: Mutex::new(Writer {
-                segment,
-                file,
-                end: RECORD as u64,
-                capacity,
+                segment: began.segment,
+                file: Arc::new(began.file),
+                end: began.end,
+                capacity: began.capacity,
                 pending: Vec::new(),
                 next_sync: 1,
                 done_sync: 0,
                 refused: 0,
+                why: io::ErrorKind::StorageFull,
                 syncing: false,
                 failed: false,
             }),
             synced: Condvar::new(),
             rotating: Mutex::default(),
             oldest: AtomicU64::new(oldest),
-        };
-        if let Err(e) = log.delete_before(oldest) {
-            tracing::warn!(error = %e, "old intents cannot be deleted");
         }
-        Ok((log, recovered))
     }
 
     /// Returns when all of `intents` are durable. An error means that the log cannot
@@ -141,7 +146,7 @@ impl IntentLog {
                 return Err(io::Error::other("the intent log failed before"));
             }
             if writer.refused >= mine {
-                return Err(io::ErrorKind::StorageFull.into());
+                return Err(writer.why.into());
             }
             if writer.done_sync >= mine {
                 return Ok(());
@@ -161,18 +166,17 @@ impl IntentLog {
                 true => everything(writer.segment).to_vec(),
                 false => records_of(&batch, writer.segment),
             };
-            let written = append(&mut writer, &records);
-            let synced = match written {
+            let done = match append(&mut writer, &records) {
                 Ok(()) => {
-                    let file = writer.file.try_clone();
-                    parking_lot::MutexGuard::unlocked(&mut writer, || {
-                        file.and_then(|f| f.sync_data())
-                    })
+                    let file = writer.file.clone();
+                    let synced =
+                        parking_lot::MutexGuard::unlocked(&mut writer, || file.sync_data());
+                    synced.map_err(|e| (super::no_room(&e), e))
                 }
-                Err(e) => Err(e),
+                Err(e) => Err((super::not_now(&e), e)),
             };
             writer.syncing = false;
-            let result = match synced {
+            let result = match done {
                 Ok(()) => {
                     if too_many {
                         tracing::info!(
@@ -186,11 +190,12 @@ impl IntentLog {
                     writer.done_sync = number;
                     Ok(())
                 }
-                Err(e) => {
-                    // No room: nothing was noted and nothing will be changed; that is all.
-                    writer.failed = !super::no_room(&e);
+                // Not now: nothing was noted and nothing will be changed; that is all.
+                Err((not_now, e)) => {
+                    writer.failed = !not_now;
                     // Whoever waits for this batch must ask again.
                     writer.refused = number;
+                    writer.why = e.kind();
                     Err(e)
                 }
             };
@@ -211,7 +216,7 @@ impl IntentLog {
 
     /// Starts a new segment; everything is cold again. Returns its number, for
     /// [`IntentLog::retire`] once a checkpoint that begins now has ended; `None`
-    /// when there is no room for one, and all goes on as it was.
+    /// when one cannot be had now, and all goes on as it was.
     pub fn rotate(&self) -> io::Result<Option<u64>> {
         let _one = self.rotating.lock();
         let segment = self.writer.lock().segment + 1;
@@ -226,7 +231,7 @@ impl IntentLog {
         }
         let (file, capacity) = match made {
             Ok(made) => made,
-            Err(e) if super::no_room(&e) => {
+            Err(e) if super::not_now(&e) => {
                 let _ = std::fs::remove_file(path_of(&self.directory, segment));
                 return Ok(None);
             }
@@ -235,7 +240,7 @@ impl IntentLog {
                 return Err(e);
             }
         };
-        writer.file = file;
+        writer.file = Arc::new(file);
         writer.segment = segment;
         writer.end = RECORD as u64;
         writer.capacity = capacity;
@@ -248,16 +253,7 @@ impl IntentLog {
     /// saved marks stand for it.
     pub fn retire(&self, segment: u64) -> io::Result<()> {
         self.oldest.fetch_max(segment, Ordering::SeqCst);
-        self.delete_before(segment)
-    }
-
-    fn delete_before(&self, segment: u64) -> io::Result<()> {
-        for old in segments(&self.directory)? {
-            if old < segment {
-                std::fs::remove_file(path_of(&self.directory, old))?;
-            }
-        }
-        Ok(())
+        delete_before(&self.directory, segment)
     }
 
     /// Whether there is anything that a checkpoint could let go.
@@ -346,6 +342,119 @@ fn new_segment(directory: &Path, segment: u64) -> io::Result<(File, u64)> {
     Ok((file, CHUNK))
 }
 
+/// Where a run begins to write.
+struct Began {
+    segment: u64,
+    file: File,
+    end: u64,
+    capacity: u64,
+}
+
+/// Begins a new segment with `make`, or does without.
+fn begin(
+    directory: &Path,
+    oldest: u64,
+    make: impl FnOnce(&Path, u64) -> io::Result<(File, u64)>,
+) -> io::Result<Began> {
+    drop_unmade(directory)?;
+    let last = segments(directory)?.last().copied().unwrap_or(0);
+    let segment = (last + 1).max(oldest);
+    // All but the last one, for there is always one.
+    delete(directory, oldest.min(last));
+    match make(directory, segment) {
+        Ok((file, capacity)) => Ok(Began {
+            segment,
+            file,
+            end: RECORD as u64,
+            capacity,
+        }),
+        Err(e) if super::no_room(&e) && last > 0 => {
+            let _ = std::fs::remove_file(path_of(directory, segment));
+            tracing::warn!(error = %e, "a new segment of the intent log is done without");
+            let began = match last < oldest {
+                true => use_again(directory, last, segment),
+                false => go_on_with(directory, last),
+            };
+            began.map_err(|_| e)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Removes what is left of segments that were just being made in a crash: zeros.
+fn drop_unmade(directory: &Path) -> io::Result<()> {
+    let mut all = segments(directory)?;
+    while all.len() > 1
+        && let Some(last) = all.pop()
+    {
+        let path = path_of(directory, last);
+        if std::fs::read(&path)?.iter().any(|b| *b != 0) {
+            break;
+        }
+        std::fs::remove_file(path)?;
+    }
+    Ok(())
+}
+
+/// Makes a retired segment a new one. Nobody reads it until it has its new name.
+fn use_again(directory: &Path, retired: u64, segment: u64) -> io::Result<Began> {
+    let old = path_of(directory, retired);
+    let file = File::options().read(true).write(true).open(&old)?;
+    // No new space is needed: it has at least as much.
+    file.write_all_at(&vec![0; CHUNK as usize], 0)?;
+    file.set_len(CHUNK)?;
+    file.write_all_at(&head(segment), 0)?;
+    file.sync_all()?;
+    std::fs::rename(old, path_of(directory, segment))?;
+    super::sync_directory(directory)?;
+    Ok(Began {
+        segment,
+        file,
+        end: RECORD as u64,
+        capacity: CHUNK,
+    })
+}
+
+/// Goes on behind the last note of a segment. What a crash has torn there is cleared
+/// first: a note behind it would make it look like damage.
+fn go_on_with(directory: &Path, segment: u64) -> io::Result<Began> {
+    let path = path_of(directory, segment);
+    let bytes = std::fs::read(&path)?;
+    let file = File::options().read(true).write(true).open(&path)?;
+    let end = match end_of_notes(&bytes, segment) {
+        Some(end) if bytes.len() >= CHUNK as usize => end,
+        _ => return Err(io::ErrorKind::InvalidData.into()),
+    };
+    if bytes[end..].iter().any(|b| *b != 0) || !bytes.starts_with(&head(segment)) {
+        file.write_all_at(&vec![0; bytes.len() - end], end as u64)?;
+        file.write_all_at(&head(segment), 0)?;
+        file.sync_all()?;
+    }
+    let capacity = bytes.len() as u64 / CHUNK * CHUNK;
+    Ok(Began {
+        segment,
+        file,
+        end: end as u64,
+        capacity,
+    })
+}
+
+/// Deletes the segments before `segment`; what cannot be deleted stays.
+fn delete(directory: &Path, segment: u64) {
+    if let Err(e) = delete_before(directory, segment) {
+        tracing::warn!(error = %e, "old intents cannot be deleted");
+    }
+}
+
+fn delete_before(directory: &Path, segment: u64) -> io::Result<()> {
+    for old in segments(directory)? {
+        if old < segment {
+            std::fs::remove_file(path_of(directory, old))?;
+        }
+    }
+    Ok(())
+}
+
 fn path_of(directory: &Path, segment: u64) -> PathBuf {
     directory.join(format!("{segment:016x}"))
 }
@@ -378,6 +487,7 @@ fn read_from(directory: &Path, oldest: u64) -> io::Result<Recovered> {
         before = Some(segment);
         match std::fs::read(&path) {
             Ok(bytes) => read_segment(&path, &bytes, segment, &mut recovered),
+            Err(e) if super::not_now(&e) => return Err(e),
             Err(e) => recovered.damaged(&path, &e.to_string()),
         }
     }
@@ -385,213 +495,4 @@ fn read_from(directory: &Path, oldest: u64) -> io::Result<Recovered> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::segment::strange_head;
-    use super::*;
-    use twinfold_protocol::ids::FileId;
-
-    fn extent(n: u32) -> Intent {
-        Intent::Extent {
-            file: FileId(9),
-            extent: n,
-        }
-    }
-
-    fn new_log(directory: &Path) -> IntentLog {
-        IntentLog::create(directory).unwrap();
-        IntentLog::open(directory, 0).unwrap().0
-    }
-
-    fn found(path: &Path, segment: u64) -> (usize, bool) {
-        let mut found = Recovered::default();
-        read_segment(path, &std::fs::read(path).unwrap(), segment, &mut found);
-        (found.intents.len(), found.damaged)
-    }
-
-    #[test]
-    fn a_segment_that_is_missing_newer_damaged_or_under_another_name_is_damage() {
-        let dir = tempfile::tempdir().unwrap();
-        let damaged = || read_from(dir.path(), 0).unwrap().damaged;
-        assert!(damaged(), "no segment at all");
-        let log = new_log(dir.path());
-        for n in 0..3 {
-            log.ensure(&[extent(n * 100)]).unwrap();
-            log.rotate().unwrap();
-        }
-        assert!(!damaged());
-        let path = path_of(dir.path(), 3);
-        let good = std::fs::read(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        assert!(damaged(), "one between two others");
-        assert!(
-            !read_from(dir.path(), 4).unwrap().damaged,
-            "nobody needs it"
-        );
-        std::fs::rename(path_of(dir.path(), 5), &path).unwrap();
-        assert!(damaged(), "another one under its name");
-        for at in 0..RECORD {
-            let mut bad = good.clone();
-            bad[at] ^= 1;
-            std::fs::write(&path, &bad).unwrap();
-            assert!(damaged(), "byte {at} of the head");
-        }
-        let mut newer = good.clone();
-        newer[8] = 2;
-        let crc = crc32c::crc32c(&newer[..28]).to_le_bytes();
-        newer[28..32].copy_from_slice(&crc);
-        assert!(strange_head(&newer[..32], 3).contains("version 2"));
-        std::fs::write(&path, [0; 4096]).unwrap();
-        assert!(!damaged(), "a crash while it was made");
-        std::fs::write(&path, &good).unwrap();
-        assert!(!damaged());
-    }
-
-    #[test]
-    fn a_cold_range_costs_one_sync_and_a_hot_one_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = new_log(dir.path());
-        let names = Intent::Directory {
-            directory: FileId::ROOT,
-        };
-        log.ensure(&[extent(7), names]).unwrap();
-        assert_eq!(log.syncs(), 1, "an op's notes together");
-        for _ in 0..1000 {
-            log.ensure(&[extent(7), names]).unwrap();
-        }
-        assert_eq!(log.syncs(), 1);
-        log.rotate().unwrap();
-        log.ensure(&[extent(7)]).unwrap();
-        assert_eq!(log.syncs(), 2, "cold again after a checkpoint");
-    }
-
-    #[test]
-    fn notes_for_which_saved_marks_stand_are_not_read_and_their_numbers_not_used_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = new_log(dir.path());
-        log.ensure(&[extent(1)]).unwrap();
-        let next = log.next_segment();
-        drop(log);
-        let (log, found) = IntentLog::open(dir.path(), next).unwrap();
-        assert_eq!(found, Recovered::default());
-        assert_eq!(segments(dir.path()).unwrap(), [next]);
-        log.ensure(&[extent(2)]).unwrap();
-        assert_eq!(log.all().unwrap().intents.len(), 1);
-    }
-
-    #[test]
-    fn what_was_ensured_is_there_after_a_restart() {
-        let dir = tempfile::tempdir().unwrap();
-        IntentLog::create(dir.path()).unwrap();
-        let (log, before) = IntentLog::open(dir.path(), 0).unwrap();
-        assert_eq!(before, Recovered::default());
-        log.ensure(&[extent(5)]).unwrap();
-        log.ensure(&[Intent::Directory {
-            directory: FileId::ROOT,
-        }])
-        .unwrap();
-        drop(log);
-        let (log, after) = IntentLog::open(dir.path(), 0).unwrap();
-        assert_eq!(after.intents.len(), 2);
-        assert!(!after.damaged);
-        log.ensure(&[extent(5)]).unwrap();
-        assert_eq!(log.all().unwrap().intents.len(), 2);
-    }
-
-    #[test]
-    fn a_checkpoint_retires_what_came_before_it_only() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = new_log(dir.path());
-        log.ensure(&[extent(1)]).unwrap();
-        let segment = log.rotate().unwrap().unwrap();
-        log.ensure(&[extent(100)]).unwrap();
-        log.retire(segment).unwrap();
-        assert_eq!(
-            log.all().unwrap().intents.into_iter().collect::<Vec<_>>(),
-            [extent(100)]
-        );
-    }
-
-    #[test]
-    fn a_segment_has_a_limit_beyond_which_one_note_stands_for_everything() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = new_log(dir.path());
-        let attributes = |n: usize| Intent::Attributes {
-            file: FileId(n as u64 + 5000),
-        };
-        let note = |from: usize| {
-            let some: Vec<_> = (from..from + 4096).map(attributes).collect();
-            log.ensure(&some).unwrap();
-        };
-        (0..MAX_NOTES).step_by(4096).for_each(note);
-        assert_eq!(log.hot.read().len(), MAX_NOTES);
-        let all = log.all().unwrap();
-        assert_eq!((all.intents.len(), all.damaged), (MAX_NOTES, false));
-        assert!(!log.is_hot(attributes(MAX_NOTES)));
-        note(MAX_NOTES);
-        assert!(log.is_hot(attributes(3 * MAX_NOTES)), "everything is noted");
-        assert_eq!(log.hot.read().capacity(), 0, "and takes no memory");
-        assert!(log.all().unwrap().damaged, "and is compared after a crash");
-        let syncs = log.syncs();
-        (2 * MAX_NOTES..4 * MAX_NOTES).step_by(4096).for_each(note);
-        assert_eq!(log.syncs(), syncs);
-        let size = std::fs::metadata(path_of(dir.path(), 2)).unwrap().len();
-        assert!(size <= (MAX_NOTES * RECORD) as u64 + 2 * CHUNK, "{size}");
-        let segment = log.rotate().unwrap().unwrap();
-        assert!(!log.is_hot(attributes(0)), "a new one tells apart again");
-        log.ensure(&[attributes(7)]).unwrap();
-        log.retire(segment).unwrap();
-        let left = log.all().unwrap();
-        assert_eq!((left.intents.len(), left.damaged), (1, false));
-    }
-
-    #[test]
-    fn a_sequential_writer_is_noted_ahead() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = new_log(dir.path());
-        for n in 0..40 {
-            log.ensure(&[extent(n)]).unwrap();
-        }
-        let syncs = log.syncs();
-        assert!(syncs < 12, "{syncs} syncs for 40 extents in a row");
-    }
-
-    #[test]
-    fn a_torn_end_is_ignored_and_a_hole_in_the_middle_is_damage() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = new_log(dir.path());
-        for n in [10, 20, 30] {
-            log.ensure(&[extent(n)]).unwrap();
-        }
-        drop(log);
-        let path = path_of(dir.path(), 2);
-        let good = std::fs::read(&path).unwrap();
-
-        let mut torn = good.clone();
-        torn[3 * RECORD + 9] ^= 1;
-        std::fs::write(&path, &torn).unwrap();
-        assert_eq!(found(&path, 2), (2, false));
-
-        let mut hole = good;
-        hole[2 * RECORD + 9] ^= 1;
-        std::fs::write(&path, &hole).unwrap();
-        assert_eq!(found(&path, 2), (2, true));
-    }
-
-    #[test]
-    fn many_threads_share_syncs_and_all_of_theirs_is_durable() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = new_log(dir.path());
-        std::thread::scope(|s| {
-            for t in 0..8u32 {
-                let log = &log;
-                s.spawn(move || {
-                    for n in 0..20 {
-                        // Far apart, so that nothing is noted ahead.
-                        log.ensure(&[extent(t * 100_000 + n * 100)]).unwrap();
-                    }
-                });
-            }
-        });
-        assert_eq!(log.all().unwrap().intents.len(), 160);
-    }
-}
+mod tests;

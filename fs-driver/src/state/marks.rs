@@ -122,7 +122,7 @@ impl MarksFile {
     }
 
     /// Replaces the file. It stands for the notes before `segment`, or, with none, for
-    /// those the last one stood for. False when there is no room: the last one is in force.
+    /// those the last one stood for. False when it cannot be done now: the last one is in force.
     pub fn save(&self, id: MarksId, segment: Option<u64>, what: &ToSave<'_>) -> io::Result<bool> {
         let mut inner = self.inner.lock();
         let segment = segment.unwrap_or(inner.segment);
@@ -135,7 +135,7 @@ impl MarksFile {
                 };
                 Ok(true)
             }
-            Err(e) if super::no_room(&e) => {
+            Err(e) if super::not_now(&e) => {
                 let _ = std::fs::remove_file(super::beside(&self.path));
                 Ok(false)
             }

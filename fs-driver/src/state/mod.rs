@@ -49,6 +49,8 @@ pub(crate) fn private_directory(path: &Path) -> io::Result<()> {
 /// never a mixture (write beside it, sync, rename over it, sync the directory).
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = beside(path);
+    // Opened before anything counts: whether it can be does not depend on the disk.
+    let directory = File::open(path.parent().unwrap_or(Path::new(".")))?;
     let mut file = private()
         .write(true)
         .create(true)
@@ -57,7 +59,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&beside, path)?;
-    sync_directory(path.parent().unwrap_or(Path::new(".")))
+    directory.sync_all()
 }
 
 fn beside(path: &Path) -> PathBuf {
@@ -70,6 +72,18 @@ pub(crate) fn no_room(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
     )
+}
+
+/// Whether something failed for want of room, of descriptors or of memory, before anything
+/// was changed that counts: it is done without for now, and nothing is wrong with the disk.
+/// What an application holds open must not fence the node.
+pub(crate) fn not_now(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    no_room(error)
+        || matches!(
+            Errno::from_io_error(error),
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM)
+        )
 }
 
 /// Brings a directory's names to stable storage.

@@ -108,6 +108,20 @@ pub(super) fn read_segment(path: &Path, bytes: &[u8], segment: u64, recovered: &
     }
 }
 
+/// Where the notes of a segment end, if nothing before is damaged.
+pub(super) fn end_of_notes(bytes: &[u8], segment: u64) -> Option<usize> {
+    let (found, records) = bytes.split_at(bytes.len().min(RECORD));
+    if found != head(segment) {
+        return bytes.iter().all(|b| *b == 0).then_some(RECORD);
+    }
+    let everything = everything(segment);
+    let sound = |record: &[u8]| record == everything || decode(record, segment).is_some();
+    let records = records.chunks_exact(RECORD);
+    let count = records.clone().rposition(sound).map_or(0, |last| last + 1);
+    let whole = records.take(count).all(sound);
+    whole.then_some((count + 1) * RECORD)
+}
+
 /// What is wrong with the head of a segment.
 pub(super) fn strange_head(found: &[u8], segment: u64) -> String {
     let sound = found.split_last_chunk::<4>().is_some_and(|(body, crc)| {

@@ -15,6 +15,6 @@ pub use unix::{
 };
 
 #[cfg(all(unix, test))]
-pub(crate) use unix::scratch::scratch;
+pub(crate) use unix::scratch::{alone_in_a_process, scratch, take_all_descriptors};
 
 pub use ranges::{RangeGuard, RangeLocks};

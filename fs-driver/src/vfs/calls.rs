@@ -160,6 +160,10 @@ impl Vfs {
         how: OpenHow,
         reply: impl FnOnce(FsResult<(Attributes, Opened)>) + Send + 'static,
     ) {
+        // Before it is made: a file that is made and not opened would be left.
+        if !self.engine.is_away() {
+            or_reply!(reply, self.engine.store.has_descriptors());
+        }
         let vfs = self.clone();
         self.make_node(parent, name, new, move |result| {
             reply(result.and_then(|(node, attributes)| {
@@ -421,10 +425,18 @@ impl Vfs {
             Some(node) => node,
             None => or_reply!(reply, self.node(file)),
         };
-        let wrote = handle.is_some_and(|h| {
-            let handle = self.handles.get(h);
-            handle.is_ok_and(|h| matches!(&*h, Handle::File { how, .. } if how.write))
-        });
+        let handle = handle.and_then(|h| self.handles.get(h).ok());
+        let wrote = handle
+            .as_ref()
+            .is_some_and(|h| matches!(&**h, Handle::File { how, .. } if how.write));
+        let reply = move |done: FsResult<()>| {
+            // A failure that another's call met is this one's as well.
+            let before = match handle.as_deref() {
+                Some(Handle::File { opening, .. }) => opening.failed_before(),
+                _ => Ok(()),
+            };
+            reply(done.and_then(|()| Ok(before?)));
+        };
         self.engine.sync(&node, data_only, wrote, reply);
     }
 

@@ -176,7 +176,10 @@ impl Vfs {
     pub fn open(&self, file: FileId, how: OpenHow) -> FsResult<Opened> {
         let mut otherwise = FsError::Moved;
         if !self.engine.is_away() {
-            let opened = self.node(file).and_then(|node| self.open_node(node, how));
+            let opened = self.node(file).and_then(|node| {
+                self.engine.store.has_descriptors()?;
+                self.open_node(node, how)
+            });
             match opened {
                 Err(e) if self.engine.moves(&e) => otherwise = e,
                 opened => return opened,
@@ -212,7 +215,7 @@ impl Vfs {
         }
         // The descriptor is opened now, so that what is wrong with it is said now.
         node.data()?;
-        let opening = Opening::new(node, !how.direct);
+        let opening = Opening::new(node, how.write, !how.direct)?;
         let keep_cache = exclusive && self.keeps_cache(opening.node().file());
         Ok(Opened {
             handle: self.handles.insert(Handle::File { opening, how }),
@@ -225,9 +228,10 @@ impl Vfs {
     pub fn open_directory(&self, file: FileId) -> FsResult<HandleId> {
         let mut otherwise = FsError::Moved;
         if !self.engine.is_away() {
-            let opened = self
-                .node(file)
-                .and_then(|node| Ok(self.engine.store.open_directory(node)?));
+            let opened = self.node(file).and_then(|node| {
+                self.engine.store.has_descriptors()?;
+                Ok(self.engine.store.open_directory(node)?)
+            });
             match opened {
                 Ok(directory) => {
                     return Ok(self.handles.insert(Handle::Directory {

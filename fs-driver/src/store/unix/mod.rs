@@ -32,7 +32,7 @@ mod xattrs;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -57,6 +57,10 @@ const MAX_CACHED_NODES: usize = 8192;
 /// The part of this process's descriptors that these may take: each has up to two, and
 /// as many again may be in use by the application.
 const SHARE_OF_DESCRIPTORS: u64 = 4;
+
+/// Descriptors kept for this driver's own work (its state, the link, the control socket),
+/// beside those that the cache of nodes may take.
+const OWN_DESCRIPTORS: u64 = 128;
 
 /// Unlinked objects nobody has open that are kept reachable until the kernel forgets them.
 const MAX_ORPHANS: usize = 4096;
@@ -135,6 +139,8 @@ pub struct Store {
     nodes: Mutex<Nodes>,
     /// Nodes cached at most, unless more are in use.
     capacity: usize,
+    /// The application gets no descriptor from this number on.
+    descriptors: u64,
     largest_file: u64,
     /// Whole listings of directories in progress, by directory (resync target only).
     listings: Mutex<HashMap<FileId, put::SeenNames>>,
@@ -153,6 +159,12 @@ struct Nodes {
 }
 
 impl Nodes {
+    /// Closes what nobody uses.
+    fn close_unused(&mut self) {
+        self.cached.retain(|_, node| Arc::strong_count(node) > 1);
+        self.sweep_at = 0;
+    }
+
     /// Keeps an object open for the next use.
     fn keep(&mut self, node: Arc<Node>, capacity: usize) {
         // What is in use stays, so a sweep may free little: the next one comes later then.
@@ -190,13 +202,16 @@ impl Nodes {
     }
 }
 
-/// How many nodes this process's descriptors allow to be cached.
-fn capacity() -> usize {
+/// How many nodes this process's descriptors allow to be cached, and how many descriptors
+/// there may be when the application gets another one.
+fn capacity() -> (usize, u64) {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    limit.map_or(MAX_CACHED_NODES, |limit| {
-        usize::try_from(limit / SHARE_OF_DESCRIPTORS)
-            .map_or(MAX_CACHED_NODES, |n| n.min(MAX_CACHED_NODES))
-    })
+    let limit = limit.unwrap_or(u64::MAX);
+    let capacity = usize::try_from(limit / SHARE_OF_DESCRIPTORS)
+        .map_or(MAX_CACHED_NODES, |n| n.min(MAX_CACHED_NODES));
+    // So many may come to what is in use before the cache is swept, see `Nodes::keep`.
+    let swept = (capacity / 2) as u64;
+    (capacity, limit.saturating_sub(swept + OWN_DESCRIPTORS))
 }
 
 impl Store {
@@ -214,6 +229,7 @@ impl Store {
         let root = sys::reopen_path(file_system.as_fd())?;
         let root = Arc::new(Node::new(FileId::ROOT, root)?);
         let largest_file = sys::largest_file(aside.as_fd());
+        let (capacity, descriptors) = capacity();
         let store = Store {
             layout,
             root,
@@ -221,7 +237,8 @@ impl Store {
             aside,
             index,
             nodes: Mutex::default(),
-            capacity: capacity(),
+            capacity,
+            descriptors,
             largest_file,
             listings: Mutex::default(),
             watcher: OnceLock::new(),
@@ -265,6 +282,24 @@ impl Store {
     /// Where the parts lie.
     pub fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// Fails when so many descriptors are in use that the application must not get another
+    /// one: what it holds open must not keep this driver from its own work.
+    pub fn has_descriptors(&self) -> io::Result<()> {
+        // The kernel gives out the lowest number that is free.
+        let is_low = || match rustix::io::fcntl_dupfd_cloexec(&self.file_system, 0) {
+            Ok(next) => next.as_raw_fd() as u64 <= self.descriptors,
+            Err(_) => false,
+        };
+        if is_low() {
+            return Ok(());
+        }
+        self.nodes.lock().close_unused();
+        match is_low() {
+            true => Ok(()),
+            false => Err(io::Error::from_raw_os_error(libc::ENFILE)),
+        }
     }
 
     /// The object with this id. `NotFound` (`ESTALE`-like) when there is none.
@@ -408,6 +443,20 @@ mod tests {
     use twinfold_protocol::attr::Kind;
     use twinfold_protocol::op::{Name, NewObject};
 
+    fn make(store: &Store, n: u64) -> Arc<Node> {
+        let object = NewObject {
+            file: FileId(5000 + n),
+            kind: Kind::Regular,
+            target: bytes::Bytes::new(),
+            mode: 0o600,
+            umask: 0,
+            uid: 0,
+            gid: 0,
+        };
+        let name = Name::new(n.to_string().as_bytes()).unwrap();
+        store.create(&store.root, &name, &object).unwrap()
+    }
+
     /// Needs root, for a mount of its own.
     #[test]
     fn nothing_the_store_does_leaves_an_access_time() {
@@ -418,25 +467,40 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_the_application_has_open_leaves_descriptors_for_the_drivers_own_work() {
+        let name = "store::unix::tests::\
+                    what_the_application_has_open_leaves_descriptors_for_the_drivers_own_work";
+        if !scratch::alone_in_a_process(name) {
+            return;
+        }
+        scratch::limit_descriptors(512);
+        let (_place, store) = scratch::scratch();
+        let mut open = Vec::new();
+        for n in 0..400 {
+            if store.has_descriptors().is_err() {
+                break;
+            }
+            open.push(make(&store, n));
+        }
+        assert!((100..200).contains(&open.len()), "{} are open", open.len());
+        let own: io::Result<Vec<_>> = (0..OWN_DESCRIPTORS)
+            .map(|_| std::fs::File::open("/dev/null"))
+            .collect();
+        drop(own.unwrap());
+        // What nobody has open any more gives way.
+        open.truncate(50);
+        store.has_descriptors().unwrap();
+    }
+
     /// Needs root, for the attributes `trusted.*`, and a disk that has them.
     #[test]
     fn objects_that_are_made_do_not_stay_open_for_ever() {
         let (_place, mut store) = scratch::scratch();
         store.capacity = 40;
-        let root = store.node(FileId::ROOT).unwrap();
         let mut in_use = Vec::new();
         for n in 0..500u64 {
-            let object = NewObject {
-                file: FileId(5000 + n),
-                kind: Kind::Regular,
-                target: bytes::Bytes::new(),
-                mode: 0o600,
-                umask: 0,
-                uid: 0,
-                gid: 0,
-            };
-            let name = Name::new(n.to_string().as_bytes()).unwrap();
-            let node = store.create(&root, &name, &object).unwrap();
+            let node = make(&store, n);
             if n < 20 {
                 in_use.push(node);
             }

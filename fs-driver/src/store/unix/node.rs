@@ -38,17 +38,33 @@ pub struct Node {
 pub struct Opening {
     node: Arc<Node>,
     cached: bool,
+    /// Of a writer: what it was told of failures is its own, while the data's descriptor is
+    /// shared by all.
+    told: Option<OwnedFd>,
 }
 
 impl Opening {
-    /// Counts an open file, and whether its reads may come from the page cache.
-    pub fn new(node: Arc<Node>, cached: bool) -> Opening {
+    /// Counts an open file, whether it may write, and whether its reads may come from the
+    /// page cache.
+    pub fn new(node: Arc<Node>, write: bool, cached: bool) -> io::Result<Opening> {
+        let told = write.then(|| sys::reopen(node.path(), OFlags::RDONLY));
+        let told = told.transpose()?;
         node.open.fetch_add(1, Ordering::SeqCst);
         if cached {
             node.cached.fetch_add(1, Ordering::SeqCst);
             node.ever_cached.fetch_add(1, Ordering::SeqCst);
         }
-        Opening { node, cached }
+        Ok(Opening { node, cached, told })
+    }
+
+    /// Fails if data of the file could not be brought to the disk since it was opened here,
+    /// and this was not said yet: each who may have written it has to learn of it
+    /// (`fsync(2)`), whoever's call met the failure.
+    pub fn failed_before(&self) -> io::Result<()> {
+        match &self.told {
+            Some(told) => sys::failed_before(told.as_fd()),
+            None => Ok(()),
+        }
     }
 
     /// What is open.

@@ -65,6 +65,11 @@ impl Store {
         }
     }
 
+    /// A resync begins: what one that broke off has said of directories is forgotten.
+    pub fn begin_puts(&self) {
+        self.listings.lock().clear();
+    }
+
     fn put_hole(&self, file: FileId, offset: u64, length: u64) -> io::Result<()> {
         let node = self.node(file)?;
         // Punching does not grow a file, and what lies beyond its end is a hole already.

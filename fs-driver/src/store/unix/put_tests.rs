@@ -129,3 +129,24 @@ fn nobody_sets_or_removes_the_labels_of_the_nodes_own_kernel_through_a_mount() {
         assert_eq!(none.unwrap_err().raw_os_error(), Some(libc::ENODATA));
     }
 }
+
+#[test]
+fn nothing_is_kept_of_a_listing_that_broke_off() {
+    use twinfold_protocol::op::{Listing, PutEntry};
+    let (_place, store) = scratch();
+    let begun = Op::PutDirectory {
+        directory: FileId::ROOT,
+        listing: Listing::Whole {
+            first: true,
+            last: false,
+        },
+        entries: vec![PutEntry {
+            name: Name::new(b"none").unwrap(),
+            object: None,
+        }],
+    };
+    store.put(&begun).unwrap();
+    assert_eq!(store.listings.lock().len(), 1);
+    store.begin_puts();
+    assert_eq!(store.listings.lock().len(), 0);
+}

@@ -190,6 +190,19 @@ pub(super) fn largest_file(directory: BorrowedFd<'_>) -> u64 {
     fits
 }
 
+/// Whether the kernel failed to write something of a file, and has not said so through this
+/// descriptor yet. Nothing is written and nobody waited for: there is no data so far behind.
+pub(super) fn failed_before(fd: BorrowedFd<'_>) -> io::Result<()> {
+    const END: i64 = i64::MAX - 1;
+    // SAFETY: a descriptor that is borrowed for the call, and integers.
+    let rc =
+        unsafe { libc::sync_file_range(fd.as_raw_fd(), END, 1, libc::SYNC_FILE_RANGE_WAIT_BEFORE) };
+    match rc {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// `AT_EMPTY_PATH` for calls on a descriptor itself.
 pub(super) const SELF: AtFlags = AtFlags::EMPTY_PATH;
 
