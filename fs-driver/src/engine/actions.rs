@@ -45,7 +45,13 @@ impl Engine {
                 self.drop_connection(&reason);
             }
             Action::AskToGoAlone { reason } => {
-                *self.question.lock() = Some(reason.clone());
+                {
+                    // It may be answered already, by another thread.
+                    let core = self.core.lock();
+                    if core.is_asking() {
+                        *self.question.lock() = Some(reason.clone());
+                    }
+                }
                 self.questions.fetch_add(1, Ordering::AcqRel);
                 match self.settings.on_peer_loss {
                     OnPeerLoss::Alone if !self.is_controlled() => {
@@ -56,6 +62,12 @@ impl Engine {
                         reason,
                         "the peer is lost; writes are held until `go-alone` or its return"
                     ),
+                }
+            }
+            Action::AskNoMore => {
+                let core = self.core.lock();
+                if !core.is_asking() {
+                    *self.question.lock() = None;
                 }
             }
             Action::MakeAlone => {
@@ -190,7 +202,12 @@ impl Engine {
         let may = core.can_resume(session, applied);
         if may {
             core.resume(clock::now(), applied);
-            *self.question.lock() = None;
+            if core.is_asking() {
+                tracing::warn!(
+                    "the peer is back, but has not done yet what it was dropped for: `go-alone` \
+                     leaves it behind"
+                );
+            }
         }
         self.perform(core);
         self.output.notify_one();

@@ -581,6 +581,8 @@ impl World {
                     self.soon(node, 20 * MS, Step::AskWitness);
                 }
             }
+            // Whoever asks the witness looks first whether that is still needed.
+            Action::AskNoMore => {}
             Action::MakeAlone => {
                 self.stats.alone += 1;
                 let generation = Generation(self.random_id());
