@@ -186,8 +186,12 @@ impl Record {
         self.paired = true;
     }
 
-    /// The peer is up to date: no base is needed any more.
-    pub fn peer_is_current(&mut self) {
+    /// The peer is up to date with `generation`: no base is needed any more. Nothing if this
+    /// node has gone on without it meanwhile: then that generation is a base itself.
+    pub fn peer_is_current(&mut self, generation: Generation) {
+        if self.copy.current != generation {
+            return;
+        }
         self.copy.bases.clear();
         self.copy.forced = false;
         self.alone_since = 0;
@@ -275,6 +279,17 @@ mod tests {
             boot: 5,
             ..Record::default()
         }
+    }
+
+    #[test]
+    fn that_a_peer_was_current_is_no_news_once_it_was_left_behind() {
+        let mut record = record();
+        record.copy.bases = vec![Generation(7)];
+        record.peer_is_current(Generation(1));
+        assert_eq!(record.copy.bases, []);
+        record.go_alone(Generation(2));
+        record.peer_is_current(Generation(1));
+        assert_eq!(record.copy.bases, [Generation(1)]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use twinfold_protocol::wire::{Frame, Receipt, Violation, encode_op};
 
 use super::resync::ResyncError;
 use super::{Engine, Reply, clock};
-use crate::state::{OnPeerLoss, Record};
+use crate::state::OnPeerLoss;
 use crate::store::is_disk_failure;
 
 /// A random id other than zero.
@@ -27,17 +27,23 @@ impl Engine {
     pub(super) fn perform(self: &Arc<Self>, mut core: MutexGuard<'_, Primary<Reply>>) {
         let (mut replies, mut actions) = (Vec::new(), Vec::new());
         core.drain(&mut replies, &mut actions);
+        // That of the checkpoint that has ended: the next one may begin, and put its own
+        // there, as soon as the lock is free.
+        let ended = match actions.contains(&Action::CheckpointDone) {
+            true => self.checkpoint_segment.lock().take(),
+            false => None,
+        };
         drop(core);
         self.room.notify_all();
         for reply in replies {
             reply();
         }
         for action in actions {
-            self.act(action);
+            self.act(action, ended);
         }
     }
 
-    fn act(self: &Arc<Self>, action: Action) {
+    fn act(self: &Arc<Self>, action: Action, ended: Option<u64>) {
         match action {
             Action::DropPeer { reason } => {
                 tracing::warn!(reason, "the peer is dropped");
@@ -45,7 +51,13 @@ impl Engine {
                 self.drop_connection(&reason);
             }
             Action::AskToGoAlone { reason } => {
-                *self.question.lock() = Some(reason.clone());
+                {
+                    // It may be answered already, by another thread.
+                    let core = self.core.lock();
+                    if core.is_asking() {
+                        *self.question.lock() = Some(reason.clone());
+                    }
+                }
                 self.questions.fetch_add(1, Ordering::AcqRel);
                 match self.settings.on_peer_loss {
                     OnPeerLoss::Alone if !self.is_controlled() => {
@@ -56,6 +68,12 @@ impl Engine {
                         reason,
                         "the peer is lost; writes are held until `go-alone` or its return"
                     ),
+                }
+            }
+            Action::AskNoMore => {
+                let core = self.core.lock();
+                if !core.is_asking() {
+                    *self.question.lock() = None;
                 }
             }
             Action::MakeAlone => {
@@ -69,8 +87,11 @@ impl Engine {
                 self.one_more.store(true, Ordering::Relaxed);
                 *self.trouble.lock() = None;
                 let engine = self.clone();
+                let generation = self.copy.get().copy.current;
+                // It may be done after a decision to go on alone that was made later.
                 self.jobs.run(move || {
-                    if let Err(e) = engine.copy.update(Record::peer_is_current) {
+                    let current = engine.copy.update(|r| r.peer_is_current(generation));
+                    if let Err(e) = current {
                         engine.fence("the copy's history cannot be written", &e);
                     }
                 });
@@ -80,9 +101,8 @@ impl Engine {
             Action::PeerTookOver => self.peer_took_over(),
             Action::HeirIsLate => self.heir_is_late(),
             Action::CheckpointDone => {
-                let segment = self.checkpoint_segment.lock().take();
                 let engine = self.clone();
-                self.jobs.run(move || engine.notes_may_go(segment));
+                self.jobs.run(move || engine.notes_may_go(ended));
             }
         }
     }
@@ -190,7 +210,12 @@ impl Engine {
         let may = core.can_resume(session, applied);
         if may {
             core.resume(clock::now(), applied);
-            *self.question.lock() = None;
+            if core.is_asking() {
+                tracing::warn!(
+                    "the peer is back, but has not done yet what it was dropped for: `go-alone` \
+                     leaves it behind"
+                );
+            }
         }
         self.perform(core);
         self.output.notify_one();
@@ -260,7 +285,12 @@ impl Engine {
         if !self.core.lock().can_checkpoint() {
             return;
         }
-        let segment = match self.intents.rotate() {
+        // What was lost here is known by its notes alone: they stay.
+        let segment = match self.syncs.is_lossy() {
+            true => Ok(None),
+            false => self.intents.rotate(),
+        };
+        let segment = match segment {
             Ok(segment) => segment,
             Err(e) => return self.fence("the intent log cannot be written", &e),
         };
@@ -278,15 +308,22 @@ impl Engine {
         self.output.notify_one();
         // Every op before the checkpoint is applied here, then flushed.
         self.gate.wait_for_all_before();
-        match self.store.sync_all() {
+        match self.sync_store() {
             Ok(()) => {
                 let mut core = self.core.lock();
                 core.checkpoint_flushed();
                 self.perform(core);
             }
             Err(e) => {
-                // The marks stay; what the store lost it will say to those who ask for it.
-                tracing::error!(error = %e, "the store could not be flushed");
+                tracing::error!(
+                    error = %e,
+                    "the store could not be flushed: what was changed last is compared when this \
+                     node starts again"
+                );
+                // Its marks and its notes stay.
+                let mut core = self.core.lock();
+                core.checkpoint_failed();
+                self.perform(core);
                 if is_disk_failure(&e) {
                     self.disk_failed("a flush of the store", &e);
                 }

@@ -31,6 +31,7 @@ mod split;
 mod standby;
 mod standing;
 mod status;
+mod syncs;
 mod takeover;
 mod verify;
 
@@ -90,8 +91,12 @@ pub struct Engine {
     names: Mutex<()>,
     gate: gate::Gate,
     jobs: jobs::Jobs,
+    syncs: syncs::Syncs,
     /// There is something for the wire.
     pub(crate) output: Notify,
+    /// A sync of this secondary has ended, perhaps one that was asked for over an earlier
+    /// connection: there may be something to tell, and the next one may begin.
+    pub(crate) synced: Notify,
     /// This secondary shall leave in order.
     pub(crate) leaving: Notify,
     /// Deadlines have changed.
@@ -251,7 +256,9 @@ impl Engine {
             names: Mutex::new(()),
             gate: gate::Gate::default(),
             jobs: jobs::Jobs::start().context("cannot start threads")?,
+            syncs: syncs::Syncs::default(),
             output: Notify::new(),
+            synced: Notify::new(),
             leaving: Notify::new(),
             deadlines: Notify::new(),
             epoch: AtomicU32::new(0),

@@ -117,6 +117,8 @@ impl Engine {
             what.suspect = everything();
         }
         let saved = match segment()? {
+            // What was lost here is known by its notes alone.
+            Some(_) if self.syncs.is_lossy() => false,
             Some(segment) if self.save_marks(&saving, Some(segment), &what) => true,
             Some(_) | None => false,
         };
@@ -158,6 +160,10 @@ impl Engine {
     /// Both nodes have flushed what was noted before `segment`.
     pub(super) fn notes_may_go(&self, segment: Option<u64>) {
         let Some(segment) = segment else { return };
+        // The flush may have failed for others than the checkpoint.
+        if self.syncs.is_lossy() {
+            return;
+        }
         let saving = self.saving.lock();
         if !*saving {
             return;
@@ -199,7 +205,11 @@ impl Engine {
                 && self.fenced().is_none()
                 && self.core.lock().link() == Link::Alone
         };
-        if !alone() || !self.intents.has_notes() || begun < *self.alone_again.lock() {
+        if !alone()
+            || self.syncs.is_lossy()
+            || !self.intents.has_notes()
+            || begun < *self.alone_again.lock()
+        {
             return;
         }
         let segment = match self.intents.rotate() {
@@ -218,7 +228,7 @@ impl Engine {
             what.suspect = everything();
         }
         what.notes = Some(&noted.intents);
-        if let Err(e) = self.store.sync_all() {
+        if let Err(e) = self.sync_store() {
             return tracing::error!(error = %e, "the store could not be flushed");
         }
         let saving = self.saving.lock();

@@ -69,6 +69,17 @@ pub struct Standby {
     stable: Option<Stable>,
     /// Something could not be done: the session is not resumed, nor this copy promoted.
     failed: bool,
+    /// Syncs that had failed before the session began.
+    failed_syncs: u64,
+}
+
+/// How a secondary has left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Left {
+    /// Its copy was up to date until then.
+    pub(crate) was_current: bool,
+    /// All that it had applied in the session is on its disk.
+    pub(crate) flushed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -121,6 +132,12 @@ impl Standby {
     /// Whether the copy was up to date for as long as the connection held.
     pub(super) fn is_current(&self) -> bool {
         !self.is_syncing() && !self.failed
+    }
+
+    /// Whether a flush of the store that succeeded means all of this session, when
+    /// `failed_syncs` had failed by its end.
+    pub(super) fn is_flushed(&self, failed_syncs: u64) -> bool {
+        !self.failed && self.failed_syncs == failed_syncs
     }
 
     /// The session.
@@ -192,6 +209,7 @@ impl Engine {
             segment: None,
             stable: None,
             failed: false,
+            failed_syncs: self.syncs.failed(),
         });
         Ok(())
     }
@@ -455,6 +473,7 @@ impl Engine {
             if result.is_err() {
                 engine.standby_broken(session);
             }
+            engine.synced.notify_one();
             done(result);
         });
     }
@@ -474,7 +493,9 @@ impl Engine {
     fn run_sync(&self, job: SyncJob) -> Result<Option<Receipt>, StandbyError> {
         let failed = |source| StandbyError::Put { op: "sync", source };
         let object = |file, data_only| match self.store.object(file).map_err(failed)? {
-            Some(node) => self.store.sync(&node, data_only).map_err(failed),
+            Some(node) => self
+                .sync_counted(|| self.store.sync(&node, data_only))
+                .map_err(failed),
             // Removed meanwhile: nothing of it has to last.
             None => Ok(()),
         };
@@ -482,14 +503,14 @@ impl Engine {
             SyncWhat::Object { file, data_only } => object(file, data_only)?,
             SyncWhat::TakeOver => self.take_over_from_peer(job.session)?,
             SyncWhat::Checkpoint { retire } => {
-                self.store.sync_all().map_err(failed)?;
+                self.flush_session(job.session)?;
                 self.retire(retire);
             }
             SyncWhat::ResyncEnd { retire } => {
                 let _ending = self.ending.lock();
                 of_session(&mut self.standby.lock(), job.session)?;
                 let removed = self.store.clear_aside().map_err(failed)?;
-                self.store.sync_all().map_err(failed)?;
+                self.flush_session(job.session)?;
                 let mut guard = self.standby.lock();
                 let standby = of_session(&mut guard, job.session)?;
                 let (module, generation, epoch) =
@@ -501,6 +522,7 @@ impl Engine {
                         StandbyError::Fenced
                     })?;
                 standby.machine.resync_ended();
+                self.copy_is_made_good(standby.failed_syncs);
                 // What differed was moved.
                 *self.differing.lock() = DirtyMap::default();
                 drop(guard);
@@ -513,7 +535,7 @@ impl Engine {
             SyncWhat::Stable { files } => {
                 match files {
                     Some(files) => files.into_iter().try_for_each(|f| object(f, true))?,
-                    None => self.store.sync_all().map_err(failed)?,
+                    None => self.flush_session(job.session)?,
                 }
                 let mut guard = self.standby.lock();
                 let standby = of_session(&mut guard, job.session)?;
@@ -538,22 +560,31 @@ impl Engine {
         self.standby.lock().as_mut()?.machine.receipt()
     }
 
-    /// This node leaves in order: its copy is on its disk, and, durably, not up to
-    /// date any more, so that nobody promotes it while the primary goes on.
+    /// This node leaves in order: its copy is on its disk, unless a sync of it failed, and,
+    /// durably, not up to date any more, so that nobody promotes it while the primary goes on.
     pub(crate) fn standby_leave(
         self: &Arc<Self>,
-        done: impl FnOnce(io::Result<bool>) + Send + 'static,
+        done: impl FnOnce(io::Result<Left>) + Send + 'static,
     ) {
         let engine = self.clone();
         self.jobs.run(move || {
             let standby = engine.standby.lock().take();
-            let left = engine.store.sync_all().and_then(|()| match standby {
-                Some(standby) => {
-                    engine.copy.update(Record::fall_behind)?;
-                    Ok(!standby.is_syncing())
-                }
-                None => Ok(false),
-            });
+            let synced = engine.sync_store();
+            if let Err(error) = &synced {
+                tracing::error!(%error, "the store could not be flushed");
+            }
+            // One that runs beside this one may be told what this one was not.
+            let failures = engine.syncs.settled();
+            let left = match standby {
+                Some(standby) => engine.fall_behind().map(|()| Left {
+                    was_current: !standby.is_syncing(),
+                    flushed: synced.is_ok() && standby.is_flushed(failures),
+                }),
+                None => Ok(Left {
+                    was_current: false,
+                    flushed: false,
+                }),
+            };
             done(left);
         });
     }

@@ -187,7 +187,7 @@ impl Engine {
             }),
             mounted: false,
             link: link_state(role, core.link(), comparing, syncing.filter(|_| connected)),
-            question: (role == Some(Role::Primary) && core.link() == Link::Holding)
+            question: (role == Some(Role::Primary) && core.is_asking())
                 .then(|| self.questions.load(Ordering::Acquire)),
             session: equal.map(|s| Hex(s.0)),
             current: current && !differs,
@@ -213,7 +213,7 @@ impl Engine {
     /// Goes on alone, if question number `question` is still open.
     pub fn go_on(self: &Arc<Self>, question: u64) -> bool {
         let mut core = self.core.lock();
-        let same = core.link() == Link::Holding
+        let same = core.is_asking()
             && self.questions.load(Ordering::Acquire) == question
             && core.go_alone();
         self.perform(core);

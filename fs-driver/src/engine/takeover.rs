@@ -304,7 +304,7 @@ impl Engine {
         if self.hosting() == Some(session) {
             return Ok(());
         }
-        self.store.sync_all().map_err(failed("sync"))?;
+        self.flush_session(session)?;
         let mut guard = self.standby.lock();
         of_session(&mut guard, session)?;
         let mut record = self.copy.get();

@@ -347,15 +347,15 @@ async fn follow(
         Ok(reason) => {
             let (done, left) = tokio::sync::oneshot::channel();
             engine.standby_leave(move |result| drop(done.send(result)));
-            let was_current = left.await.context("leaving broke off")??;
+            let left = left.await.context("leaving broke off")??;
             let leave = Control::Leave {
                 reason,
-                flushed: true,
+                flushed: left.flushed,
             };
             send(&mut control, &[leave.encode()]).await?;
             let _ = control.finish();
             let told = tokio::time::timeout(STEP, control.stopped()).await;
-            if was_current && matches!(told, Ok(Ok(None))) {
+            if left.was_current && left.flushed && matches!(told, Ok(Ok(None))) {
                 let engine = engine.clone();
                 tokio::task::spawn_blocking(move || engine.standby_left()).await?;
             }
@@ -572,6 +572,8 @@ async fn apply(
                 }
                 true
             }
+            // Perhaps one that was asked for over an earlier connection.
+            () = engine.synced.notified() => true,
             filled = ops.fill() => filled?,
         };
         if !filled {

@@ -69,7 +69,11 @@ pub enum BadPiece {
 
 /// How far a map has been written.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Cursor(Place);
+pub struct Cursor {
+    place: Place,
+    /// It has been written that everything may differ.
+    everything: bool,
+}
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 enum Place {
@@ -91,22 +95,23 @@ impl DirtyMap {
     pub fn write(&self, cursor: &mut Cursor, most: usize, out: &mut Vec<u8>) -> bool {
         let end = out.len() + most.max(MAX_STEP);
         while out.len() + MAX_STEP <= end {
-            cursor.0 = match std::mem::take(&mut cursor.0) {
-                Place::Begin => {
-                    if self.everything {
-                        out.push(EVERYTHING);
-                    }
-                    Place::Object(FileId(0), 0)
-                }
+            // A map that grows too large says so at any time, and has nothing else to say.
+            if self.everything && !cursor.everything {
+                out.push(EVERYTHING);
+                cursor.everything = true;
+                continue;
+            }
+            cursor.place = match std::mem::take(&mut cursor.place) {
+                Place::Begin => Place::Object(FileId(0), 0),
                 Place::Object(file, block) => self.write_object(file, block, out),
                 Place::Names(at) => self.write_names(at, out),
                 Place::End => {
-                    cursor.0 = Place::End;
+                    cursor.place = Place::End;
                     return false;
                 }
             };
         }
-        cursor.0 != Place::End
+        cursor.place != Place::End
     }
 
     /// The whole map.
@@ -127,7 +132,8 @@ impl DirtyMap {
             None => Place::Names(None),
         };
         let start = if file == from { block } else { 0 };
-        if start == 0 {
+        // All of its blocks may have been marked while they were being written.
+        if start == 0 || marks.blocks.is_all() {
             let flag = |on: bool, bit: u8| if on { bit } else { 0 };
             let flags = flag(marks.attributes, ATTRIBUTES)
                 | flag(marks.unknown, UNKNOWN)
@@ -415,6 +421,45 @@ mod tests {
         let mut both = written.clone();
         both.unite(before);
         assert_eq!(both, written, "something that was marked is not written");
+    }
+
+    #[test]
+    fn a_map_that_says_everything_while_it_is_written_is_written_so() {
+        for parts in 1.. {
+            let (mut map, mut bytes, mut cursor) = (full(), Vec::new(), Cursor::default());
+            let begun = (0..parts).all(|_| map.write(&mut cursor, 1, &mut bytes));
+            if !begun {
+                assert!(parts > 100, "{parts}");
+                break;
+            }
+            map.mark_everything();
+            while map.write(&mut cursor, 1, &mut bytes) {}
+            assert!(
+                read(&bytes).unwrap().is_everything(),
+                "after {parts} parts, what is behind them is told by nobody"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_marked_whole_while_its_blocks_are_written_is_written_so() {
+        let mut map = DirtyMap::default();
+        for chunk in 0..4u64 {
+            map.mark_data(F, chunk * 65_536 * limits::BLOCK, 1);
+        }
+        map.mark_data(FileId(0x0109), 0, 1);
+        for parts in 1..=4 {
+            let (mut map, mut bytes, mut cursor) = (map.clone(), Vec::new(), Cursor::default());
+            for _ in 0..parts {
+                assert!(map.write(&mut cursor, 1, &mut bytes));
+            }
+            map.mark_unknown(F);
+            while map.write(&mut cursor, 1, &mut bytes) {}
+            let read = read(&bytes).unwrap();
+            let marks = read.object(F).unwrap();
+            assert!(marks.blocks.is_all(), "after {parts} chunks: {marks:?}");
+            assert!(read.object(FileId(0x0109)).is_some());
+        }
     }
 
     #[test]

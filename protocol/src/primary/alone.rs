@@ -1,6 +1,6 @@
 //! Going on without the peer: who may decide that, and what becomes of what waits for it.
 
-use super::{Action, Link, Primary, Window, resync};
+use super::{Link, Primary, Window, resync};
 use crate::ids::Seq;
 use crate::marks::DirtyMap;
 
@@ -32,15 +32,6 @@ impl<R> Primary<R> {
         true
     }
 
-    /// The caller decided that this node goes on alone. False when there is nothing to decide.
-    pub fn go_alone(&mut self) -> bool {
-        if !matches!(self.link, Link::Bridging { .. } | Link::Holding) {
-            return false;
-        }
-        self.leave();
-        true
-    }
-
     /// The decision to go on alone cannot be made durable: what is held is never
     /// acknowledged. The replies are the caller's to end otherwise; one that comes with a
     /// later vote is dropped.
@@ -52,11 +43,6 @@ impl<R> Primary<R> {
         let mut held = std::mem::take(&mut self.replies);
         self.window = window.abandon(|_, _| (), &mut held);
         held
-    }
-
-    fn leave(&mut self) {
-        self.link = Link::Leaving;
-        self.actions.push(Action::MakeAlone);
     }
 
     /// The new generation is durable: what was held is released, what the peer may

@@ -65,6 +65,12 @@ impl<R> Primary<R> {
         }
     }
 
+    /// The local copy could not be flushed: the running checkpoint does not end as one, what
+    /// was marked before it stays marked, and another one may begin.
+    pub fn checkpoint_failed(&mut self) {
+        self.checkpoint = None;
+    }
+
     pub(super) fn checkpoint_progress(&mut self) {
         if self.checkpoint.is_some_and(|c| c.local && c.peer) {
             self.checkpoint = None;

@@ -2,7 +2,19 @@
 //! (invariant 14).
 
 use super::{AckMode, Action, Link, Primary};
+use crate::ids::Seq;
 use crate::time::Instant;
+
+/// What a deadline is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Wait {
+    /// The peer shall apply an op.
+    Applied(Seq),
+    /// It shall complete a sync.
+    Synced(Seq),
+    /// It shall bring an op to its disk.
+    Durable(Seq),
+}
 
 impl<R> Primary<R> {
     /// Looks at every deadline. Call at least at [`Primary::next_deadline`].
@@ -17,7 +29,7 @@ impl<R> Primary<R> {
         if !self.is_connected() {
             return;
         }
-        let Some((deadline, reason)) = self.earliest() else {
+        let Some((deadline, wait, reason)) = self.earliest() else {
             return;
         };
         if now < deadline {
@@ -31,6 +43,10 @@ impl<R> Primary<R> {
             Link::Yielding { end, until, .. } => self.wait_for_heir(end, until),
             _ => {
                 self.before = self.link;
+                // The first one: what came later is not done before it.
+                if self.overdue.is_none_or(|overdue| !self.waits(overdue)) {
+                    self.overdue = Some(wait);
+                }
                 self.hold(&reason);
             }
         }
@@ -40,23 +56,34 @@ impl<R> Primary<R> {
     pub fn next_deadline(&mut self) -> Option<Instant> {
         let peer = match self.link {
             Link::Bridging { until } => Some(until),
-            _ if self.is_connected() => self.earliest().map(|(at, _)| at),
+            _ if self.is_connected() => self.earliest().map(|(at, ..)| at),
             _ => None,
         };
         peer.into_iter().chain(self.heir_deadline()).min()
     }
 
-    fn earliest(&mut self) -> Option<(Instant, String)> {
+    /// Whether the peer has not done this yet.
+    pub(super) fn waits(&self, wait: Wait) -> bool {
+        match wait {
+            Wait::Applied(seq) => seq > self.window.applied,
+            Wait::Synced(seq) => self.window.waits_for_sync(seq),
+            Wait::Durable(seq) => seq > self.window.durable,
+        }
+    }
+
+    fn earliest(&mut self) -> Option<(Instant, Wait, String)> {
         let (config, resumed) = (self.config, self.resumed);
-        let mut best: Option<(Instant, String)> = None;
-        let mut consider = |at: Instant, text: String| {
-            if best.as_ref().is_none_or(|(b, _)| at < *b) {
-                best = Some((at, text));
+        let mut best: Option<(Instant, Wait, String)> = None;
+        let mut consider = |at: Instant, wait: Wait, text: String| {
+            if best.as_ref().is_none_or(|(b, ..)| at < *b) {
+                best = Some((at, wait, text));
             }
         };
         if let Some(oldest) = self.window.oldest_unapplied() {
+            let wait = Wait::Applied(self.window.applied.next());
             consider(
                 self.progress.max(oldest).after(config.stall),
+                wait,
                 format!(
                     "the peer made no progress for {} ms while ops were waiting",
                     config.stall.as_millis()
@@ -64,15 +91,17 @@ impl<R> Primary<R> {
             );
             consider(
                 oldest.max(self.resumed).after(config.op),
+                wait,
                 format!(
                     "the peer did not apply an op within {} ms",
                     config.op.as_millis()
                 ),
             );
         }
-        if let Some(oldest) = self.window.oldest_syncing() {
+        if let Some((seq, oldest)) = self.window.oldest_syncing() {
             consider(
                 oldest.max(self.resumed).after(config.sync),
+                Wait::Synced(seq),
                 format!(
                     "the peer did not complete a sync within {} ms",
                     config.sync.as_millis()
@@ -80,10 +109,11 @@ impl<R> Primary<R> {
             );
         }
         if config.mode == AckMode::Disk
-            && let Some(entry) = self.window.get(self.window.durable.next())
+            && let Some((seq, oldest)) = self.window.oldest_volatile()
         {
             consider(
-                entry.submitted.max(resumed).after(config.sync),
+                oldest.max(resumed).after(config.sync),
+                Wait::Durable(seq),
                 format!(
                     "the peer did not bring an op to its disk within {} ms",
                     config.sync.as_millis()

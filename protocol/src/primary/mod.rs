@@ -28,6 +28,7 @@ mod alone;
 mod checkpoint;
 mod deadlines;
 mod own;
+mod question;
 mod resync;
 mod takeover;
 mod verify;
@@ -45,6 +46,7 @@ use crate::verify::Found;
 use crate::wire::{Receipt, Violation};
 
 use checkpoint::Checkpoint;
+use deadlines::Wait;
 pub use own::OwnMarks;
 pub use resync::Progress;
 use window::{Entry, Local, Vote, Window};
@@ -126,6 +128,9 @@ pub enum Action {
         /// For the operator.
         reason: String,
     },
+    /// What was asked needs no answer any more: the peer is back, and has done what it was
+    /// dropped for.
+    AskNoMore,
     /// Make a new generation durable, then call [`Primary::alone_is_durable`].
     MakeAlone,
     /// The peer is up to date: note durably that no base is needed any more.
@@ -175,6 +180,10 @@ pub struct Primary<R> {
     progress: Instant,
     /// When the connection came up that there is now: no wait began before it.
     resumed: Instant,
+    /// The caller has been asked whether to go on alone, and may still say so.
+    asked: bool,
+    /// What the peer was dropped for and has not done since.
+    overdue: Option<Wait>,
     /// What must be moved before the peer is current.
     dirty: DirtyMap,
     /// What the peer had, but perhaps not on its disk, when it was lost: compared when
@@ -222,6 +231,8 @@ impl<R> Primary<R> {
             window: Window::new(began),
             progress: Instant::default(),
             resumed: Instant::default(),
+            asked: false,
+            overdue: None,
             dirty,
             suspect: DirtyMap::default(),
             fresh: DirtyMap::default(),
@@ -494,6 +505,7 @@ impl<R> Primary<R> {
             }
         }
         self.window.trim();
+        self.ask_no_more();
         Ok(())
     }
 
@@ -575,6 +587,8 @@ impl<R> Primary<R> {
     }
 
     /// The session goes on over a new connection; the peer has applied up to `applied`.
+    /// One that was dropped stays in question until it has done what it was dropped for:
+    /// a copy whose disk hangs comes back at once, and again and again.
     pub fn resume(&mut self, now: Instant, applied: Seq) {
         debug_assert!(self.may_come_back());
         self.link = match self.link {
@@ -591,6 +605,7 @@ impl<R> Primary<R> {
         self.unanswered(applied);
         self.window.trim();
         self.window.rewind();
+        self.ask_no_more();
     }
 
     /// The connection is lost.
@@ -606,7 +621,7 @@ impl<R> Primary<R> {
             Link::Syncing => self.back_to_alone(),
             Link::Finishing { .. } | Link::Paired => {
                 self.before = self.link;
-                if self.config.bridge.is_zero() {
+                if self.config.bridge.is_zero() || self.asked {
                     self.hold(reason);
                 } else {
                     self.link = Link::Bridging {
@@ -615,13 +630,6 @@ impl<R> Primary<R> {
                 }
             }
         }
-    }
-
-    fn hold(&mut self, reason: &str) {
-        self.link = Link::Holding;
-        self.actions.push(Action::AskToGoAlone {
-            reason: reason.to_owned(),
-        });
     }
 }
 

@@ -56,6 +56,9 @@ impl<R> Primary<R> {
             connected,
             until: Some(now.after(self.config.heir_patience())),
         };
+        // Going alone is out of question now.
+        self.overdue = None;
+        self.ask_no_more();
         true
     }
 

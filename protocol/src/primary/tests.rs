@@ -248,6 +248,28 @@ fn a_checkpoint_drops_marks_made_before_it_and_keeps_later_ones() {
 }
 
 #[test]
+fn a_checkpoint_that_fails_here_makes_way_for_the_next_one_and_keeps_its_marks() {
+    let mut bed = Bed::paired(AckMode::Memory);
+    let a = bed.submit(write(0, 1)).seq.unwrap();
+    assert!(bed.p.begin_checkpoint(now(1), Timestamp::default()));
+    bed.wire();
+    bed.p.local_done(a, "a");
+    bed.applied(a.0 + 1);
+    bed.p.checkpoint_failed();
+    bed.receipt(Receipt::Synced { seq: a.next() });
+    assert!(!bed.p.checkpoint_runs());
+    assert_eq!(bed.out(), (vec!["a"], vec![]), "nothing has ended");
+    assert_eq!(bed.p.unflushed_counts().0, 1);
+    assert!(bed.p.begin_checkpoint(now(2), Timestamp::default()));
+    let again = bed.wire()[0];
+    bed.applied(again);
+    bed.receipt(Receipt::Synced { seq: Seq(again) });
+    bed.p.checkpoint_flushed();
+    assert_eq!(bed.out().1, [Action::CheckpointDone]);
+    assert_eq!(bed.p.unflushed_counts().0, 0);
+}
+
+#[test]
 fn a_short_outage_resends_only_what_was_not_applied() {
     let mut bed = Bed::paired(AckMode::Memory);
     let a = bed.submit(write(0, 1)).seq.unwrap();

@@ -252,10 +252,22 @@ impl<R> Window<R> {
         self.get(seq).map(|e| e.submitted)
     }
 
-    /// When the oldest op that waits for its own sync receipt was submitted.
-    pub(super) fn oldest_syncing(&mut self) -> Option<Instant> {
+    /// The oldest op that waits for its own sync receipt, and when it was submitted.
+    pub(super) fn oldest_syncing(&mut self) -> Option<(Seq, Instant)> {
         let seq = *self.syncing.front()?;
-        self.get(seq).map(|e| e.submitted)
+        self.get(seq).map(|e| (seq, e.submitted))
+    }
+
+    /// The oldest op that is not known to be on the peer's stable storage, and when it was
+    /// submitted. Those before it may be settled already: they waited for something else.
+    pub(super) fn oldest_volatile(&mut self) -> Option<(Seq, Instant)> {
+        let seq = self.durable.next().max(self.first);
+        self.get(seq).map(|e| (seq, e.submitted))
+    }
+
+    /// Whether op `seq` waits for its own sync receipt.
+    pub(super) fn waits_for_sync(&self, seq: Seq) -> bool {
+        self.syncing.contains(&seq)
     }
 
     /// Gives up on the peer: hands every op it has not applied to `seen`, releases

@@ -211,7 +211,11 @@ impl World {
             .disk
             .record
             .change(Record::peer_may_be_current);
-        self.nodes[p].disk.record.change(Record::peer_is_current);
+        let generation = self.nodes[p].disk.record.copy.current;
+        self.nodes[p]
+            .disk
+            .record
+            .change(|r| r.peer_is_current(generation));
         let (module, current) = (source.module, source.current);
         self.nodes[s]
             .disk

@@ -581,6 +581,8 @@ impl World {
                     self.soon(node, 20 * MS, Step::AskWitness);
                 }
             }
+            // Whoever asks the witness looks first whether that is still needed.
+            Action::AskNoMore => {}
             Action::MakeAlone => {
                 self.stats.alone += 1;
                 let generation = Generation(self.random_id());
@@ -593,7 +595,8 @@ impl World {
                 }
                 self.nodes[1 - node].lost_cache = false;
                 self.nodes[1 - node].given_up = false;
-                self.soon_disk(node, 5 * MS, Step::PeerIsCurrent);
+                let generation = self.nodes[node].disk.record.copy.current;
+                self.soon_disk(node, 5 * MS, Step::PeerIsCurrent(generation));
             }
             Action::PeerTookOver | Action::HeirIsLate => {
                 unreachable!("no simulated primary gives its data up")

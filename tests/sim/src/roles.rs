@@ -29,7 +29,7 @@ impl World {
 
     /// A primary that lost its peer asks whether it may go on.
     pub(crate) fn ask_witness(&mut self, node: usize) {
-        if self.nodes[node].core.link() != Link::Holding {
+        if !self.nodes[node].core.is_asking() {
             return;
         }
         if self.rng.one_in(5) {

@@ -90,7 +90,7 @@ pub(crate) enum Step {
     /// The new generation is durable.
     Alone(Generation),
     /// The peer is up to date, durably.
-    PeerIsCurrent,
+    PeerIsCurrent(Generation),
     /// The secondary looks for its primary.
     Dial,
     /// The secondary takes up its next op.
@@ -537,7 +537,11 @@ impl World {
             Step::Checkpoint(stage) => self.checkpoint_step(node, stage),
             Step::AskWitness => self.ask_witness(node),
             Step::Alone(generation) => self.alone(node, generation),
-            Step::PeerIsCurrent => self.nodes[node].disk.update(|r| r.peer_is_current()),
+            Step::PeerIsCurrent(generation) => {
+                self.nodes[node]
+                    .disk
+                    .update(|r| r.peer_is_current(generation));
+            }
             Step::Dial => self.dial(node),
             Step::Next => self.standby_next(node),
             Step::Noted(intents) => self.standby_noted(node, intents),
