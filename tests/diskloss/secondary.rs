@@ -2,7 +2,10 @@
 //! secondary had, and the secondary is out until it has been brought up again.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
 
 use harness::faulty::{ALL, Fate, Faults};
 use harness::{Options, Pair, Role, read_quietly};
@@ -101,4 +104,54 @@ fn what_only_its_memory_has_is_moved_again() {
     let expected = [[2; LENGTH / 2], [1; LENGTH / 2]].concat();
     assert!(read_quietly(&copy).unwrap() == expected, "the disk has it");
     pair.assert_identical();
+}
+
+#[test]
+fn it_cannot_be_read_as_it_is_compared() {
+    let mut pair = pair();
+    let app = App::start(&pair.a.mount());
+    let from = pair.a.log_text().len();
+    pair.cut_power(1, |_, _| Fate::Kept);
+    pair.a.expect_log(from, "going on alone");
+    app.go_on(40);
+    let large = pair.b.data().join("app").join("large 0");
+    let reads = places(&large);
+    assert!(!reads.is_empty());
+    pair.disk_b().fail(Faults {
+        reads,
+        ..Faults::default()
+    });
+    pair.b.start(Role::Secondary).unwrap();
+    expect(&pair.b, "the trouble", |s| {
+        s["trouble"].as_str().is_some_and(|t| t.contains("error"))
+    });
+    app.go_on(40);
+    assert!(pair.a.status().unwrap()["disk_failure"].is_null());
+    assert_ne!(pair.b.status().unwrap()["link"], "paired");
+    assert!(pair.b.promote(false).is_err());
+    pair.disk_b().heal();
+    pair.wait_paired();
+    let model = app.stop();
+    pair.assert_identical();
+    app::check(&pair.a.mount(), &model);
+}
+
+/// Where the disk has what is in a file, in bytes.
+fn places(file: &Path) -> Vec<Range<u64>> {
+    const UNIT: u64 = 4096;
+    let output = Command::new("filefrag")
+        .args(["-v", "-b4096"])
+        .arg(file)
+        .output()
+        .expect("this needs e2fsprogs");
+    assert!(output.status.success(), "{output:?}");
+    // "  0:        0..      31:      34816..     34847:     32: ..."
+    let text = String::from_utf8(output.stdout).unwrap();
+    let places = text.lines().filter_map(|line| {
+        let (first, last) = line.split(':').nth(2)?.split_once("..")?;
+        let first: u64 = first.trim().parse().ok()?;
+        let last: u64 = last.trim().parse().ok()?;
+        Some(first * UNIT..(last + 1) * UNIT)
+    });
+    places.collect()
 }

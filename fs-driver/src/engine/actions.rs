@@ -237,6 +237,7 @@ impl Engine {
         let next = core.next_deadline();
         self.perform(core);
         self.expire_calls();
+        self.tell_silence();
         next
     }
 
@@ -278,6 +279,7 @@ impl Engine {
         self.output.notify_one();
         // Every op before the checkpoint is applied here, then flushed.
         self.gate.wait_for_all_before();
+        let _inside = self.inside();
         match self.store.sync_all() {
             Ok(()) => {
                 let mut core = self.core.lock();

@@ -27,6 +27,7 @@ mod repair;
 mod resync;
 mod roles;
 mod settle;
+mod silence;
 mod split;
 mod standby;
 mod standing;
@@ -35,8 +36,8 @@ mod takeover;
 mod verify;
 
 use std::collections::HashSet;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
 use parking_lot::{Condvar, Mutex};
@@ -89,6 +90,7 @@ pub struct Engine {
     /// Held over every change of a name or of attributes: one order, here as in the sequence.
     names: Mutex<()>,
     gate: gate::Gate,
+    silence: Arc<silence::Silence>,
     jobs: jobs::Jobs,
     /// There is something for the wire.
     pub(crate) output: Notify,
@@ -235,6 +237,7 @@ impl Engine {
             .context("cannot repair the store after a crash")?;
         let config = settings.config();
         let pace = pace::Pace::default();
+        let silence = Arc::<silence::Silence>::default();
         pace.set(settings.resync_limit);
         Ok(Engine {
             store,
@@ -247,8 +250,8 @@ impl Engine {
             role: AtomicU8::new(0),
             role_changed: watch::Sender::new(None),
             names: Mutex::new(()),
-            gate: gate::Gate::default(),
-            jobs: jobs::Jobs::start().context("cannot start threads")?,
+            gate: gate::Gate::to_store(&silence),
+            jobs: jobs::Jobs::start(&silence).context("cannot start threads")?,
             output: Notify::new(),
             leaving: Notify::new(),
             deadlines: Notify::new(),
@@ -284,6 +287,7 @@ impl Engine {
             pace,
             tracker: progress::Tracker::default(),
             takeover: takeover::TakeOver::default(),
+            silence,
             condemned,
             spoiled: AtomicBool::new(false),
             counters: status::Counters::default(),
