@@ -11,7 +11,7 @@ use harness::faulty::{ALL, Fate, Faults};
 use harness::{Options, Pair, Role, read_quietly};
 
 use crate::app::{self, App};
-use crate::{expect, options, pair};
+use crate::{expect, options, pair, write_known};
 
 /// The secondary is dropped, the application goes on, and the repaired node comes back.
 fn is_dropped(name: &str, fault: impl Fn(&Pair) -> Faults) {
@@ -134,6 +134,48 @@ fn it_cannot_be_read_as_it_is_compared() {
     let model = app.stop();
     pair.assert_identical();
     app::check(&pair.a.mount(), &model);
+}
+
+#[test]
+fn its_own_state_cannot_be_written() {
+    let mut pair = pair();
+    let known = write_known(&pair);
+    for round in 0.. {
+        assert!(round < 20, "{}", pair.b.last_words());
+        // What comes next has to be noted again. A checkpoint of its own may come between.
+        pair.checkpoint();
+        pair.disk_b().fail(Faults {
+            writes: places_below(&pair.b.layout().state()),
+            ..Faults::default()
+        });
+        std::fs::write(pair.on_a(format!("after {round}")), &known).unwrap();
+        if pair.a.status().unwrap()["link"] != "paired" {
+            break;
+        }
+    }
+    expect(&pair.a, "the loss of the peer", |s| s["link"] == "alone");
+    let status = pair.b.status().unwrap();
+    assert!(status["fenced"].is_string(), "{status}");
+    assert_eq!(status["up_to_date"], false);
+    assert!(pair.b.promote(false).is_err());
+    std::fs::write(pair.on_a("alone"), &known).unwrap();
+    pair.cut_power(1, |_, _| Fate::Kept);
+    pair.b.start(Role::Secondary).unwrap();
+    pair.wait_paired();
+    pair.assert_identical();
+}
+
+/// Where the disk has what is in the files below a directory, in bytes.
+fn places_below(directory: &Path) -> Vec<Range<u64>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap().flatten() {
+        match entry.file_type().unwrap() {
+            t if t.is_dir() => found.extend(places_below(&entry.path())),
+            t if t.is_file() => found.extend(places(&entry.path())),
+            _ => {}
+        }
+    }
+    found
 }
 
 /// Where the disk has what is in a file, in bytes.
