@@ -1,15 +1,20 @@
 //! The disk of the primary.
 
 use harness::faulty::{ALL, Fate, Faults};
-use harness::{Pair, Role};
+use harness::{Options, Pair, Role};
 
 use crate::app::{self, App};
-use crate::{expect, forget_pages, pair};
+use crate::{expect, forget_pages, options, pair, write_known};
 
 /// The application goes on over a fault of the primary's disk, is swapped to the peer,
 /// and the repaired node comes back.
 fn survives(name: &str, fault: impl Fn(&Pair) -> Faults) {
-    let mut pair = pair();
+    survives_in("memory", name, fault);
+}
+
+/// The same in one of the modes of acknowledgement.
+fn survives_in(ack: &'static str, name: &str, fault: impl Fn(&Pair) -> Faults) {
+    let mut pair = Pair::with(Options { ack, ..options() });
     let app = App::start(&pair.a.mount());
     let fault = fault(&pair);
     pair.disk_a().fail(fault);
@@ -77,4 +82,69 @@ fn one_flush_fails() {
 #[test]
 fn everything_fails() {
     survives("everything", |_| Faults::everything());
+}
+
+#[test]
+fn everything_fails_in_mode_disk() {
+    survives_in("disk", "everything, mode disk", |_| Faults::everything());
+}
+
+#[test]
+fn one_flush_fails_in_mode_disk() {
+    survives_in("disk", "a flush, mode disk", |_| Faults {
+        flushes: 1,
+        ..Faults::default()
+    });
+}
+
+#[test]
+fn everything_fails_in_mode_flush() {
+    survives_in("flush", "everything, mode flush", |_| Faults::everything());
+}
+
+#[test]
+fn every_write_fails_in_mode_flush() {
+    survives_in("flush", "writes, mode flush", |_| Faults {
+        writes: vec![ALL],
+        ..Faults::default()
+    });
+}
+
+#[test]
+fn a_disk_that_hangs_is_told_and_goes_on_when_it_comes_back() {
+    let pair = pair();
+    let app = App::start(&pair.a.mount());
+    let from = pair.a.log_text().len();
+    pair.disk_a().hold();
+    pair.a.expect_log(from, "its disk hangs");
+    expect(&pair.a, "the silence", |s| s["store_silent_s"].is_u64());
+    assert!(
+        pair.a.status().unwrap()["swap"].is_null(),
+        "it may come back"
+    );
+    pair.disk_a().release();
+    pair.a.expect_log(from, "the store answers again");
+    app.go_on(40);
+    assert!(pair.a.status().unwrap()["store_silent_s"].is_null());
+    let model = app.stop();
+    pair.wait_paired();
+    app::check(&pair.a.mount(), &model);
+    pair.assert_identical();
+}
+
+#[test]
+fn a_disk_that_hangs_for_ever_costs_its_node_and_no_write() {
+    let mut pair = pair();
+    let known = write_known(&pair);
+    let app = App::start(&pair.a.mount());
+    let from = pair.a.log_text().len();
+    pair.disk_a().hold();
+    pair.a.expect_log(from, "run `promote` on the peer");
+    pair.cut_power(0, |_, _| Fate::Kept);
+    app.fails();
+    pair.b.promote(false).unwrap();
+    assert_eq!(std::fs::read(pair.on_b("known")).unwrap(), known);
+    pair.a.start(Role::Secondary).unwrap();
+    pair.wait_paired();
+    pair.assert_identical();
 }

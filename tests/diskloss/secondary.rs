@@ -2,13 +2,16 @@
 //! secondary had, and the secondary is out until it has been brought up again.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
 
 use harness::faulty::{ALL, Fate, Faults};
 use harness::{Options, Pair, Role, read_quietly};
 
 use crate::app::{self, App};
-use crate::{expect, options, pair};
+use crate::{expect, options, pair, write_known};
 
 /// The secondary is dropped, the application goes on, and the repaired node comes back.
 fn is_dropped(name: &str, fault: impl Fn(&Pair) -> Faults) {
@@ -101,4 +104,96 @@ fn what_only_its_memory_has_is_moved_again() {
     let expected = [[2; LENGTH / 2], [1; LENGTH / 2]].concat();
     assert!(read_quietly(&copy).unwrap() == expected, "the disk has it");
     pair.assert_identical();
+}
+
+#[test]
+fn it_cannot_be_read_as_it_is_compared() {
+    let mut pair = pair();
+    let app = App::start(&pair.a.mount());
+    let from = pair.a.log_text().len();
+    pair.cut_power(1, |_, _| Fate::Kept);
+    pair.a.expect_log(from, "going on alone");
+    app.go_on(40);
+    let large = pair.b.data().join("app").join("large 0");
+    let reads = places(&large);
+    assert!(!reads.is_empty());
+    pair.disk_b().fail(Faults {
+        reads,
+        ..Faults::default()
+    });
+    pair.b.start(Role::Secondary).unwrap();
+    expect(&pair.b, "the trouble", |s| {
+        s["trouble"].as_str().is_some_and(|t| t.contains("error"))
+    });
+    app.go_on(40);
+    assert!(pair.a.status().unwrap()["disk_failure"].is_null());
+    assert_ne!(pair.b.status().unwrap()["link"], "paired");
+    assert!(pair.b.promote(false).is_err());
+    pair.disk_b().heal();
+    pair.wait_paired();
+    let model = app.stop();
+    pair.assert_identical();
+    app::check(&pair.a.mount(), &model);
+}
+
+#[test]
+fn its_own_state_cannot_be_written() {
+    let mut pair = pair();
+    let known = write_known(&pair);
+    for round in 0.. {
+        assert!(round < 20, "{}", pair.b.last_words());
+        // What comes next has to be noted again. A checkpoint of its own may come between.
+        pair.checkpoint();
+        pair.disk_b().fail(Faults {
+            writes: places_below(&pair.b.layout().state()),
+            ..Faults::default()
+        });
+        std::fs::write(pair.on_a(format!("after {round}")), &known).unwrap();
+        if pair.a.status().unwrap()["link"] != "paired" {
+            break;
+        }
+    }
+    expect(&pair.a, "the loss of the peer", |s| s["link"] == "alone");
+    let status = pair.b.status().unwrap();
+    assert!(status["fenced"].is_string(), "{status}");
+    assert_eq!(status["up_to_date"], false);
+    assert!(pair.b.promote(false).is_err());
+    std::fs::write(pair.on_a("alone"), &known).unwrap();
+    pair.cut_power(1, |_, _| Fate::Kept);
+    pair.b.start(Role::Secondary).unwrap();
+    pair.wait_paired();
+    pair.assert_identical();
+}
+
+/// Where the disk has what is in the files below a directory, in bytes.
+fn places_below(directory: &Path) -> Vec<Range<u64>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap().flatten() {
+        match entry.file_type().unwrap() {
+            t if t.is_dir() => found.extend(places_below(&entry.path())),
+            t if t.is_file() => found.extend(places(&entry.path())),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Where the disk has what is in a file, in bytes.
+fn places(file: &Path) -> Vec<Range<u64>> {
+    const UNIT: u64 = 4096;
+    let output = Command::new("filefrag")
+        .args(["-v", "-b4096"])
+        .arg(file)
+        .output()
+        .expect("this needs e2fsprogs");
+    assert!(output.status.success(), "{output:?}");
+    // "  0:        0..      31:      34816..     34847:     32: ..."
+    let text = String::from_utf8(output.stdout).unwrap();
+    let places = text.lines().filter_map(|line| {
+        let (first, last) = line.split(':').nth(2)?.split_once("..")?;
+        let first: u64 = first.trim().parse().ok()?;
+        let last: u64 = last.trim().parse().ok()?;
+        Some(first * UNIT..(last + 1) * UNIT)
+    });
+    places.collect()
 }

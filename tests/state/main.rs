@@ -273,6 +273,7 @@ fn a_copy_of_unknown_history_that_cannot_be_kept_is_overwritten_when_an_operator
     pair.assert_identical();
     assert!(pair.on_a("more").exists());
     pair.a.kill();
+}
 
 #[test]
 fn a_folder_that_is_given_back_in_the_middle_of_a_resync_loses_nothing() {

@@ -66,6 +66,14 @@ pub(super) fn status(status: &Value) -> String {
             number("differing_objects")
         );
     }
+    if number("store_silent_s") > 0 {
+        let _ = writeln!(
+            out,
+            "  THE STORE HAS NOT ANSWERED FOR {} s: its disk hangs. If it does not come back, end \
+             this node, and be it by its power, and run `promote` on the peer",
+            number("store_silent_s")
+        );
+    }
     match status["swap"].as_str() {
         Some("to-peer") => out.push_str(
             "  this node's disk has failed; the peer carries out the application's calls. Swap the \
@@ -142,6 +150,8 @@ mod tests {
         failed["disk_failure"] = "a write failed: EIO".into();
         let text = status(&failed);
         assert!(text.contains("`promote` there") && text.contains("DISK FAILED: a write"));
+        failed["store_silent_s"] = 12.into();
+        assert!(status(&failed).contains("NOT ANSWERED FOR 12 s"));
         failed["swap"] = "to-this-node".into();
         assert!(status(&failed).contains("`promote` here"));
     }

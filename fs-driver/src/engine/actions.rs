@@ -262,6 +262,7 @@ impl Engine {
         let next = core.next_deadline();
         self.perform(core);
         self.expire_calls();
+        self.tell_silence();
         next
     }
 
@@ -308,6 +309,7 @@ impl Engine {
         self.output.notify_one();
         // Every op before the checkpoint is applied here, then flushed.
         self.gate.wait_for_all_before();
+        let _inside = self.inside();
         match self.sync_store() {
             Ok(()) => {
                 let mut core = self.core.lock();

@@ -1,9 +1,13 @@
 //! Tells when every change that began before a moment has ended, without
 //! stopping any that begins after it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex};
+
+use super::clock;
+use super::silence::{Inside, Silence};
 
 /// Changes under way, in two groups that take turns.
 #[derive(Debug, Default)]
@@ -14,6 +18,7 @@ pub(crate) struct Gate {
     left: Condvar,
     /// One waits at a time: two would wait for each other's groups.
     waiting: Mutex<()>,
+    silence: Arc<Silence>,
 }
 
 /// A change under way.
@@ -21,9 +26,18 @@ pub(crate) struct Gate {
 pub(crate) struct Pass<'a> {
     gate: &'a Gate,
     group: usize,
+    _inside: Inside<'a>,
 }
 
 impl Gate {
+    /// A gate whose changes are inside the store until they end.
+    pub(super) fn to_store(silence: &Arc<Silence>) -> Gate {
+        Gate {
+            silence: silence.clone(),
+            ..Gate::default()
+        }
+    }
+
     /// A change begins.
     pub(crate) fn enter(&self) -> Pass<'_> {
         loop {
@@ -31,7 +45,11 @@ impl Gate {
             self.inside[group].fetch_add(1, Ordering::SeqCst);
             // The turn may have changed in between; then this group is being waited for.
             if self.turn.load(Ordering::SeqCst) & 1 == group {
-                return Pass { gate: self, group };
+                return Pass {
+                    gate: self,
+                    group,
+                    _inside: self.silence.enter(clock::now()),
+                };
             }
             self.leave(group);
         }

@@ -1,10 +1,14 @@
 //! Threads for what may wait for a disk: syncs and state changes.
 
 use std::io;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender};
 use parking_lot::Mutex;
+
+use super::clock;
+use super::silence::Silence;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -21,15 +25,20 @@ pub(crate) struct Jobs {
 impl Jobs {
     /// Starts the threads. The queue is bounded by what feeds it: syncs that
     /// applications wait for, and at most one checkpoint.
-    pub(crate) fn start() -> io::Result<Jobs> {
+    pub(super) fn start(silence: &Arc<Silence>) -> io::Result<Jobs> {
         let (queue, jobs): (Sender<Job>, Receiver<Job>) = crossbeam::channel::unbounded();
         let mut threads = Vec::new();
         for n in 0..THREADS {
-            let jobs = jobs.clone();
+            let (jobs, silence) = (jobs.clone(), silence.clone());
             threads.push(
                 std::thread::Builder::new()
                     .name(format!("sync-{n}"))
-                    .spawn(move || jobs.iter().for_each(|job| job()))?,
+                    .spawn(move || {
+                        for job in jobs {
+                            let _inside = silence.enter(clock::now());
+                            job();
+                        }
+                    })?,
             );
         }
         Ok(Jobs {

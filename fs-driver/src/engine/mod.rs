@@ -27,6 +27,7 @@ mod repair;
 mod resync;
 mod roles;
 mod settle;
+mod silence;
 mod split;
 mod standby;
 mod standing;
@@ -36,8 +37,8 @@ mod takeover;
 mod verify;
 
 use std::collections::HashSet;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
 use parking_lot::{Condvar, Mutex};
@@ -90,6 +91,7 @@ pub struct Engine {
     /// Held over every change of a name or of attributes: one order, here as in the sequence.
     names: Mutex<()>,
     gate: gate::Gate,
+    silence: Arc<silence::Silence>,
     jobs: jobs::Jobs,
     syncs: syncs::Syncs,
     /// There is something for the wire.
@@ -242,6 +244,7 @@ impl Engine {
             .context("cannot repair the store after a crash")?;
         let config = settings.config();
         let pace = pace::Pace::default();
+        let silence = Arc::<silence::Silence>::default();
         pace.set(settings.resync_limit);
         Ok(Engine {
             store,
@@ -254,8 +257,8 @@ impl Engine {
             role: AtomicU8::new(0),
             role_changed: watch::Sender::new(None),
             names: Mutex::new(()),
-            gate: gate::Gate::default(),
-            jobs: jobs::Jobs::start().context("cannot start threads")?,
+            gate: gate::Gate::to_store(&silence),
+            jobs: jobs::Jobs::start(&silence).context("cannot start threads")?,
             syncs: syncs::Syncs::default(),
             output: Notify::new(),
             synced: Notify::new(),
@@ -294,6 +297,7 @@ impl Engine {
             pace,
             tracker: progress::Tracker::default(),
             takeover: takeover::TakeOver::default(),
+            silence,
             condemned,
             spoiled: AtomicBool::new(false),
             counters: status::Counters::default(),

@@ -345,6 +345,7 @@ impl Engine {
         if self.fenced.get().is_some() {
             return Err(StandbyError::Fenced);
         }
+        let _inside = self.inside();
         let op = decode_op(frame)?;
         let mut standby = self.standby.lock();
         let standby = standby.as_mut().ok_or(StandbyError::NoSession)?;

@@ -132,6 +132,8 @@ pub struct Status {
     pub damage: Option<String>,
     /// Why the node is fenced.
     pub fenced: Option<String>,
+    /// For how many seconds the store has not answered, if that is too long.
+    pub store_silent_s: Option<u64>,
     /// What failed of this node's disk.
     pub disk_failure: Option<String>,
     /// This node carries out the calls of the peer, whose disk has failed.
@@ -229,6 +231,7 @@ impl Engine {
             trouble: self.trouble.lock().clone(),
             damage: self.damage.lock().clone(),
             fenced: self.fenced().map(str::to_owned),
+            store_silent_s: self.silent_seconds(),
             disk_failure: self.disk_failure(),
             serves_peer,
             swap: match self.place() {

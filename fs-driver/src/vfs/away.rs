@@ -217,7 +217,11 @@ impl Vfs {
     ) -> FsResult<T> {
         let mut otherwise = FsError::Moved;
         if !self.engine.is_away() {
-            match here() {
+            let done = {
+                let _inside = self.engine.inside();
+                here()
+            };
+            match done {
                 Err(e) if self.engine.moves(&e) => otherwise = e,
                 result => return result,
             }

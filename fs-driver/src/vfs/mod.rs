@@ -263,7 +263,9 @@ impl Vfs {
                     return Err(FsError::BadHandle);
                 };
                 let node = opening.node();
+                let inside = self.engine.inside();
                 let read = self.engine.store.read(node, offset, buffer);
+                drop(inside);
                 match read.map_err(FsError::from) {
                     Err(e) if !node.is_orphan() && self.engine.moves(&e) => (node.file(), e),
                     read => return read,
