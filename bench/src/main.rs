@@ -5,6 +5,7 @@
 
 mod floors;
 mod load;
+mod memory;
 mod process;
 mod report;
 mod resync;
@@ -48,12 +49,30 @@ enum Command {
         /// Only the workloads whose name contains one of these, with commas between them.
         #[arg(long)]
         only: Option<String>,
+        /// Systems to leave out, with commas between them.
+        #[arg(long, value_delimiter = ',')]
+        skip: Vec<systems::System>,
         /// Directory for the folders of all systems, on a local file system.
         #[arg(long, default_value = "/var/tmp")]
         dir: PathBuf,
         /// Directory for report.json and report.html.
         #[arg(long, default_value = "bench-report")]
         out: PathBuf,
+    },
+    /// The memory of the drivers of a large folder: many files, a large image, a resync.
+    Memory {
+        /// Files in the folder.
+        #[arg(long, default_value_t = 1_000_000)]
+        files: u64,
+        /// Size of an image that is mostly holes, in GiB.
+        #[arg(long, default_value_t = 100)]
+        image_gib: u64,
+        /// Writes of 4 KiB anywhere in the image, and as many while the secondary is away.
+        #[arg(long, default_value_t = 100_000)]
+        writes: u64,
+        /// Directory for both nodes, on a local file system.
+        #[arg(long, default_value = "/var/tmp")]
+        dir: PathBuf,
     },
     /// Compare two reports (JSON): exits with 1 when something has become worse.
     ///
@@ -125,6 +144,17 @@ fn main() -> ExitCode {
         }
         Command::QuicServer { dir } => floors::quic::serve(&dir),
         Command::PassThrough { source, mount } => floors::pass_through::run(&source, &mount),
+        Command::Memory {
+            files,
+            image_gib,
+            writes,
+            dir,
+        } => memory::run(&memory::Options {
+            files,
+            image_gib,
+            writes,
+            dir,
+        }),
         Command::Resync {
             rounds,
             millis,
@@ -150,6 +180,7 @@ fn main() -> ExitCode {
             resync_mib,
             rate,
             only,
+            skip,
             dir,
             out,
         } => {
@@ -160,6 +191,7 @@ fn main() -> ExitCode {
                     file_mib,
                     resync_mib,
                     only,
+                    skip,
                 },
                 rate,
                 dir,

@@ -28,15 +28,15 @@ impl Aligned {
 
 /// Numbers that look random and are the same in every run (xorshift).
 #[derive(Debug)]
-pub(super) struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
-    pub(super) fn new(n: u64) -> Dice {
+    pub(crate) fn new(n: u64) -> Dice {
         Dice(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(n + 1))
     }
 
     /// A number below `limit`.
-    pub(super) fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

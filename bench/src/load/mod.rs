@@ -16,6 +16,7 @@ use anyhow::{Result, bail};
 use hdrhistogram::Histogram;
 
 pub(crate) use file::{Access, Act, prepare};
+pub(crate) use memory::Dice;
 pub(crate) use pace::Pace;
 
 /// Longest latency that is told from longer ones, in nanoseconds.

@@ -47,6 +47,9 @@ pub(crate) fn run(old: &Path, new: &Path, tolerance: f64) -> Result<ExitCode> {
             old.flags, new.flags
         );
     }
+    for doubt in [&old, &new].iter().flat_map(|r| r.machine.doubts()) {
+        println!("CAUTION: {doubt}");
+    }
     println!();
     let mut worse = false;
     for (name, verdict, was, is) in compare(&old, &new, tolerance / 100.0) {

@@ -9,13 +9,14 @@ use super::units::{count, memory, time};
 use crate::systems::System;
 
 /// All systems, in the order of the tables.
-const SYSTEMS: [System; 8] = [
+const SYSTEMS: [System; 9] = [
     System::Bare,
     System::Plain,
     System::Twinfold,
     System::Flush,
     System::Alone,
     System::Gluster,
+    System::Strict,
     System::Quic,
     System::Tcp,
 ];
@@ -85,15 +86,17 @@ fn head(out: &mut String, report: &Report) {
         format!("commit {}", machine.commit()),
         machine.day(),
         format!(
-            "{} rounds of {} ms per measurement",
+            "rounds: {}, of {} ms per measurement",
             flags.rounds, flags.millis
         ),
         format!("files of {} MiB", flags.file_mib),
-        format!("load before the run: {:.1}", machine.load),
     ] {
         let _ = writeln!(out, "<li>{}</li>", escape(&item));
     }
     out.push_str("</ul>\n");
+    for doubt in machine.doubts() {
+        let _ = writeln!(out, "<p class=\"missed\">Caution: {}.</p>", escape(&doubt));
+    }
     for (system, reason) in &report.absent {
         let (system, reason) = (escape(system.title()), escape(reason));
         let _ = writeln!(
@@ -151,6 +154,9 @@ fn key(out: &mut String, row: &Row) {
             "<span><i class=\"{class}\"></i>{}</span>",
             escape(title)
         );
+    }
+    if row.cells.iter().any(|c| c.floor.is_some()) {
+        out.push_str("<span><b></b>what its floor allows</span>");
     }
     out.push_str("</div>\n");
 }

@@ -104,6 +104,21 @@ impl Machine {
         format!("{short}{changed}{build}")
     }
 
+    /// Why the figures may say little.
+    pub(crate) fn doubts(&self) -> Vec<String> {
+        let mut doubts = Vec::new();
+        if !self.release {
+            doubts.push("this is a debug build: its figures say nothing of the program".to_owned());
+        }
+        if self.load > self.cores as f64 / 2.0 {
+            doubts.push(format!(
+                "the machine was busy before the run: a load of {:.1} on {} cores",
+                self.load, self.cores
+            ));
+        }
+        doubts
+    }
+
     /// Day and time, in UTC.
     pub(crate) fn day(&self) -> String {
         let time = i64::try_from(self.when)
@@ -129,6 +144,17 @@ mod tests {
             file_system(Path::new("/proc/self")).as_deref(),
             Some("proc")
         );
+    }
+
+    #[test]
+    fn a_busy_machine_is_doubted() {
+        let mut machine = Machine::here(Path::new("/"));
+        (machine.cores, machine.load, machine.release) = (4, 1.9, true);
+        assert!(machine.doubts().is_empty());
+        machine.load = 2.1;
+        assert_eq!(machine.doubts().len(), 1);
+        machine.release = false;
+        assert_eq!(machine.doubts().len(), 2);
     }
 
     #[test]

@@ -45,6 +45,7 @@ pub(crate) struct Flags {
     pub(crate) file_mib: u64,
     pub(crate) resync_mib: u64,
     pub(crate) only: Option<String>,
+    pub(crate) skip: Vec<System>,
 }
 
 /// A workload, on all systems.

@@ -17,6 +17,7 @@ pub(super) fn class(system: System) -> &'static str {
         System::Flush => "flush",
         System::Alone => "alone",
         System::Gluster => "gluster",
+        System::Strict => "strict",
         System::Quic => "quic",
         System::Tcp => "tcp",
     }
@@ -51,9 +52,11 @@ fn line(out: &mut String, class: &str, from: (f64, f64), to: (f64, f64)) {
 /// mark where the floor of a replicated folder lies.
 pub(super) fn bars(row: &Row) -> String {
     const WIDTH: f64 = 560.0;
-    const LEFT: f64 = 150.0;
+    const LEFT: f64 = 172.0;
     const RIGHT: f64 = 90.0;
     const STEP: f64 = 34.0;
+    /// Room that the words behind a bar need.
+    const WORDS: f64 = 80.0;
     let value = |cell: &Cell| match is_large(cell) {
         true => cell.throughput,
         false => cell.rate,
@@ -107,18 +110,14 @@ pub(super) fn bars(row: &Row) -> String {
                 );
             }
         }
-        let mut right = v.high.max(v.median);
-        if let Some(f) = floor(cell) {
-            line(&mut out, "floor", (x(f), y - 3.0), (x(f), y + STEP - 7.0));
-            right = right.max(f);
+        let mut right = x(v.high.max(v.median));
+        if let Some(f) = floor(cell).map(x) {
+            line(&mut out, "floor", (f, y - 3.0), (f, y + STEP - 7.0));
+            if (right - 4.0..right + WORDS).contains(&f) {
+                right = f;
+            }
         }
-        text(
-            &mut out,
-            x(right) + 8.0,
-            middle + 4.0,
-            "value",
-            &speed(cell),
-        );
+        text(&mut out, right + 8.0, middle + 4.0, "value", &speed(cell));
     }
     out.push_str("</svg>");
     out
@@ -134,7 +133,7 @@ fn decades(low: f64, high: f64) -> Vec<f64> {
 /// tenth as many; both axes logarithmic.
 pub(super) fn latencies(row: &Row) -> String {
     const WIDTH: f64 = 560.0;
-    const HEIGHT: f64 = 300.0;
+    const HEIGHT: f64 = 270.0;
     const LEFT: f64 = 64.0;
     const RIGHT: f64 = 14.0;
     const BOTTOM: f64 = 34.0;
@@ -221,9 +220,9 @@ pub(super) fn latencies(row: &Row) -> String {
 
 /// What a replicated folder costs over its floor, all workloads below each other.
 pub(super) fn overview(report: &Report) -> String {
-    const WIDTH: f64 = 900.0;
+    const WIDTH: f64 = 1000.0;
     const LEFT: f64 = 330.0;
-    const RIGHT: f64 = 200.0;
+    const RIGHT: f64 = 260.0;
     const STEP: f64 = 26.0;
     let shown: Vec<(&Row, &Cell)> = report
         .workloads

@@ -30,19 +30,22 @@ pub(crate) fn show(report: &Report) -> String {
     let _ = writeln!(out, "{}", machine.line());
     let _ = writeln!(
         out,
-        "commit {}; {}; {} rounds of {} ms each, {:.0} s in all",
+        "commit {}; {}; rounds: {} of {} ms each, {:.0} s in all",
         machine.commit(),
         machine.day(),
         flags.rounds,
         flags.millis,
         report.seconds
     );
+    for doubt in machine.doubts() {
+        let _ = writeln!(out, "CAUTION: {doubt}");
+    }
     for row in &report.workloads {
         let paced = row.paced.map(|rate| format!(" ({}/s)", count(rate)));
         let _ = writeln!(out, "\n{}{}", row.title, paced.unwrap_or_default());
         let _ = writeln!(
             out,
-            "  {:<22} {:>11} {:>7} {:>9} {:>9} {:>9} {:>9} {:>9}  {:>8} {:>8}  over its floor",
+            "  {:<26} {:>11} {:>7} {:>9} {:>9} {:>9} {:>9} {:>9}  {:>8} {:>8}  over its floor",
             "", "speed", "spread", "p50", "p90", "p99", "p99.9", "p99.99", "CPU/op", "CPU s/GB"
         );
         for cell in &row.cells {
@@ -55,7 +58,7 @@ pub(crate) fn show(report: &Report) -> String {
     for m in &report.memory {
         let _ = writeln!(
             out,
-            "  {:<22} {:<12} {:>11}",
+            "  {:<26} {:<18} {:>11}",
             m.system.title(),
             m.process,
             memory(m.bytes)
@@ -85,7 +88,7 @@ pub(crate) fn show(report: &Report) -> String {
         };
         let _ = writeln!(
             out,
-            "{:<56} {:>24}  target {sign} {:<5} {mark}",
+            "{:<58} {:>26}  target {sign} {:<5} {mark}",
             t.name, value, t.limit
         );
     }
@@ -95,7 +98,7 @@ pub(crate) fn show(report: &Report) -> String {
 fn line(cell: &Cell) -> String {
     let l = &cell.latency;
     let mut out = format!(
-        "  {:<22} {:>11} {:>5.0} % {:>9} {:>9} {:>9} {:>9} {:>9}  {:>8} {:>8.2}",
+        "  {:<26} {:>11} {:>5.0} % {:>9} {:>9} {:>9} {:>9} {:>9}  {:>8} {:>8.2}",
         cell.system.title(),
         speed(cell),
         100.0 * cell.rate.spread(),

@@ -119,7 +119,7 @@ fn floor_title(floor: Floor) -> String {
 /// or that acknowledges later; the floors have none themselves.
 fn floor_of(workload: &Workload, system: System) -> Floor {
     match system {
-        System::Twinfold | System::Gluster => workload.floor,
+        System::Twinfold | System::Gluster | System::Strict => workload.floor,
         System::Flush | System::Alone => Floor::Plain,
         System::Bare | System::Plain | System::Quic | System::Tcp => Floor::None,
     }
@@ -184,7 +184,13 @@ const FIGURES: &[(&str, Figure, bool, f64)] = &[
     ),
     (
         "4 KiB O_DIRECT, depth 32 / GlusterFS",
-        |v| gluster(v, "direct-4k-d32"),
+        |v| gluster(v, "direct-4k-d32", System::Gluster),
+        false,
+        10.0,
+    ),
+    (
+        "4 KiB O_DIRECT, depth 32 / GlusterFS, no write-behind",
+        |v| gluster(v, "direct-4k-d32", System::Strict),
         false,
         10.0,
     ),
@@ -201,7 +207,7 @@ const FIGURES: &[(&str, Figure, bool, f64)] = &[
     ),
     (
         "4 KiB write + fsync / GlusterFS",
-        |v| gluster(v, "fsync-4k-d1"),
+        |v| gluster(v, "fsync-4k-d1", System::Gluster),
         false,
         8.0,
     ),
@@ -216,7 +222,13 @@ const FIGURES: &[(&str, Figure, bool, f64)] = &[
     ),
     (
         "1 MiB sequential write / GlusterFS",
-        |v| gluster(v, "write-1m"),
+        |v| gluster(v, "write-1m", System::Gluster),
+        false,
+        1.5,
+    ),
+    (
+        "1 MiB sequential write / GlusterFS, no write-behind",
+        |v| gluster(v, "write-1m", System::Strict),
         false,
         1.5,
     ),
@@ -234,7 +246,7 @@ const FIGURES: &[(&str, Figure, bool, f64)] = &[
     ),
     (
         "create + write 4 KiB + close + unlink / GlusterFS",
-        |v| gluster(v, "create-unlink"),
+        |v| gluster(v, "create-unlink", System::Gluster),
         false,
         5.0,
     ),
@@ -261,9 +273,9 @@ const FIGURES: &[(&str, Figure, bool, f64)] = &[
     ),
 ];
 
-/// Our rate relative to that of `GlusterFS`.
-fn gluster(view: &View, workload: &str) -> Option<f64> {
-    Some(view.rate(workload, System::Twinfold)? / view.rate(workload, System::Gluster)?)
+/// Our rate relative to that of `GlusterFS`, run in one of its ways.
+fn gluster(view: &View, workload: &str, way: System) -> Option<f64> {
+    Some(view.rate(workload, System::Twinfold)? / view.rate(workload, way)?)
 }
 
 /// A system's rate relative to the plain pass-through's.
@@ -280,4 +292,114 @@ pub(crate) fn judge(report: &Report) -> Vec<Judged> {
         limit: *limit,
     };
     FIGURES.iter().map(judged).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use super::*;
+    use crate::load::histogram;
+    use crate::report::Machine;
+    use crate::report::model::{FORMAT, Flags, Latency, Row};
+
+    /// How fast the machine was in each round.
+    const SPEEDS: [f64; 5] = [1.0, 1.0, 0.5, 0.25, 1.0];
+
+    /// A cell with a rate, on a machine whose speed changes.
+    fn cell(system: System, rate: f64) -> Cell {
+        let mut all = histogram().unwrap();
+        all.record((1e9 / rate) as u64).unwrap();
+        let round = |speed: &f64| Round {
+            ops: (rate * speed) as u64,
+            bytes: (rate * speed) as u64 * 4096,
+            seconds: 1.0,
+            unserved: 0,
+            latency: Latency::of(&all),
+            cpu: (0.5, 0.25),
+        };
+        Cell::of(system, SPEEDS.iter().map(round).collect(), &all).unwrap()
+    }
+
+    fn report(rows: &[(&str, &[(System, f64)])]) -> Report {
+        let row = |(name, cells): &(&str, &[(System, f64)])| Row {
+            name: (*name).to_owned(),
+            title: (*name).to_owned(),
+            paced: None,
+            cells: cells.iter().map(|(s, rate)| cell(*s, *rate)).collect(),
+        };
+        let mut report = Report {
+            format: FORMAT,
+            machine: Machine::here(Path::new("/")),
+            flags: Flags {
+                rounds: SPEEDS.len(),
+                millis: 1000,
+                file_mib: 1,
+                resync_mib: 1,
+                only: None,
+                skip: Vec::new(),
+            },
+            seconds: 1.0,
+            workloads: rows.iter().map(row).collect(),
+            memory: Vec::new(),
+            absent: BTreeMap::new(),
+            failures: Vec::new(),
+            targets: Vec::new(),
+        };
+        add_floors(&mut report);
+        report.targets = judge(&report);
+        report
+    }
+
+    fn figure<'a>(report: &'a Report, begins: &str) -> &'a Judged {
+        let found = report.targets.iter().find(|t| t.name.starts_with(begins));
+        found.unwrap()
+    }
+
+    #[test]
+    fn a_write_is_held_against_the_pass_through_and_a_round_trip() {
+        // 50 us and 50 us, and 120 us.
+        let folders = [(System::Plain, 20_000.0), (System::Twinfold, 1e6 / 120.0)];
+        let report = report(&[
+            ("round-trip-4k", &[(System::Quic, 20_000.0)]),
+            ("write-4k-d1", &folders),
+        ]);
+        let over = report.cell("write-4k-d1", System::Twinfold).unwrap();
+        let over = over.floor.as_ref().unwrap();
+        assert!((over.ratio.median - 1.2).abs() < 0.01, "{over:?}");
+        assert_eq!(figure(&report, "4 KiB write, depth 1 /").met(), Some(true));
+        let plain = report.cell("write-4k-d1", System::Plain).unwrap();
+        assert!(plain.floor.is_none());
+    }
+
+    #[test]
+    fn a_machine_that_is_slower_in_some_rounds_does_not_change_a_ratio() {
+        let folders = [(System::Plain, 20_000.0), (System::Twinfold, 19_200.0)];
+        let report = report(&[("read-4k-cached", &folders)]);
+        let rate = report.cell("read-4k-cached", System::Plain).unwrap().rate;
+        assert!(rate.spread() > 0.4);
+        let value = figure(&report, "4 KiB read, cached").value.unwrap();
+        assert!((value.median - 0.96).abs() < 0.001 && value.spread() < 0.001);
+    }
+
+    #[test]
+    fn what_was_not_measured_is_neither_met_nor_missed() {
+        let report = report(&[("direct-4k-d32", &[(System::Twinfold, 1000.0)])]);
+        let peer = figure(&report, "4 KiB O_DIRECT, depth 32 / GlusterFS");
+        assert_eq!((peer.value, peer.met()), (None, None));
+    }
+
+    #[test]
+    fn more_than_the_target_is_missed_where_less_is_wanted() {
+        let folders = [(System::Plain, 20_000.0), (System::Alone, 16_000.0)];
+        let report = report(&[("write-4k-d1", &folders)]);
+        assert_eq!(figure(&report, "no peer").met(), Some(false));
+        let cpu = report.cell("write-4k-d1", System::Alone).unwrap().cpu;
+        // Two and a half seconds of 5 rounds over 60,000 steps.
+        assert!(
+            (cpu.system_per_op - 2.5e6 / 60_000.0).abs() < 0.01,
+            "{cpu:?}"
+        );
+    }
 }

@@ -24,7 +24,6 @@ use crate::load::{self, Amount, Measured};
 use crate::process;
 use crate::report::model::{self, Cell, Failure, Flags, Report, Round, Row};
 use crate::report::{self, Machine, targets};
-use crate::stats::Estimate;
 use crate::systems::{Place, Running, System};
 use plan::{Floor, Work, Workload};
 use progress::Progress;
@@ -103,90 +102,38 @@ fn chosen(only: Option<&str>) -> Vec<Workload> {
 
 fn measure(options: &Options, dir: &Path) -> Result<Report> {
     let begun = Instant::now();
+    let flags = &options.flags;
     let machine = Machine::here(dir);
-    let workloads = chosen(options.flags.only.as_deref());
+    let workloads = chosen(flags.only.as_deref());
     anyhow::ensure!(
         !workloads.is_empty(),
         "no workload's name contains {:?}; there are: {}",
-        options.flags.only.as_deref().unwrap_or_default(),
+        flags.only.as_deref().unwrap_or_default(),
         plan::workloads()
             .iter()
             .map(|w| w.name)
             .collect::<Vec<_>>()
             .join(", ")
     );
-    let mut stage = Stage::set(&workloads, dir, options.flags.file_mib << 20)?;
-    let mut series = Vec::new();
-    for (workload, w) in workloads.iter().enumerate() {
-        for system in w.systems {
-            if stage.has(*system) {
-                series.push(Series {
-                    workload,
-                    system: *system,
-                    rounds: Vec::new(),
-                    latencies: load::histogram()?,
-                    failure: None,
-                });
-            }
-        }
-    }
-    let mut progress = Progress::new(series.len(), options.flags.rounds);
-    let mut paces = vec![None; workloads.len()];
-    // Round 0 warms up and finds the rates of open loops.
-    for round in 0..=options.flags.rounds {
-        for (index, workload) in workloads.iter().enumerate() {
-            let mut turn: Vec<&mut Series> =
-                series.iter_mut().filter(|s| s.workload == index).collect();
-            let cells = turn.len().max(1);
-            turn.rotate_left(round % cells);
-            for one in turn {
-                progress.step(round, workload.title, one.system.title());
-                interrupt::check()?;
-                if one.failure.is_some() {
-                    continue;
-                }
-                let running = stage.running(one.system)?;
-                let once = Once {
-                    options,
-                    round,
-                    rate: paces[index],
-                };
-                match once.measure(workload, running) {
-                    Ok(_) if round == 0 => {}
-                    Ok((measured, cpu)) => {
-                        one.latencies.add(&measured.latencies)?;
-                        one.rounds.push(Round::new(&measured, cpu));
-                    }
-                    Err(e) => one.failure = Some(format!("{e:#}")),
-                }
-            }
-            if round == 0 && matches!(workload.work, Work::Paced(..)) {
-                paces[index] = Some(match options.rate {
-                    Some(rate) => rate,
-                    None => pace(options, workload, &mut stage)?,
-                });
-            }
-        }
-    }
-    progress.end();
-    let memory = stage.memory();
+    let mut stage = Stage::set(&workloads, &flags.skip, dir, flags.file_mib << 20)?;
+    let paces = paces(options, &workloads, &mut stage)?;
+    let series = rounds(options, &workloads, &paces, &mut stage)?;
     let mut report = Report {
         format: model::FORMAT,
         machine,
-        flags: options.flags.clone(),
-        seconds: 0.0,
+        flags: flags.clone(),
+        seconds: begun.elapsed().as_secs_f64(),
         workloads: Vec::new(),
-        memory,
+        memory: stage.memory(),
         absent: stage.absent(),
         failures: Vec::new(),
         targets: Vec::new(),
     };
-    drop(stage);
-    for (index, w) in workloads.iter().enumerate() {
+    for (workload, pace) in workloads.iter().zip(paces) {
         report.workloads.push(Row {
-            name: w.name.into(),
-            title: w.title.into(),
-            paced: paces[index],
+            name: workload.name.into(),
+            title: workload.title.into(),
+            paced: pace,
             cells: Vec::new(),
         });
     }
@@ -201,20 +148,90 @@ fn measure(options: &Options, dir: &Path) -> Result<Report> {
             None => row.cells.extend(Cell::of(s.system, s.rounds, &s.latencies)),
         }
     }
-    report.seconds = begun.elapsed().as_secs_f64();
     Ok(report)
 }
 
-/// The rate for an open loop: a part of what twinfold does in a closed one.
-fn pace(options: &Options, workload: &Workload, stage: &mut Stage) -> Result<f64> {
-    let once = Once {
-        options,
-        round: 0,
-        rate: None,
+/// The rates of the open loops: what was asked for, or a part of what twinfold does in a
+/// closed one.
+fn paces(options: &Options, workloads: &[Workload], stage: &mut Stage) -> Result<Vec<Option<f64>>> {
+    let mut pace = |workload: &Workload| {
+        if !matches!(workload.work, Work::Paced(..)) {
+            return Ok(None);
+        }
+        if options.rate.is_some() {
+            return Ok(options.rate);
+        }
+        let running = stage
+            .running(System::Twinfold)
+            .context("an open loop without twinfold needs a rate (--rate)")?;
+        let once = Once {
+            options,
+            round: 0,
+            rate: None,
+        };
+        let (measured, _) = once.measure(workload, running)?;
+        let rate = measured.ops as f64 / measured.seconds;
+        Ok(Some((rate * PACE).max(1.0)))
     };
-    let (measured, _) = once.measure(workload, stage.running(System::Twinfold)?)?;
-    let rate = Estimate::of(&[measured.ops as f64 / measured.seconds]);
-    Ok((rate.map_or(1.0, |r| r.median) * PACE).max(1.0))
+    workloads.iter().map(&mut pace).collect()
+}
+
+/// All rounds, behind one that warms up and is not counted.
+fn rounds(
+    options: &Options,
+    workloads: &[Workload],
+    paces: &[Option<f64>],
+    stage: &mut Stage,
+) -> Result<Vec<Series>> {
+    let mut series = Vec::new();
+    for (workload, w) in workloads.iter().enumerate() {
+        for system in w.systems.iter().filter(|s| stage.has(**s)) {
+            series.push(Series {
+                workload,
+                system: *system,
+                rounds: Vec::new(),
+                latencies: load::histogram()?,
+                failure: None,
+            });
+        }
+    }
+    let mut progress = Progress::new(series.len(), options.flags.rounds);
+    for round in 0..=options.flags.rounds {
+        for turn in series.chunk_by_mut(|a, b| a.workload == b.workload) {
+            let workload = &workloads[turn[0].workload];
+            let first = round % turn.len();
+            let once = Once {
+                options,
+                round,
+                rate: paces[turn[0].workload],
+            };
+            let (before, behind) = turn.split_at_mut(first);
+            for one in behind.iter_mut().chain(before) {
+                progress.step(round, workload.title, one.system.title());
+                interrupt::check()?;
+                if one.failure.is_none() {
+                    one.add(&once, workload, stage.running(one.system)?)?;
+                }
+            }
+        }
+    }
+    progress.end();
+    Ok(series)
+}
+
+impl Series {
+    /// Measures it once more; a failure ends the series, not the run.
+    fn add(&mut self, once: &Once, workload: &Workload, running: &mut Running) -> Result<()> {
+        match once.measure(workload, running) {
+            Ok((measured, cpu)) if once.round > 0 => {
+                self.latencies.add(&measured.latencies)?;
+                self.rounds.push(Round::new(&measured, cpu));
+            }
+            Ok(_) => {}
+            Err(e) => self.failure = Some(format!("{e:#}")),
+        }
+        Ok(())
+    }
 }
 
 /// One measurement.

@@ -55,6 +55,15 @@ const FOLDERS: &[System] = &[
     System::Gluster,
 ];
 
+/// And a peer that promises as much of a write.
+const AND_STRICT: &[System] = &[
+    System::Bare,
+    System::Plain,
+    System::Twinfold,
+    System::Gluster,
+    System::Strict,
+];
+
 /// And a primary without a peer.
 const AND_ALONE: &[System] = &[
     System::Bare,
@@ -62,6 +71,7 @@ const AND_ALONE: &[System] = &[
     System::Twinfold,
     System::Alone,
     System::Gluster,
+    System::Strict,
 ];
 
 /// And all ways to run a pair.
@@ -72,6 +82,7 @@ const ALL: &[System] = &[
     System::Flush,
     System::Alone,
     System::Gluster,
+    System::Strict,
 ];
 
 const WIRES: &[System] = &[System::Quic, System::Tcp];
@@ -129,7 +140,7 @@ pub(crate) fn workloads() -> Vec<Workload> {
             "4 KiB random write, depth 32",
             Folder(WRITE, 32),
             Plain,
-            FOLDERS,
+            AND_STRICT,
         ),
         row(
             "direct-4k-d1",
@@ -150,7 +161,7 @@ pub(crate) fn workloads() -> Vec<Workload> {
             "4 KiB O_DIRECT write, depth 32",
             Folder(DIRECT, 32),
             Plain,
-            FOLDERS,
+            AND_STRICT,
         ),
         row(
             "fsync-4k-d1",
@@ -171,7 +182,7 @@ pub(crate) fn workloads() -> Vec<Workload> {
             "4 KiB write + fsync, depth 32",
             Folder(SYNC, 32),
             Plain,
-            FOLDERS,
+            AND_STRICT,
         ),
         row(
             "paced-4k-d8",
@@ -185,7 +196,7 @@ pub(crate) fn workloads() -> Vec<Workload> {
             "1 MiB sequential write",
             Folder(file(Act::Write, MIB, false, true), 1),
             Floor::Stream,
-            FOLDERS,
+            AND_STRICT,
         ),
         row(
             "read-1m",

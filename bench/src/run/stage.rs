@@ -18,14 +18,24 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// Starts what `workloads` need below `dir`, with files of `size` bytes.
-    pub(super) fn set(workloads: &[Workload], dir: &Path, size: u64) -> Result<Stage> {
+    /// Starts what `workloads` need below `dir`, but not what is to be skipped, with files of
+    /// `size` bytes.
+    pub(super) fn set(
+        workloads: &[Workload],
+        skip: &[System],
+        dir: &Path,
+        size: u64,
+    ) -> Result<Stage> {
         let mut stage = Stage {
             running: BTreeMap::new(),
             absent: BTreeMap::new(),
         };
         for system in workloads.iter().flat_map(|w| w.systems) {
             if stage.has(*system) || stage.absent.contains_key(system) {
+                continue;
+            }
+            if skip.contains(system) {
+                stage.absent.insert(*system, "left out as asked".into());
                 continue;
             }
             eprintln!("starting: {}", system.title());
@@ -67,11 +77,15 @@ impl Stage {
         let mut all = Vec::new();
         for (system, running) in &self.running {
             for (process, id) in running.processes() {
-                all.push(Memory {
-                    system: *system,
-                    process,
-                    bytes: process::peak(id),
-                });
+                let bytes = process::peak(id);
+                // Servers leave children behind that have ended.
+                if bytes > 0 {
+                    all.push(Memory {
+                        system: *system,
+                        process,
+                        bytes,
+                    });
+                }
             }
         }
         all

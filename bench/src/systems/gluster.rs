@@ -4,7 +4,7 @@
 //!
 //! The volume has the settings a new volume has. With them its client acknowledges a write
 //! before a server has it (write-behind), so it promises less than a replicated folder
-//! does until a program calls fsync.
+//! does until a program calls fsync. A strict one does without that.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -144,7 +144,7 @@ fn ask(server: &Process, words: &[&str]) -> Result<()> {
 
 impl Gluster {
     /// Starts it, or says why it cannot run here.
-    pub(super) fn start(dir: &Path) -> Result<Result<Gluster, String>> {
+    pub(super) fn start(dir: &Path, strict: bool) -> Result<Result<Gluster, String>> {
         let missing: Vec<&str> = PROGRAMS.into_iter().filter(|p| !installed(p)).collect();
         if !missing.is_empty() {
             let missing = missing.join(", ");
@@ -167,6 +167,10 @@ impl Gluster {
                 "volume", "create", "bench", "replica", "2", &one, &two, "force",
             ],
         )?;
+        if strict {
+            let option = "performance.write-behind";
+            ask(&servers[0], &["volume", "set", "bench", option, "off"])?;
+        }
         ask(&servers[0], &["volume", "start", "bench"])?;
         let mount = dir.join("mount");
         std::fs::create_dir_all(&mount)?;

@@ -19,7 +19,9 @@ use pair::Pair;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is measured, in the order of the tables.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum System {
     /// A directory of the local file system.
@@ -32,8 +34,10 @@ pub(crate) enum System {
     Flush,
     /// A primary whose secondary has left.
     Alone,
-    /// `GlusterFS`, replica 2.
+    /// `GlusterFS`, replica 2, as a new volume is.
     Gluster,
+    /// The same, with a client that acknowledges a write when both servers have it.
+    Strict,
     /// QUIC between two processes.
     Quic,
     /// TCP between two processes.
@@ -50,6 +54,7 @@ impl System {
             System::Flush => "twinfold, ack flush",
             System::Alone => "twinfold, no peer",
             System::Gluster => "GlusterFS replica 2",
+            System::Strict => "GlusterFS, no write-behind",
             System::Quic => "bare QUIC",
             System::Tcp => "bare TCP",
         }
@@ -57,7 +62,7 @@ impl System {
 
     /// Whether a failure of it is a failure of the run: it is ours.
     pub(crate) fn is_ours(self) -> bool {
-        self != System::Gluster
+        !matches!(self, System::Gluster | System::Strict)
     }
 }
 
@@ -115,10 +120,12 @@ impl Running {
                 let pair = Pair::start(dir, "flush")?;
                 (folder(&pair.mount), Holder::Pair(pair))
             }
-            System::Gluster => match Gluster::start(dir)? {
-                Ok(gluster) => (folder(gluster.mount()), Holder::Gluster(gluster)),
-                Err(reason) => return Ok(Started::Absent(reason)),
-            },
+            System::Gluster | System::Strict => {
+                match Gluster::start(dir, system == System::Strict)? {
+                    Ok(gluster) => (folder(gluster.mount()), Holder::Gluster(gluster)),
+                    Err(reason) => return Ok(Started::Absent(reason)),
+                }
+            }
             System::Quic => {
                 let (process, client) = quic_server(dir)?;
                 (Place::Quic(client), Holder::Process(process))
