@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::floors::quic;
-use crate::pair::{self, Pair};
-use crate::stats::{median, spread};
+use crate::stats::Estimate;
+use crate::systems;
+use crate::systems::pair::Pair;
 
 /// How often the source is asked how far it is.
 const LOOK: Duration = Duration::from_millis(2);
@@ -40,12 +41,14 @@ enum Change {
 struct Series(Vec<f64>);
 
 impl Series {
-    fn show(&self, name: &str) {
+    fn show(&self, name: &str) -> Result<f64> {
+        let estimate = Estimate::of(&self.0).context("no rounds")?;
         println!(
             "{name:<34} {:>8.1} MB/s  spread {:>4.1} %",
-            median(&self.0) / 1e6,
-            100.0 * spread(&self.0)
+            estimate.median / 1e6,
+            100.0 * estimate.spread()
         );
+        Ok(estimate.median)
     }
 }
 
@@ -63,15 +66,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn measure(options: &Options, dir: &std::path::Path) -> Result<()> {
     let mut pair = Pair::start(dir, "memory")?;
-    let [ps, pc] = pair::ports()?;
-    let (server, client) = quic::prepare(dir, (ps, pc))?;
-    let _quic = pair::quic_server(&server, dir)?;
+    let (_quic, client) = systems::quic_server(dir)?;
     let (mut stream, mut whole, mut pieces) =
         (Series::default(), Series::default(), Series::default());
     for round in 0..=options.rounds {
         eprint!("\rround {round} of {} ", options.rounds);
         let quic = quic::Client::connect(&client)?;
-        let bare = quic.throughput(Duration::from_millis(options.millis))?;
+        let sent = quic.stream(Duration::from_millis(options.millis))?;
+        let bare = sent.bytes as f64 / sent.seconds;
         drop(quic);
         let all = resync(&mut pair, options.mib, Change::Whole, round)?;
         let some = resync(&mut pair, options.mib, Change::Pieces, round)?;
@@ -83,16 +85,12 @@ fn measure(options: &Options, dir: &std::path::Path) -> Result<()> {
         }
     }
     eprintln!();
-    stream.show("quic stream");
-    whole.show("resync of a whole file");
-    pieces.show("resync of 4 KiB pieces");
-    let ratio = median(&whole.0) / median(&stream.0);
+    let stream = stream.show("quic stream")?;
+    let ratio = whole.show("resync of a whole file")? / stream;
+    let pieces = pieces.show("resync of 4 KiB pieces")? / stream;
     let mark = if ratio >= 0.7 { "met" } else { "MISSED" };
     println!("\nresync / QUIC stream {ratio:>42.2}  target >= 0.7   {mark}");
-    println!(
-        "resync of pieces / QUIC stream {:>32.2}",
-        median(&pieces.0) / median(&stream.0)
-    );
+    println!("resync of pieces / QUIC stream {pieces:>32.2}");
     Ok(())
 }
 

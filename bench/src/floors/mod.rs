@@ -2,3 +2,4 @@
 
 pub(crate) mod pass_through;
 pub(crate) mod quic;
+pub(crate) mod tcp;

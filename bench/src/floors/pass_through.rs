@@ -1,5 +1,8 @@
-//! A plain FUSE pass-through with the driver's FUSE options and threads: each call
-//! does one thing on the real directory and answers. No replication, no ids, no log.
+//! A plain FUSE pass-through: mounted, negotiated and served by the driver's own adapter,
+//! with its threads, its flags of open files and its trust of the kernel. Each call does
+//! one thing on the real directory and answers: no replication, no ids, no log, no locks
+//! over ranges. It does less than the driver without a peer would, so it is a strict floor.
+//! It knows what the workloads need, in one flat directory, and no more.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -12,14 +15,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Result;
+use fs_driver::adapter::fuse;
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, Session, SessionACL, TimeOrNow,
-    WriteFlags,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
-
-const TTL: Duration = Duration::from_secs(1);
 
 struct PassThrough {
     source: PathBuf,
@@ -96,40 +97,25 @@ impl PassThrough {
     }
 }
 
-fn open_flags(flags: i32) -> FopenFlags {
-    let mut out = FopenFlags::FOPEN_KEEP_CACHE;
-    if flags & libc::O_DIRECT != 0 {
-        out |= FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-    }
-    out
+fn flags_of(flags: i32) -> FopenFlags {
+    fuse::open_flags(flags & libc::O_DIRECT != 0, true)
 }
 
 impl Filesystem for PassThrough {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for flag in [
-            InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-        ] {
-            let _ = config.add_capabilities(flag);
-        }
-        let _ = config.set_max_write(1 << 20);
-        let _ = config.set_max_readahead(1 << 20);
-        let _ = config.set_max_background(512);
-        Ok(())
+        fuse::negotiate(config)
     }
 
     fn lookup(&self, _req: &Request, _parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.entry(name) {
-            Ok(attr) => reply.entry(&TTL, &attr, Generation(0)),
+            Ok(attr) => reply.entry(&fuse::TRUST, &attr, Generation(0)),
             Err(e) => reply.error(errno(&e)),
         }
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         match self.attr(&self.path(ino), Some(ino)) {
-            Ok(attr) => reply.attr(&TTL, &attr),
+            Ok(attr) => reply.attr(&fuse::TRUST, &attr),
             Err(e) => reply.error(errno(&e)),
         }
     }
@@ -160,7 +146,7 @@ impl Filesystem for PassThrough {
             self.attr(&path, Some(ino))
         };
         match cut() {
-            Ok(attr) => reply.attr(&TTL, &attr),
+            Ok(attr) => reply.attr(&fuse::TRUST, &attr),
             Err(e) => reply.error(errno(&e)),
         }
     }
@@ -172,13 +158,31 @@ impl Filesystem for PassThrough {
         }
     }
 
+    fn rename(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        name: &OsStr,
+        _new_parent: INodeNo,
+        new_name: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let moved = std::fs::rename(self.source.join(name), self.source.join(new_name))
+            .and_then(|()| self.entry(new_name));
+        match moved {
+            Ok(_) => reply.ok(),
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let opened = OpenOptions::new()
             .read(true)
             .write(true)
             .open(self.path(ino));
         match opened {
-            Ok(file) => reply.opened(self.keep(file), open_flags(flags.0)),
+            Ok(file) => reply.opened(self.keep(file), flags_of(flags.0)),
             Err(e) => reply.error(errno(&e)),
         }
     }
@@ -202,11 +206,11 @@ impl Filesystem for PassThrough {
             .and_then(|file| Ok((file, self.entry(name)?)));
         match made {
             Ok((file, attr)) => reply.created(
-                &TTL,
+                &fuse::TRUST,
                 &attr,
                 Generation(0),
                 self.keep(file),
-                open_flags(flags),
+                flags_of(flags),
             ),
             Err(e) => reply.error(errno(&e)),
         }
@@ -306,19 +310,11 @@ impl Filesystem for PassThrough {
 
 /// Mounts and serves until unmounted.
 pub(crate) fn run(source: &Path, mount: &Path) -> Result<()> {
-    let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::FSName("pass-through".into()),
-        MountOption::DefaultPermissions,
-    ];
-    config.acl = SessionACL::All;
-    config.n_threads = Some(4);
-    config.clone_fd = true;
     let fs = PassThrough {
         source: source.to_owned(),
         names: RwLock::default(),
         files: RwLock::default(),
         next: AtomicU64::new(1),
     };
-    Ok(Session::new(fs, mount, &config)?.run()?)
+    Ok(fuse::session(fs, "plain", mount, false)?.run()?)
 }

@@ -8,8 +8,13 @@ use anyhow::{Context, Result, bail};
 use fs_driver::link::{Identity, Transport};
 use fs_driver::state::Settings;
 
+use crate::load::{Measured, Tally};
+
 /// Bytes of the answer to a request.
-const ANSWER: usize = 29;
+pub(super) const ANSWER: usize = 29;
+
+/// Bytes of a piece of the stream.
+pub(super) const PIECE: usize = 1 << 20;
 
 fn transport(dir: &Path) -> Result<(Transport, Settings)> {
     let settings = Settings::load(dir)?;
@@ -97,47 +102,48 @@ impl Client {
         })
     }
 
-    /// Requests per second, one after the other, each of `size` bytes.
-    pub(crate) fn round_trips(&self, size: usize, time: Duration) -> Result<f64> {
+    /// Requests of `size` bytes, one after the other.
+    pub(crate) fn round_trips(&self, size: usize, time: Duration) -> Result<Measured> {
         self.runtime.block_on(async {
             let (mut tx, mut rx) = self.connection.open_bi().await?;
             tx.write_all(&(size as u32).to_le_bytes()).await?;
-            let payload = tokio_bytes(size);
+            let payload = payload(size);
             let mut answer = [0; ANSWER];
-            let begin = Instant::now();
-            let mut count = 0;
-            while begin.elapsed() < time {
+            let mut tally = Tally::begin()?;
+            while tally.elapsed() < time {
+                let asked = Instant::now();
                 tx.write_chunk(payload.clone()).await?;
                 rx.read_exact(&mut answer).await?;
-                count += 1;
+                tally.step(asked, size);
             }
-            let seconds = begin.elapsed().as_secs_f64();
+            let measured = tally.end();
             tx.finish()?;
-            Ok(f64::from(count) / seconds)
+            Ok(measured)
         })
     }
 
-    /// Bytes per second through one stream, received to the last byte.
-    pub(crate) fn throughput(&self, time: Duration) -> Result<f64> {
+    /// Pieces of 1 MiB through one stream, received to the last byte. The time of a
+    /// piece is what it takes to be handed over.
+    pub(crate) fn stream(&self, time: Duration) -> Result<Measured> {
         self.runtime.block_on(async {
             let (mut tx, mut rx) = self.connection.open_bi().await?;
             tx.write_all(&0u32.to_le_bytes()).await?;
-            let chunk = tokio_bytes(1 << 20);
-            let begin = Instant::now();
-            let mut bytes = 0u64;
-            while begin.elapsed() < time {
-                tx.write_chunk(chunk.clone()).await?;
-                bytes += chunk.len() as u64;
+            let piece = payload(PIECE);
+            let mut tally = Tally::begin()?;
+            while tally.elapsed() < time {
+                let begin = Instant::now();
+                tx.write_chunk(piece.clone()).await?;
+                tally.step(begin, piece.len());
             }
             tx.finish()?;
             let mut answer = [0; ANSWER];
             rx.read_exact(&mut answer).await?;
-            Ok(bytes as f64 / begin.elapsed().as_secs_f64())
+            Ok(tally.end())
         })
     }
 }
 
-fn tokio_bytes(size: usize) -> bytes::Bytes {
+fn payload(size: usize) -> bytes::Bytes {
     vec![0x33; size].into()
 }
 

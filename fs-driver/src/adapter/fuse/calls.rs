@@ -65,46 +65,56 @@ fn how(flags: i32) -> OpenHow {
     }
 }
 
-fn open_flags(how: OpenHow, opened: &Opened) -> FopenFlags {
+/// What the kernel may do with an open file.
+pub fn open_flags(direct: bool, keep_cache: bool) -> FopenFlags {
     let mut flags = FopenFlags::empty();
-    if how.direct || opened.uncached {
+    if direct {
         flags |= FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
     }
-    if opened.keep_cache {
+    if keep_cache {
         flags |= FopenFlags::FOPEN_KEEP_CACHE;
     }
     flags
 }
 
+fn flags_of(how: OpenHow, opened: &Opened) -> FopenFlags {
+    open_flags(how.direct || opened.uncached, opened.keep_cache)
+}
+
+/// Agrees with the kernel on what a mount can do.
+pub fn negotiate(config: &mut KernelConfig) -> io::Result<()> {
+    // What a kernel lacks it does without; only speed or convenience is lost, but
+    // for the last ones.
+    for flag in [
+        InitFlags::FUSE_ASYNC_DIO,
+        InitFlags::FUSE_PARALLEL_DIROPS,
+        InitFlags::FUSE_DO_READDIRPLUS,
+        InitFlags::FUSE_READDIRPLUS_AUTO,
+        InitFlags::FUSE_CACHE_SYMLINKS,
+        InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+        InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    ] {
+        let _ = config.add_capabilities(flag);
+    }
+    for flag in [InitFlags::FUSE_POSIX_ACL, InitFlags::FUSE_DONT_MASK] {
+        config.add_capabilities(flag).map_err(|_| {
+            io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("this kernel's FUSE lacks {flag:?}, which correct permissions need"),
+            )
+        })?;
+    }
+    let _ = config.set_max_write(limits::MAX_PAYLOAD as u32);
+    let _ = config.set_max_readahead(limits::MAX_PAYLOAD as u32);
+    let _ = config.set_max_background(MAX_BACKGROUND);
+    let _ = config.set_congestion_threshold(MAX_BACKGROUND);
+    Ok(())
+}
+
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // What a kernel lacks it does without; only speed or convenience is lost, but
-        // for the last ones.
-        for flag in [
-            InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-        ] {
-            let _ = config.add_capabilities(flag);
-        }
-        for flag in [InitFlags::FUSE_POSIX_ACL, InitFlags::FUSE_DONT_MASK] {
-            config.add_capabilities(flag).map_err(|_| {
-                io::Error::new(
-                    io::ErrorKind::Unsupported,
-                    format!("this kernel's FUSE lacks {flag:?}, which correct permissions need"),
-                )
-            })?;
-        }
-        let _ = config.set_max_write(limits::MAX_PAYLOAD as u32);
-        let _ = config.set_max_readahead(limits::MAX_PAYLOAD as u32);
-        let _ = config.set_max_background(MAX_BACKGROUND);
-        let _ = config.set_congestion_threshold(MAX_BACKGROUND);
-        Ok(())
+        negotiate(config)
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -261,7 +271,7 @@ impl Filesystem for Adapter {
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let how = how(flags.0);
         match self.vfs.open(file(ino), how) {
-            Ok(opened) => reply.opened(FileHandle(opened.handle.0), open_flags(how, &opened)),
+            Ok(opened) => reply.opened(FileHandle(opened.handle.0), flags_of(how, &opened)),
             Err(e) => reply.error(errno(&e)),
         }
     }
@@ -290,7 +300,7 @@ impl Filesystem for Adapter {
                     &attributes(&a),
                     GENERATION,
                     FileHandle(opened.handle.0),
-                    open_flags(how, &opened),
+                    flags_of(how, &opened),
                 ),
                 Err(e) => reply.error(errno(&e)),
             },

@@ -4,7 +4,8 @@ mod calls;
 mod convert;
 mod mount;
 
-pub use mount::{Mounted, mount, unmount_stale};
+pub use calls::{negotiate, open_flags};
+pub use mount::{Mounted, mount, session, unmount_stale};
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use crate::vfs::{Trust, Vfs};
 
 /// How long the kernel trusts names and attributes while this node is primary.
-const TRUST: Duration = Duration::from_secs(1);
+pub const TRUST: Duration = Duration::from_secs(1);
 
 thread_local! {
     /// Where reads land before they are handed to the kernel.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use fuser::{Config, Session, SessionACL};
+use fuser::{Config, Filesystem, Session, SessionACL};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::Adapter;
@@ -30,19 +30,8 @@ pub struct Mounted {
 
 /// Mounts the file system at `path`, read-only for a secondary.
 pub fn mount(vfs: Arc<Vfs>, name: &str, path: &Path, read_only: bool) -> Result<Mounted> {
-    let mut config = Config::default();
-    config.n_threads = Some(THREADS);
-    config.clone_fd = true;
-    let device = attach(name, path, read_only)
-        .with_context(|| format!("cannot mount at {}", path.display()))?;
     let adapter = Adapter { vfs: vfs.clone() };
-    let session = Session::from_fd(adapter, device, SessionACL::All, config)
-        .inspect_err(|_| {
-            if let Err(error) = detach(path) {
-                tracing::warn!(%error, path = %path.display(), "a half-made mount is left behind");
-            }
-        })
-        .with_context(|| format!("cannot mount at {}", path.display()))?;
+    let session = session(adapter, name, path, read_only)?;
     let kernel = session.notifier();
     let drop_pages = move |file, start: u64, end: u64| {
         // No length: up to the end, however far that is.
@@ -62,6 +51,29 @@ pub fn mount(vfs: Arc<Vfs>, name: &str, path: &Path, read_only: bool) -> Result<
         path: path.to_owned(),
         session,
     })
+}
+
+/// Mounts any file system as the driver's own is mounted, with as many threads: so is what
+/// the driver is measured against. What is agreed upon with the kernel is
+/// [`negotiate`](super::negotiate).
+pub fn session<F: Filesystem>(
+    filesystem: F,
+    name: &str,
+    path: &Path,
+    read_only: bool,
+) -> Result<Session<F>> {
+    let mut config = Config::default();
+    config.n_threads = Some(THREADS);
+    config.clone_fd = true;
+    let device = attach(name, path, read_only)
+        .with_context(|| format!("cannot mount at {}", path.display()))?;
+    Session::from_fd(filesystem, device, SessionACL::All, config)
+        .inspect_err(|_| {
+            if let Err(error) = detach(path) {
+                tracing::warn!(%error, path = %path.display(), "a half-made mount is left behind");
+            }
+        })
+        .with_context(|| format!("cannot mount at {}", path.display()))
 }
 
 /// Mounts a new connection (`fuse(4)`). The fuser crate could, but would then unmount

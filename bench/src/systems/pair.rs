@@ -1,14 +1,17 @@
-//! Two nodes and the floors as processes of their own, ended and cleaned up with
-//! the value that holds them.
+//! Two nodes that replicate a folder, as processes of their own.
 
 use std::net::UdpSocket;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use fs_driver::control::{self, Request};
+
+use crate::process::Process;
+
+/// How long the nodes may take to pair.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Free UDP ports on loopback.
 pub(crate) fn ports<const N: usize>() -> Result<[u16; N]> {
@@ -20,61 +23,6 @@ pub(crate) fn ports<const N: usize>() -> Result<[u16; N]> {
         *port = socket.local_addr()?.port();
     }
     Ok(out)
-}
-
-/// A process that does not outlive this one, and the mount it may have.
-#[derive(Debug)]
-pub(crate) struct Process {
-    child: Child,
-    mount: Option<PathBuf>,
-}
-
-impl Process {
-    /// Starts this program with other arguments.
-    pub(crate) fn start(args: &[&str], mount: Option<&Path>, log: &Path) -> Result<Process> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(log)?);
-        // SAFETY: prctl is async-signal-safe and touches no memory.
-        unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
-            });
-        }
-        Ok(Process {
-            child: command.spawn()?,
-            mount: mount.map(Path::to_owned),
-        })
-    }
-
-    /// CPU seconds used so far.
-    pub(crate) fn cpu(&self) -> f64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
-        let fields: Vec<f64> = stat
-            .unwrap_or_default()
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .filter_map(|f| f.parse().ok())
-            .collect();
-        // utime and stime, in ticks of 10 ms; the state letter before them does not parse.
-        (fields.get(10).unwrap_or(&0.0) + fields.get(11).unwrap_or(&0.0)) / 100.0
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if let Some(mount) = &self.mount {
-            let _ = rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH);
-        }
-    }
 }
 
 /// Two nodes that replicate a folder.
@@ -139,7 +87,7 @@ impl Pair {
         }
         let drivers = [driver(dir, "a", "primary")?, driver(dir, "b", "secondary")?];
         let mount = side("a").join("vm");
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + PATIENCE;
         loop {
             let status = fs(&["status", "--json", &text(mount.clone())]);
             if status.is_ok_and(|s| s.contains("\"link\":\"paired\"")) {
@@ -162,7 +110,7 @@ impl Pair {
     /// Stops the secondary in order; the primary goes on alone.
     pub(crate) fn stop_secondary(&mut self) -> Result<()> {
         fs(&["stop", &self.dir.join("b/vm").to_string_lossy()])?;
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + PATIENCE;
         while self.status()?["link"] != "alone" {
             if Instant::now() > until {
                 bail!("the primary does not go on alone");
@@ -183,41 +131,4 @@ impl Pair {
         let layout = fs_driver::store::Layout::new(self.dir.join("a/.vm.twinfold"));
         control::ask(&layout, Request::Status)?.context("the driver told no state")
     }
-}
-
-/// The plain pass-through on `dir/plain`.
-pub(crate) fn pass_through(dir: &Path) -> Result<(Process, PathBuf)> {
-    let (source, mount) = (dir.join("plain-source"), dir.join("plain"));
-    std::fs::create_dir_all(&source)?;
-    std::fs::create_dir_all(&mount)?;
-    let args = [
-        "pass-through",
-        &source.to_string_lossy(),
-        &mount.to_string_lossy(),
-    ];
-    let process = Process::start(&args, Some(&mount), &dir.join("plain.log"))?;
-    let until = Instant::now() + Duration::from_secs(5);
-    loop {
-        let meta = |p: &Path| {
-            use std::os::unix::fs::MetadataExt;
-            std::fs::metadata(p).map(|m| m.dev())
-        };
-        if meta(&mount)? != meta(dir)? {
-            return Ok((process, mount));
-        }
-        if Instant::now() > until {
-            bail!("the pass-through was not mounted");
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// The bare QUIC server.
-pub(crate) fn quic_server(home: &Path, dir: &Path) -> Result<Process> {
-    Process::start(
-        &["quic-server", &home.to_string_lossy()],
-        None,
-        &dir.join("quic.log"),
-    )
-    .context("cannot start the QUIC floor")
 }

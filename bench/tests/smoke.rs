@@ -1,0 +1,194 @@
+//! The harness measures what it says, on tiny sizes, and its report can be read back. No
+//! figure is judged here.
+
+// A test's helpers fail the test.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// A run takes a few seconds; a machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Runs the program; it is ended when it takes too long.
+fn bench(args: &[&str]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_twinfold-bench"))
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let until = Instant::now() + PATIENCE;
+    // What it prints fits into the pipes.
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > until {
+            // An interrupted run takes its mounts away.
+            Command::new("kill")
+                .arg(child.id().to_string())
+                .status()
+                .unwrap();
+            panic!("twinfold-bench {args:?} does not end");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.wait_with_output().unwrap()
+}
+
+fn text(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap()
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_str(&text(path)).unwrap()
+}
+
+/// Every measurement was made: something was done in every round, and the latencies are
+/// in order.
+fn check_cells(report: &Value) {
+    let rows = report["workloads"].as_array().unwrap();
+    assert!(rows.len() >= 20, "{} workloads", rows.len());
+    for row in rows {
+        let cells = row["cells"].as_array().unwrap();
+        assert!(!cells.is_empty(), "{row}");
+        for cell in cells {
+            let place = format!("{} on {}", row["name"], cell["system"]);
+            let rounds = cell["rounds"].as_array().unwrap();
+            assert_eq!(rounds.len(), 1, "{place}");
+            assert!(rounds[0]["ops"].as_u64().unwrap() > 0, "{place}");
+            assert!(rounds[0]["bytes"].as_u64().unwrap() > 0, "{place}");
+            let latency = |key: &str| cell["latency"][key].as_f64().unwrap();
+            let order = ["p50", "p90", "p99", "p999", "p9999", "max"].map(latency);
+            assert!(order[0] > 0.0 && order.is_sorted(), "{place}: {order:?}");
+            assert!(cell["rate"]["median"].as_f64().unwrap() > 0.0, "{place}");
+            assert!(!cell["curve"].as_array().unwrap().is_empty(), "{place}");
+        }
+    }
+}
+
+/// What is replicated is put beside its floor.
+fn check_floors(report: &Value) {
+    let with_floor = |system: &str| {
+        let rows = report["workloads"].as_array().unwrap();
+        let cells = rows.iter().flat_map(|r| r["cells"].as_array().unwrap());
+        cells
+            .filter(|c| c["system"] == system && !c["floor"].is_null())
+            .count()
+    };
+    assert!(with_floor("twinfold") >= 17);
+    assert!(with_floor("alone") >= 3);
+    assert_eq!(with_floor("plain"), 0);
+    for target in report["targets"].as_array().unwrap() {
+        let name = target["name"].as_str().unwrap();
+        let measured = !target["value"].is_null();
+        assert_eq!(measured, !name.contains("GlusterFS"), "{name}");
+    }
+    let absent = report["absent"].as_object().unwrap();
+    let absent: Vec<&str> = absent.keys().map(String::as_str).collect();
+    assert_eq!(absent, ["gluster", "strict"]);
+}
+
+/// The page has every workload with its plots, and needs nothing from elsewhere.
+fn check_page(report: &Value, page: &str) {
+    for row in report["workloads"].as_array().unwrap() {
+        let id = format!("id=\"{}\"", row["name"].as_str().unwrap());
+        let section = page.split("<section ").find(|s| s.contains(&id)).unwrap();
+        for cell in row["cells"].as_array().unwrap() {
+            let system = cell["system"].as_str().unwrap();
+            for mark in [
+                format!("<rect class=\"{system}\""),
+                format!("<path class=\"line {system}\""),
+            ] {
+                assert!(section.contains(&mark), "{id} lacks {mark}");
+            }
+        }
+    }
+    assert!(page.contains("<svg class=\"overview\""));
+    for foreign in [
+        "http:", "https:", "src=", "href=", "url(", "@import", "NaN", "\"inf", " inf", ">inf",
+    ] {
+        assert!(!page.contains(foreign), "the page contains {foreign}");
+    }
+}
+
+/// Two runs are compared by what each costs over its own floor.
+fn check_compare(dir: &Path, report: &Value) {
+    let old = dir.join("report.json");
+    let old = old.to_str().unwrap();
+    let same = bench(&["compare", old, old]);
+    assert_eq!(same.status.code(), Some(0), "{same:?}");
+    let mut worse = report.clone();
+    let rows = worse["workloads"].as_array_mut().unwrap();
+    let row = rows
+        .iter_mut()
+        .find(|r| r["name"] == "write-4k-d1")
+        .unwrap();
+    let cells = row["cells"].as_array_mut().unwrap();
+    let cell = cells
+        .iter_mut()
+        .find(|c| c["system"] == "twinfold")
+        .unwrap();
+    for key in ["median", "low", "high"] {
+        let ratio = &mut cell["floor"]["ratio"][key];
+        *ratio = (2.0 * ratio.as_f64().unwrap()).into();
+    }
+    let new = dir.join("worse.json");
+    std::fs::write(&new, worse.to_string()).unwrap();
+    let found = bench(&["compare", old, new.to_str().unwrap()]);
+    assert_eq!(found.status.code(), Some(1), "{found:?}");
+    let said = String::from_utf8_lossy(&found.stdout);
+    let named = |l: &&str| l.starts_with("write-4k-d1, twinfold,") && l.ends_with("WORSE");
+    assert_eq!(said.lines().filter(named).count(), 1, "{said}");
+    assert_eq!(said.matches("WORSE").count(), 1, "{said}");
+}
+
+#[test]
+fn a_run_measures_everything_and_its_report_can_be_read_back() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let out = dir.path().join("report");
+    let ran = bench(&[
+        "run",
+        "--rounds=1",
+        "--millis=40",
+        "--file-mib=4",
+        "--resync-mib=24",
+        "--skip=gluster,strict",
+        "--dir",
+        dir.path().to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+    ]);
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(
+        ran.status.success(),
+        "{said}\n{}",
+        String::from_utf8_lossy(&ran.stdout)
+    );
+    let report = json(&out.join("report.json"));
+    assert_eq!(report["failures"], serde_json::json!([]));
+    assert!(
+        report["machine"]["kernel"]
+            .as_str()
+            .is_some_and(|k| !k.is_empty())
+    );
+    check_cells(&report);
+    check_floors(&report);
+    check_page(&report, &text(&out.join("report.html")));
+    check_compare(&out, &report);
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+}
+
+#[test]
+fn a_name_that_no_workload_has_is_refused_with_the_names_there_are() {
+    let ran = bench(&["run", "--only=nothing", "--dir=/var/tmp"]);
+    assert_eq!(ran.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(
+        said.contains("write-4k-d1") && said.contains("database"),
+        "{said}"
+    );
+}
