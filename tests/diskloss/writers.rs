@@ -15,13 +15,14 @@ fn every_program_that_wrote_is_told_once_of_a_flush_that_failed() {
     let path = pair.on_a("file");
     std::fs::write(&path, vec![1; 1 << 20]).unwrap();
     File::open(&path).unwrap().sync_all().unwrap();
+    let disk = pair.disk_a();
+    // To ask for them later would have the file written first.
+    let places = disk.places_of(&pair.a.data().join("file")).unwrap();
     let open = || File::options().write(true).open(&path).unwrap();
     let writers = [open(), open(), open()];
     for (n, file) in (0..).zip(&writers) {
         file.write_all_at(&[2; 4096], n * 16384).unwrap();
     }
-    let disk = pair.disk_a();
-    let places = disk.places_of(&pair.a.data().join("file")).unwrap();
     disk.fail(Faults {
         writes: places,
         ..Faults::default()
