@@ -15,6 +15,7 @@ use fs_driver::store::Layout;
 use crate::cluster::{Cluster, mistakes};
 use crate::config;
 use crate::driver::Place;
+use crate::etcd::Witness;
 use crate::peer::{self, Hub};
 use crate::places::{Places, replace};
 use crate::runner::{self, Handle, Setup};
@@ -171,8 +172,10 @@ fn setup(places: &Places, hub: &Hub, name: &str) -> Result<Setup> {
         ("TWINFOLD_BIN".to_owned(), bin.display().to_string()),
     ];
     environment.extend(config.variables.iter().cloned());
+    let witness = config.etcd.as_ref().map(Witness::new).transpose();
     Ok(Setup {
         name: name.to_owned(),
+        witness: witness.with_context(|| format!("{shown}: <etcd>"))?,
         place: Place {
             layout: Layout::new(default_base(&mount)?),
             mount,

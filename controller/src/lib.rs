@@ -5,6 +5,7 @@
 //! daemon: cluster, config, places                         │  automaton (protocol)
 //!                                                         ├─> driver   processes, their watch
 //!                                                         ├─> scripts  the application
+//!                                                         ├─> etcd     the witness
 //!                                                         └─> peer     the other node's daemon
 //! ```
 
@@ -16,6 +17,7 @@ mod config;
 mod daemon;
 mod demo;
 mod driver;
+mod etcd;
 pub mod guest;
 mod operate;
 mod peer;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod driver;
+mod etcd;
 mod modules;
 mod pairing;
 mod stage;

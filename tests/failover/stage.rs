@@ -364,7 +364,7 @@ impl Stage {
                 &format!(
                     "<safe><service mode=\"mirror\" {service}><heart timeout=\"3s\"/>{}\
                      <rfs><replicated dir=\"{}\"/></rfs>\
-                     <user nicestoptimeout=\"20s\" forcestoptimeout=\"20s\"/></service></safe>",
+                     <user nicestoptimeout=\"5s\" forcestoptimeout=\"5s\"/></service></safe>",
                     more(&machine.home),
                     machine.vm().display()
                 ),

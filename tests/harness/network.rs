@@ -61,6 +61,16 @@ fn namespace() -> Result<File> {
         .context("cannot make a network namespace")
 }
 
+fn run_ip(namespace: &File, what: &str) -> Result<()> {
+    let mut command = Command::new("ip");
+    command.args(what.split_whitespace());
+    enter(&mut command, namespace)?;
+    let output = command.output().context("this needs iproute2")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "ip {what}: {said}");
+    Ok(())
+}
+
 impl Network {
     /// Two namespaces, connected.
     pub fn new() -> Result<Network> {
@@ -89,6 +99,30 @@ impl Network {
         Ok(network)
     }
 
+    /// A third machine, which each of the two reaches over a cable of its own.
+    /// It is held by what is returned and by what runs in it.
+    pub fn witness(&self) -> Result<File> {
+        let third = namespace()?;
+        let there = format!("/proc/{}/fd/{}", std::process::id(), third.as_raw_fd());
+        let ip = |what: &str| run_ip(&third, what);
+        for end in 0..2 {
+            let (net, device) = (78 + end, format!("third{end}"));
+            let peer = format!("link add third type veth peer name {device} netns {there}");
+            self.ip(end, &peer)?;
+            self.ip(end, &format!("addr add 10.{net}.0.1/24 dev third"))?;
+            self.ip(end, "link set third up")?;
+            ip(&format!("addr add 10.{net}.0.3/24 dev {device}"))?;
+            ip(&format!("link set {device} up"))?;
+        }
+        ip("link set lo up")?;
+        Ok(third)
+    }
+
+    /// Where the node at this end finds the third machine.
+    pub fn witness_address(end: usize) -> std::net::IpAddr {
+        std::net::Ipv4Addr::new(10, 78 + end as u8, 0, 3).into()
+    }
+
     /// Where the node at this end listens.
     pub fn address(&self, end: usize) -> SocketAddr {
         let host: std::net::IpAddr = ADDRESSES[end].parse().expect("an address");
@@ -101,13 +135,7 @@ impl Network {
     }
 
     fn ip(&self, end: usize, what: &str) -> Result<()> {
-        let mut command = Command::new("ip");
-        command.args(what.split_whitespace());
-        enter(&mut command, &self.ends[end])?;
-        let output = command.output().context("this needs iproute2")?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "ip {what}: {said}");
-        Ok(())
+        run_ip(&self.ends[end], what)
     }
 
     /// Nothing that this end sends arrives, without a word to it.

@@ -3,6 +3,7 @@
 //! Every mistake in a file is reported, all at once, with its line and column and what
 //! would be right. A configuration with a mistake is not used, not even in part.
 
+mod arbiter;
 mod check;
 mod macros;
 mod rules;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub(crate) use arbiter::{Etcd, Fence};
 pub(crate) use check::Findings;
 use rules::Rule;
 use xml::Element;
@@ -59,6 +61,8 @@ pub(crate) struct Module {
     pub(crate) rules: Vec<Rule>,
     /// What ends the peer before this node goes on without it.
     pub(crate) fence: Option<Fence>,
+    /// Who gives the right to go on without the peer to one of the nodes.
+    pub(crate) etcd: Option<Etcd>,
     /// What is asked for that the daemon does not do yet: it does not run a module without it.
     #[serde(skip)]
     pub(crate) unserved: Vec<String>,
@@ -80,14 +84,6 @@ pub(crate) struct Service {
     #[serde(serialize_with = "time")]
     pub(crate) loop_interval: Duration,
     pub(crate) isolation_alone: bool,
-}
-
-/// A command that ends the peer.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub(crate) struct Fence {
-    pub(crate) command: String,
-    #[serde(serialize_with = "time")]
-    pub(crate) timeout: Duration,
 }
 
 /// How the nodes hear of each other.
@@ -132,9 +128,6 @@ fn time<S: serde::Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error>
 /// after three seconds, and fifteen lost pulses are no accident.
 const PULSE: Duration = Duration::from_millis(200);
 const TIMEOUT: Duration = Duration::from_secs(3);
-
-/// How long a fence command may take unless configured: a machine is not off at once.
-const FENCE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a stop script may take unless configured.
 const STOP_TIMEOUT: Duration = Duration::from_secs(300);
@@ -348,7 +341,8 @@ fn read_module(file: &str, root: &Element, found: &mut Findings) -> Option<Modul
             .filter_map(|v| Some((v.get("name")?.to_owned(), v.get("value")?.to_owned())))
             .collect(),
         checkers: read_checkers(file, service, found),
-        fence: read_fence(file, service, found),
+        fence: arbiter::read_fence(file, service, found),
+        etcd: arbiter::read_etcd(file, service, found),
         unserved: unserved(service),
         stop_timeouts: ["nicestoptimeout", "forcestoptimeout"]
             .map(|name| duration(user, name, Duration::from_secs(1), STOP_TIMEOUT)),
@@ -356,26 +350,9 @@ fn read_module(file: &str, root: &Element, found: &mut Findings) -> Option<Modul
     })
 }
 
-fn read_fence(file: &str, service: &Element, found: &mut Findings) -> Option<Fence> {
-    let fence = service.child("fence")?;
-    let Some(command) = fence.get("command") else {
-        found.wrong(file, fence.at, "<fence> needs the attribute command".into());
-        return None;
-    };
-    Some(Fence {
-        command: command.to_owned(),
-        timeout: duration(
-            Some(fence),
-            "timeout",
-            Duration::from_secs(1),
-            FENCE_TIMEOUT,
-        ),
-    })
-}
-
 /// Elements and attributes that are understood and not served yet.
 fn unserved(service: &Element) -> Vec<String> {
-    const ELEMENTS: [&str; 5] = ["etcd", "vip", "check", "errd", "failover"];
+    const ELEMENTS: [&str; 4] = ["vip", "check", "errd", "failover"];
     const ATTRIBUTES: [(&str, &[&str]); 3] = [
         (
             "rfs",

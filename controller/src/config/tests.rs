@@ -307,10 +307,10 @@ fn a_cluster_has_two_nodes_on_each_of_its_networks() {
 #[test]
 fn what_the_daemon_does_not_do_yet_is_named_and_what_it_does_is_not() {
     let text = "<safe><service boot_delay=\"5\"><heart pulse=\"700\" timeout=\"3s\"/>\
-                <rfs ack=\"disk\"><replicated dir=\"/vm\"/></rfs><etcd endpoints=\"x\"/></service></safe>";
+                <rfs ack=\"disk\"><replicated dir=\"/vm\"/></rfs><vip/></service></safe>";
     let read = module("f", text, none).0.unwrap();
     let named = [
-        "<etcd>",
+        "<vip>",
         "the attribute boot_delay of <service>",
         "the attribute ack of <rfs>",
         "the attribute pulse of <heart>",
@@ -321,4 +321,18 @@ fn what_the_daemon_does_not_do_yet_is_named_and_what_it_does_is_not() {
     let read = module("f", text, none).0.unwrap();
     assert_eq!(read.unserved, Vec::<String>::new());
     assert_eq!(read.fence.unwrap().timeout, Duration::from_secs(60));
+    let text = "<safe><service><etcd endpoints=\"https://x:1\" ca=\"/ca\"/>\
+                <rfs><replicated dir=\"/vm\"/></rfs></service></safe>";
+    let read = module("f", text, none).0.unwrap();
+    assert_eq!(read.etcd.unwrap().timeout, Duration::from_secs(5));
+    let text = "<safe><service><etcd endpoints=\"x\"/><fence command=\"/f\"/></service></safe>";
+    let said = said(&module("f", text, none).1);
+    assert!(
+        said.iter().any(|s| s.contains("cannot be combined")),
+        "{said:?}"
+    );
+    assert!(
+        said.iter().any(|s| s.contains("endpoints and ca")),
+        "{said:?}"
+    );
 }

@@ -13,6 +13,7 @@
 //! durably before it is acted on (`memory`).
 
 mod app;
+mod command;
 pub(crate) mod events;
 mod facts;
 mod memory;
@@ -75,6 +76,8 @@ pub(crate) enum Done {
     Job(Job, Result<(), String>),
     /// Of the fence command, for the right to this generation.
     Fence(Generation, Result<(), String>),
+    /// Of the question to the witness, whether this node may go on from this generation.
+    Asked(Generation, Result<bool, String>),
 }
 
 /// What an operator can command.
@@ -146,6 +149,7 @@ pub(crate) struct Setup {
     pub(crate) config: crate::config::Module,
     pub(crate) place: Place,
     pub(crate) scripts: Scripts,
+    pub(crate) witness: Option<crate::etcd::Witness>,
     pub(crate) memory: std::path::PathBuf,
     pub(crate) logs: std::path::PathBuf,
 }
@@ -199,12 +203,22 @@ struct Runner {
     next_want: Option<WantedName>,
     /// Start again when stopped.
     again: bool,
+    /// What was said of the arbiter last: it is asked again and again.
+    verdict: String,
     busy: Instant,
 }
 
 impl Runner {
     fn say(&self, kind: &str, text: impl Into<String>) {
         self.log.say(kind, text);
+    }
+
+    /// Notes what came of asking the arbiter, if that is new.
+    fn say_verdict(&mut self, kind: &str, text: String) {
+        if text != self.verdict {
+            self.say(kind, text.clone());
+            self.verdict = text;
+        }
     }
 
     /// Feeds what is waiting, and carries out what follows.
@@ -335,6 +349,7 @@ impl Runner {
         if silent && !self.silent {
             self.silent = true;
             self.say("peer", "no heartbeat on any network");
+            self.verdict.clear();
             self.events.push_back(Event::Silent);
         } else if !silent && self.silent {
             self.silent = false;
@@ -348,74 +363,6 @@ impl Runner {
             self.events.push_back(Event::Retry);
         }
     }
-
-    fn want(&mut self, wanted: WantedName) {
-        self.remember(|m| m.wanted = wanted);
-        self.events.push_back(Event::Want(wanted.into()));
-    }
-
-    fn command(&mut self, command: Command) -> Result<String, String> {
-        self.say("command", format!("{command:?}").to_lowercase());
-        self.loops.clear();
-        self.failures = 0;
-        let stopped = self.seen.0 == State::Stop && self.next_want.is_none();
-        let (state, status, _) = &self.seen;
-        match command {
-            Command::Start | Command::Prim | Command::Primforce | Command::Second => {
-                let wanted = match command {
-                    Command::Prim => WantedName::Prim,
-                    Command::Primforce => WantedName::Primforce,
-                    Command::Second => WantedName::Second,
-                    _ => WantedName::Running,
-                };
-                self.again = false;
-                if stopped {
-                    self.next_want = Some(wanted);
-                    self.setup.scripts.set_forced(false);
-                    self.job(Job::Prestart);
-                } else if command != Command::Start
-                    || self.memory.get().wanted == WantedName::Stopped
-                {
-                    self.want(wanted);
-                }
-                Ok("starting".into())
-            }
-            Command::Stop | Command::Forcestop => {
-                self.again = false;
-                self.next_want = None;
-                self.setup.scripts.set_forced(command == Command::Forcestop);
-                self.want(WantedName::Stopped);
-                Ok("stopping".into())
-            }
-            Command::Stopstart => {
-                if stopped {
-                    return Err("the module is stopped: use `start`".into());
-                }
-                self.again = true;
-                self.want(WantedName::Stopped);
-                Ok("stopping, then starting".into())
-            }
-            Command::Restart => {
-                let serves = matches!(state, State::Alone | State::Prim);
-                if !serves || *status != Status::Ready {
-                    return Err("the application does not run here".into());
-                }
-                self.restart_app();
-                Ok("restarting the application".into())
-            }
-            Command::Swap => {
-                if !matches!(state, State::Prim | State::Second) || *status != Status::Ready {
-                    return Err(
-                        "the roles can be exchanged when one node is PRIM and the other SECOND, \
-                         both Ready"
-                            .into(),
-                    );
-                }
-                self.events.push_back(Event::Swap);
-                Ok("exchanging the roles".into())
-            }
-        }
-    }
 }
 
 /// The automaton's configuration of a module.
@@ -427,9 +374,9 @@ fn automaton_config(config: &crate::config::Module, hub: &Hub) -> Config {
     };
     Config {
         side: hub.cluster.side,
-        arbiter: match config.fence {
-            Some(_) => Arbiter::Asked,
-            None => Arbiter::None,
+        arbiter: match config.fence.is_some() || config.etcd.is_some() {
+            true => Arbiter::Asked,
+            false => Arbiter::None,
         },
         isolation: match service.isolation_alone {
             true => Isolation::Alone,
@@ -539,6 +486,7 @@ pub(crate) fn start(setup: Setup, hub: &Arc<Hub>) -> Result<Handle> {
         loops: VecDeque::new(),
         next_want: None,
         again: false,
+        verdict: String::new(),
         busy: Instant::now(),
     };
     runner.take_up(first);

@@ -11,6 +11,7 @@ use twinfold_protocol::ids::{Generation, SessionId};
 use super::memory::WantedName;
 use super::{Done, Input, Pending, Runner};
 use crate::driver::Place;
+use crate::etcd::Witness;
 use crate::peer::WireView;
 
 /// The longest pause before something that failed again and again is tried once more.
@@ -35,7 +36,10 @@ impl Runner {
             }
             Effect::StartApp => self.begin_app(),
             Effect::StopApp => self.end_app(),
-            Effect::Ask(generation) => self.fence(generation),
+            Effect::Ask(generation) => match self.setup.witness.clone() {
+                Some(witness) => self.ask(witness, generation),
+                None => self.fence(generation),
+            },
             Effect::Yield(generation, session) => self.give_way(generation, session),
             Effect::GoAlone(question) => {
                 self.say("driver", "goes on without its peer");
@@ -81,6 +85,18 @@ impl Runner {
             if let Err(error) = place.ask(Request::Disconnect) {
                 tracing::debug!(%error, "the connection was not closed");
             }
+        });
+    }
+
+    /// Asks the witness whether this node may go on without its peer.
+    fn ask(&self, witness: Witness, generation: Generation) {
+        let (module, inbox) = (self.copy.state.module, self.inbox.clone());
+        let node = self.hub.cluster.identity.fingerprint().to_string();
+        spawn(move || {
+            let result = witness
+                .ask(module, generation, &node)
+                .map_err(|e| format!("{e:#}"));
+            let _ = inbox.send(Input::Done(Done::Asked(generation, result)));
         });
     }
 
@@ -182,12 +198,24 @@ impl Runner {
                 self.events.push_back(Event::Kept);
             }
             Done::Job(job, result) => self.job_done(job, result),
+            Done::Asked(generation, Ok(granted)) => {
+                let (text, event) = match granted {
+                    true => ("lets this node go on", Event::Granted(generation)),
+                    false => ("has let the peer go on", Event::Denied(generation)),
+                };
+                self.say_verdict("peer", format!("the witness {text}"));
+                self.events.push_back(event);
+            }
+            Done::Asked(_, Err(error)) => {
+                self.say_verdict("error", format!("the witness does not answer: {error}"));
+                self.events.push_back(Event::Unreachable);
+            }
             Done::Fence(generation, Ok(())) => {
                 self.say("peer", "is ended; this node may go on without it");
                 self.events.push_back(Event::Granted(generation));
             }
             Done::Fence(_, Err(error)) => {
-                self.say("error", format!("the peer could not be ended: {error}"));
+                self.say_verdict("error", format!("the peer could not be ended: {error}"));
                 self.events.push_back(Event::Unreachable);
             }
         }
