@@ -2,6 +2,8 @@
 //! protocol or cannot be done ends the session with the reason, nothing of the op is
 //! done, and the copy is not up to date until an honest primary has brought it up.
 
+use std::os::unix::fs::MetadataExt;
+
 use bytes::Bytes;
 use harness::Role;
 use twinfold_protocol::attr::Kind;
@@ -460,16 +462,25 @@ fn attributes_of_a_link_stay_with_the_link() {
     stage.end_with_the_honest_primary();
 }
 
+/// As if the two had changed places, but the name that has to go for it is never told of. What
+/// was taken out of its place is still there, and gets its names again.
 #[test]
 fn a_listing_that_moves_a_directory_below_itself_loses_nothing() {
     let stage = Stage::without_a();
     let ids = stage.ids;
+    let inode = |stage: &Stage| {
+        let leaf = stage.pair.b.data().join("dir/below/leaf");
+        std::fs::metadata(leaf).unwrap().ino()
+    };
+    let before = inode(&stage);
     let moved = put(ids.below, "loop", object(ids.dir, Kind::Directory));
-    let told = run(async { Impostor::of(&stage.pair.a).ship(&[op(1, moved)]).await });
-    assert!(told.contains("directory: "), "{told}");
+    let frames = [op(1, moved), op(2, Op::ResyncEnd)];
+    let told = run(async { Impostor::of(&stage.pair.a).ship(&frames).await });
+    assert!(told.contains("below itself"), "{told}");
     let status = stage.pair.b.status().unwrap();
     assert_eq!(status["up_to_date"], false);
-    stage.end_with_the_honest_primary();
+    let stage = stage.end_with_the_honest_primary();
+    assert_eq!(inode(&stage), before, "it was removed, and sent again");
 }
 
 #[test]

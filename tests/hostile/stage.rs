@@ -97,12 +97,13 @@ impl Stage {
     }
 
     /// Starts the honest A on B as it is; both end equal.
-    pub(crate) fn end_with_the_honest_primary(mut self) {
+    pub(crate) fn end_with_the_honest_primary(mut self) -> Stage {
         self.pair.a.start(Role::Primary).unwrap();
         self.pair.assert_identical();
         std::fs::write(self.pair.on_a("afterwards"), "still here").unwrap();
         self.pair.assert_identical();
         self.assert_outside_untouched("the honest primary");
+        self
     }
 }
 

@@ -196,6 +196,7 @@ impl Engine {
         }
         self.copy.update(|r| r.begin_resync(primary.epoch))?;
         self.spoiled.store(false, Ordering::Relaxed);
+        self.store.forget_lent();
         self.counters.session_begins();
         self.store.begin_puts();
         *self.standby.lock() = Some(Standby {
@@ -359,6 +360,9 @@ impl Engine {
         };
         self.ensure_intents(&op.op, old_size)
             .map_err(|_| StandbyError::Fenced)?;
+        if standby.machine.is_moving() {
+            self.note_the_way(&op.op)?;
+        }
         if op.op.is_resync() {
             self.store.put(&op.op).map_err(|source| StandbyError::Put {
                 op: op.op.word(),
@@ -385,6 +389,22 @@ impl Engine {
             op_ if needs_sync(op_) => self.sync_job(standby, op.seq, op_).map(Due::from),
             _ => Ok(Due::Nothing),
         }
+    }
+
+    /// Notes the directories out of which an op takes a name that it does not tell of.
+    fn note_the_way(&self, op: &Op) -> Result<(), StandbyError> {
+        let found = self.store.in_the_way(op).map_err(|source| {
+            let op = op.word();
+            StandbyError::Put { op, source }
+        })?;
+        let notes = found
+            .into_iter()
+            .map(|directory| Intent::Directory { directory });
+        let noted = self.intents.ensure(&notes.collect::<Vec<_>>());
+        noted.map_err(|e| {
+            self.fence("the intent log cannot be written", &e);
+            StandbyError::Fenced
+        })
     }
 
     /// The size of a file, 0 for one that is not here.

@@ -51,6 +51,8 @@ pub enum Bug {
     StaleVote,
     /// 9: what a resync left aside stays when its target is made the good copy.
     AsideLeft,
+    /// 10: a directory that made way for another one in a resync stays aside.
+    WayLeftAside,
     /// 14: a primary waits for ever for the session of a process that is gone.
     HoldForever,
 }
@@ -67,7 +69,7 @@ impl Bug {
             Bug::IgnoreHoles | Bug::TruncateNotShipped => 6,
             Bug::IdentityByPath | Bug::CopyOfNameless => 8,
             Bug::NoUndo | Bug::AsideLeft => 9,
-            Bug::StaleRead => 10,
+            Bug::StaleRead | Bug::WayLeftAside => 10,
             Bug::EarlyUpToDate => 11,
             Bug::DropMarks | Bug::AssumeClean | Bug::ForgetMarks => 12,
             Bug::NewerByClock => 13,

@@ -83,6 +83,29 @@ impl Checker {
         self.lost.insert(change);
     }
 
+    /// Two nodes went on by themselves, and the application goes to the one that had
+    /// everything when what was known was `before`. It may have later changes as well, for its
+    /// resync may have ended unheard; they are promised no more.
+    pub(crate) fn falls_back_to(&mut self, before: Checker) {
+        let known = std::mem::replace(self, before);
+        self.told = known.told;
+        for (place, history) in known.places {
+            let mine = self.places.entry(place).or_default();
+            for entry in history {
+                if mine
+                    .iter()
+                    .all(|e| (e.change, e.value) != (entry.change, entry.value))
+                {
+                    mine.push(Entry {
+                        promise: Promise::Asked,
+                        when: u64::MAX,
+                        ..entry
+                    });
+                }
+            }
+        }
+    }
+
     /// All known blocks of a file from `first` on.
     pub(crate) fn blocks_from(&self, file: FileId, first: u32) -> Vec<Place> {
         let range = Place::Block(file, first)..=Place::Block(file, u32::MAX);

@@ -30,7 +30,9 @@ pub(crate) struct Disk {
     pub(crate) fs: Fs,
     durable: Fs,
     /// What was done since, in order.
-    pending: Vec<(Op, bool)>,
+    pending: Vec<(Op, How)>,
+    /// A session or a process has begun, and changed no name yet.
+    begins: bool,
     /// Intents; each is synced before it counts.
     pub(crate) log: Log,
     /// The copy's record; each change is synced. Changed by [`Disk::update`] only.
@@ -47,6 +49,15 @@ pub(crate) struct Disk {
     pub(crate) effects: Effects,
     /// A change of the record that power was cut in.
     torn: bool,
+}
+
+/// How an op is done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct How {
+    /// By the target of a resync.
+    syncing: bool,
+    /// As the first one of its process or session.
+    begins: bool,
 }
 
 /// Why a disk does not do something.
@@ -81,10 +92,13 @@ fn contents_of(op: &Op) -> Option<(FileId, u64, Vec<u64>)> {
     }
 }
 
-fn perform(fs: &mut Fs, (op, syncing): (&Op, bool)) -> Result<(), String> {
+fn perform(fs: &mut Fs, (op, how): (&Op, How)) -> Result<(), String> {
+    if how.begins {
+        fs.forget_listings();
+    }
     if op.is_resync() {
         fs.put(op)
-    } else if syncing {
+    } else if how.syncing {
         fs.apply_syncing(op)
     } else {
         fs.apply(op)
@@ -118,7 +132,12 @@ impl Disk {
             self.apply_part(op);
             return Err(Refusal::Trouble("no space left"));
         }
-        perform(&mut self.fs, (op, syncing)).map_err(Refusal::Drifted)?;
+        if syncing && self.fs.waits(op) {
+            return Err(Refusal::Trouble("a name is out of its place for now"));
+        }
+        let begins = data_of(op).is_none() && std::mem::take(&mut self.begins);
+        let how = How { syncing, begins };
+        perform(&mut self.fs, (op, how)).map_err(Refusal::Drifted)?;
         // A copy is what it copied, whatever becomes of its source.
         let op = match op {
             Op::CopyRange {
@@ -133,7 +152,7 @@ impl Disk {
             },
             other => other.clone(),
         };
-        self.pending.push((op, syncing));
+        self.pending.push((op, how));
         Ok(())
     }
 
@@ -145,8 +164,8 @@ impl Disk {
             && self.fs.file(file).is_some()
         {
             let op = put(file, offset, *first);
-            if perform(&mut self.fs, (&op, false)).is_ok() {
-                self.pending.push((op, false));
+            if perform(&mut self.fs, (&op, How::default())).is_ok() {
+                self.pending.push((op, How::default()));
             }
         }
     }
@@ -207,13 +226,13 @@ impl Disk {
                 resized.insert(file, i);
             }
         }
-        for (i, (op, syncing)) in all.iter().enumerate() {
+        for (i, (op, how)) in all.iter().enumerate() {
             let data = data_of(op);
             let followed = data.is_some_and(|f| resized.get(&f).is_some_and(|at| *at > i));
             if data.is_none() || data == Some(file) || followed {
-                let _ = perform(&mut self.durable, (op, *syncing));
+                let _ = perform(&mut self.durable, (op, *how));
             } else {
-                self.pending.push((op.clone(), *syncing));
+                self.pending.push((op.clone(), *how));
             }
         }
         Ok(())
@@ -253,9 +272,15 @@ impl Disk {
         }
     }
 
+    /// A resync of this copy begins.
+    pub(crate) fn begin_session(&mut self) {
+        self.fs.forget_listings();
+        self.begins = true;
+    }
+
     /// The process is gone.
     pub(crate) fn kill(&mut self) {
-        self.fs.forget_listings();
+        self.begin_session();
         self.effects.begin();
     }
 
@@ -268,7 +293,7 @@ impl Disk {
         let all = std::mem::take(&mut self.pending);
         let journal = all.iter().filter(|(op, _)| data_of(op).is_none()).count() as u64;
         let mut left = rng.below(journal + 1);
-        for (op, syncing) in &all {
+        for (op, how) in &all {
             if let Some((file, offset, values)) = contents_of(op) {
                 // What lay in a file that is not there is not there either.
                 for (i, value) in values.into_iter().enumerate() {
@@ -279,15 +304,18 @@ impl Disk {
                         4 => torn(old.unwrap_or(0), value),
                         _ => value,
                     };
-                    let _ = perform(&mut self.durable, (&put(file, offset, kept), false));
+                    let _ = perform(
+                        &mut self.durable,
+                        (&put(file, offset, kept), How::default()),
+                    );
                 }
             } else if data_of(op).is_some() {
                 if rng.one_in(2) {
-                    let _ = perform(&mut self.durable, (op, *syncing));
+                    let _ = perform(&mut self.durable, (op, *how));
                 }
             } else if left > 0 {
                 left -= 1;
-                let _ = perform(&mut self.durable, (op, *syncing));
+                let _ = perform(&mut self.durable, (op, *how));
             }
         }
         self.fs = self.durable.clone();

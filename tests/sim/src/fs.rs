@@ -56,6 +56,9 @@ pub(crate) struct Fs {
     pub(crate) aside: BTreeSet<FileId>,
     /// Names a whole listing has named so far. Gone with the process.
     listings: BTreeMap<FileId, BTreeSet<Name>>,
+    /// Directories taken out of their places, because what lies in them goes around them.
+    /// Gone with the process.
+    pub(crate) lent: BTreeMap<FileId, (FileId, Name)>,
 }
 
 impl Default for Fs {
@@ -68,6 +71,7 @@ impl Default for Fs {
             items: BTreeMap::from([(FileId::ROOT, root)]),
             aside: BTreeSet::new(),
             listings: BTreeMap::new(),
+            lent: BTreeMap::new(),
         }
     }
 }
@@ -125,7 +129,10 @@ impl Fs {
         }
     }
 
-    fn names_mut(&mut self, directory: FileId) -> Result<&mut BTreeMap<Name, FileId>, String> {
+    pub(crate) fn names_mut(
+        &mut self,
+        directory: FileId,
+    ) -> Result<&mut BTreeMap<Name, FileId>, String> {
         match self.items.get_mut(&directory).map(|i| &mut i.body) {
             Some(Body::Directory(names)) => Ok(names),
             _ => Err(format!("{directory} is no directory here")),
@@ -298,6 +305,12 @@ impl Fs {
                 if *replaced == Some(*file) {
                     return Ok(());
                 }
+                let exchanged = replaced.filter(|_| *mode == RenameMode::Exchange);
+                if self.is_below(*new_parent, *file)
+                    || exchanged.is_some_and(|other| self.is_below(*parent, other))
+                {
+                    return Err(format!("{file} would lie below itself"));
+                }
                 self.names_mut(*parent)?.remove(name);
                 self.names_mut(*new_parent)?.insert(new_name.clone(), *file);
                 if let Some(victim) = replaced {
@@ -370,9 +383,12 @@ impl Fs {
                     for name in here.into_iter().filter(|n| !seen.contains(n)) {
                         self.move_aside(*directory, &name)?;
                     }
+                    self.told_of(*directory, |name| !seen.contains(name));
                 }
+                self.put_back();
                 Ok(())
             }
+            Op::ResyncEnd => self.all_in_place(),
             Op::PutObject { object, .. } => {
                 if !self.items.contains_key(&object.file) {
                     self.insert(object.file, object.kind, object.mode);
@@ -414,6 +430,7 @@ impl Fs {
         name: &Name,
         wanted: Option<&Object>,
     ) -> Result<(), String> {
+        self.told_of(parent, |told| told == name);
         let here = self.find(parent, name)?;
         if here == wanted.map(|o| o.file) {
             return Ok(());
@@ -425,24 +442,22 @@ impl Fs {
         if !self.items.contains_key(&wanted.file) {
             self.insert(wanted.file, wanted.kind, wanted.mode);
         } else if self.kind(wanted.file) == Some(Kind::Directory) {
+            self.make_way(parent, wanted.file);
+            self.lent.remove(&wanted.file);
             // A directory has one name.
-            let place = self.items.iter().find_map(|(id, item)| match &item.body {
-                Body::Directory(names) => {
-                    let name = names.iter().find(|(_, f)| **f == wanted.file)?.0;
-                    Some((*id, name.clone()))
-                }
-                Body::File { .. } => None,
-            });
-            if let Some((old, name)) = place {
+            if let Some((old, name)) = self.place_of(wanted.file) {
                 self.names_mut(old)?.remove(&name);
             }
+        }
+        if self.is_below(parent, wanted.file) {
+            return Err(format!("{} would lie below itself", wanted.file));
         }
         self.aside.remove(&wanted.file);
         self.names_mut(parent)?.insert(name.clone(), wanted.file);
         Ok(())
     }
 
-    fn move_aside(&mut self, parent: FileId, name: &Name) -> Result<(), String> {
+    pub(crate) fn move_aside(&mut self, parent: FileId, name: &Name) -> Result<(), String> {
         if let Some(file) = self.names_mut(parent)?.remove(name) {
             self.aside.insert(file);
         }
@@ -451,6 +466,8 @@ impl Fs {
 
     /// What is aside and has a name as well loses its place aside.
     pub(crate) fn settle_aside(&mut self) {
+        self.put_back();
+        self.lent.clear();
         for file in self.aside.clone() {
             if self.links(file) > 1 {
                 self.aside.remove(&file);
@@ -480,9 +497,10 @@ impl Fs {
         }
     }
 
-    /// The process is gone, and with it what it kept in memory.
+    /// A resync begins, or the process is gone, and with it what it kept in memory.
     pub(crate) fn forget_listings(&mut self) {
         self.listings.clear();
+        self.forget_lent();
     }
 
     /// An object as resync sends it.

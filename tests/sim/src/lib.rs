@@ -27,6 +27,7 @@ mod resync;
 mod rng;
 mod roles;
 mod secondary;
+mod way;
 mod workload;
 mod world;
 

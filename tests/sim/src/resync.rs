@@ -231,6 +231,7 @@ impl World {
         let early = self.has(Bug::EarlyUpToDate);
         let n = &mut self.nodes[node];
         n.disk.update(|r| r.begin_resync(theirs.epoch));
+        n.disk.begin_session();
         if early {
             let (module, generation) = (theirs.copy.module, theirs.copy.current);
             n.disk

@@ -164,19 +164,23 @@ impl World {
         self.must_be_whole(node, false);
         self.drop_connection(node);
         let [mine, theirs] = [node, 1 - node].map(|n| self.nodes[n].disk.record.copy.current);
-        if let Some(before) = self.before_split.take()
-            && mine != theirs
-        {
-            // The other one went on by itself, and so does this one: nobody prevented it.
-            self.checker = before;
-            self.nodes[1 - node].own_history = true;
-        }
         let mut suspects = standby.fresh;
         suspects.unite(standby.older);
         self.nodes[node].recovered.clear();
         self.nodes[node].damaged = false;
         let next = Generation(self.random_id());
         self.take_over(node, Some(next), suspects);
+        if self.nodes[node].disk.effects.is_dead() {
+            // Nothing has come of it.
+            return;
+        }
+        if let Some(before) = self.before_split.take()
+            && mine != theirs
+        {
+            // The other one went on by itself, and so does this one: nobody prevented it.
+            self.checker.falls_back_to(before);
+            self.nodes[1 - node].own_history = true;
+        }
         let level = match self.config.mode {
             AckMode::Flush => Promise::Synced,
             _ => Promise::Acknowledged,

@@ -62,7 +62,14 @@ impl World {
             }
             Err(e) => return self.fail(format!("node {node} refuses an honest op: {e}")),
         }
-        let cold = self.cold(node, &op.op);
+        let moving = standby.machine.is_moving();
+        let mut cold = self.cold(node, &op.op);
+        if moving {
+            let disk = &self.nodes[node].disk;
+            let ways = disk.fs.in_the_way(&op.op).into_iter();
+            let notes = ways.map(|directory| Intent::Directory { directory });
+            cold.extend(notes.filter(|note| !disk.log.is_hot(*note)));
+        }
         if cold.is_empty() || self.has(Bug::NoIntents) {
             return self.standby_apply(node, &op);
         }
@@ -116,6 +123,9 @@ impl World {
         }
         if n.disk.effects.is_dead() {
             return;
+        }
+        if self.bug == Some(Bug::WayLeftAside) {
+            n.disk.fs.forget_lent();
         }
         if self.bug == Some(Bug::IdentityByPath)
             && let Op::PutDirectory { .. } = &op.op

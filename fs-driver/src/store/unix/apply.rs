@@ -243,6 +243,15 @@ impl Store {
         if id == file {
             return Ok(found);
         }
+        if let Some(file) = file
+            && self.is_lent(parent.file(), name)
+        {
+            return Err(ApplyError::Store {
+                op: "lookup",
+                file,
+                source: io::Error::from(io::ErrorKind::ResourceBusy),
+            });
+        }
         let say = |id: Option<FileId>| id.map_or("nothing".into(), |id| id.to_string());
         Err(ApplyError::Drifted(format!(
             "{name} in {} leads to {} here and to {} on the primary",
@@ -254,7 +263,7 @@ impl Store {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use bytes::Bytes;
     use twinfold_protocol::ids::Epoch;
     use twinfold_protocol::op::NewObject;
@@ -262,11 +271,16 @@ mod tests {
     use super::super::scratch::scratch as store;
     use super::*;
 
-    fn name(text: &str) -> Name {
+    pub(in crate::store::unix) fn name(text: &str) -> Name {
         Name::new(text.as_bytes()).unwrap()
     }
 
-    fn create(store: &Store, counter: u64, at: &str, kind: Kind) -> FileId {
+    pub(in crate::store::unix) fn create(
+        store: &Store,
+        counter: u64,
+        at: &str,
+        kind: Kind,
+    ) -> FileId {
         let file = FileId::new(Epoch(2), counter);
         let object = NewObject {
             file,

@@ -28,6 +28,7 @@ pub(crate) mod scratch;
 mod seed;
 mod sys;
 mod verify;
+mod way;
 mod xattrs;
 
 use std::collections::{HashMap, VecDeque};
@@ -40,6 +41,7 @@ use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
 use twinfold_protocol::attr::Attributes;
 use twinfold_protocol::ids::FileId;
+use twinfold_protocol::op::Name;
 
 pub use adoption::{Adoption, strip_ids};
 pub use apply::ApplyError;
@@ -144,6 +146,9 @@ pub struct Store {
     largest_file: u64,
     /// Whole listings of directories in progress, by directory (resync target only).
     listings: Mutex<HashMap<FileId, put::SeenNames>>,
+    /// Directories taken out of their places for a while, and where those are (resync
+    /// target only).
+    lent: Mutex<HashMap<FileId, (FileId, Name)>>,
     watcher: OnceLock<Watcher>,
     /// Held while the index is made anew.
     rebuilding: Mutex<()>,
@@ -241,6 +246,7 @@ impl Store {
             descriptors,
             largest_file,
             listings: Mutex::default(),
+            lent: Mutex::default(),
             watcher: OnceLock::new(),
             rebuilding: Mutex::default(),
         };

@@ -47,7 +47,10 @@ impl Store {
                 directory,
                 listing,
                 entries,
-            } => self.put_directory(*directory, *listing, entries),
+            } => {
+                self.put_directory(*directory, *listing, entries)?;
+                self.put_back()
+            }
             Op::PutObject { object, xattrs } => self.put_object(object, xattrs),
             Op::PutXattr { file, name, value } => {
                 self.set_xattr(&*self.node(*file)?, name, value, XattrMode::Either)
@@ -61,6 +64,7 @@ impl Store {
                 offset,
                 length,
             } => self.put_hole(*file, *offset, *length),
+            Op::ResyncEnd => self.all_in_place(),
             _ => Ok(()),
         }
     }
@@ -117,6 +121,7 @@ impl Store {
         }
         if let Listing::Whole { last: true, .. } = listing {
             let seen = self.listings.lock().remove(&directory).unwrap_or_default();
+            self.told_of(directory, |name| !seen.contains(&hash_of(name)));
             let mut others = Vec::new();
             self.each_name(&parent, |name| {
                 if !seen.contains(&hash_of(&name)) {
@@ -134,6 +139,7 @@ impl Store {
     }
 
     fn put_entry(&self, parent: &Arc<Node>, entry: &PutEntry) -> io::Result<()> {
+        self.told_of(parent.file(), |name| *name == entry.name);
         let here = self.own(parent, &entry.name)?;
         let wanted = entry.object.as_ref();
         if let (Some(here), Some(wanted)) = (&here, wanted)
@@ -191,6 +197,10 @@ impl Store {
     /// Gives an object that exists a name: from aside, from its old place if it is a
     /// directory, else as a further link.
     fn place(&self, node: &Arc<Node>, parent: &Node, name: &Name) -> io::Result<()> {
+        if node.kind() == Kind::Directory {
+            self.make_way(parent, node)?;
+            self.lent.lock().remove(&node.file());
+        }
         let aside = aside_name(node.file());
         let moved = rustix::fs::renameat_with(
             &self.aside,
@@ -207,14 +217,7 @@ impl Store {
         if node.kind() != Kind::Directory {
             return self.link(node, parent, name);
         }
-        // A directory has one name; take it from where it is now. Not if it would come to lie
-        // below itself: nothing is moved then.
-        if self.lies_below(parent, node.file())? {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{} would come to lie below itself", node.file()),
-            ));
-        }
+        // A directory has one name; take it from where it is now.
         self.pull_aside(node)?;
         Ok(rustix::fs::renameat_with(
             &self.aside,
@@ -223,26 +226,6 @@ impl Store {
             c_name(name).as_c_str(),
             RenameFlags::NOREPLACE,
         )?)
-    }
-
-    /// Whether `inner` is the directory `outer` or lies somewhere below it.
-    fn lies_below(&self, inner: &Node, outer: FileId) -> io::Result<bool> {
-        let mut file = inner.file();
-        loop {
-            if file == outer {
-                return Ok(true);
-            }
-            if file == FileId::ROOT {
-                return Ok(false);
-            }
-            let node = self.node(file)?;
-            let up = self.parent_of(&node)?;
-            // A directory aside has no parent that counts.
-            if up == file {
-                return Ok(false);
-            }
-            file = up;
-        }
     }
 
     /// Moves a directory aside from wherever it is.
@@ -372,6 +355,8 @@ impl Store {
     /// name. What has no name but that stays where it is, for whoever may need it. Returns
     /// how many such objects there are.
     pub fn settle_aside(&self) -> io::Result<u64> {
+        self.put_back()?;
+        self.forget_lent();
         let mut kept = 0;
         for name in self.all_aside()? {
             let stat = rustix::fs::fstat(&sys::open_name(self.aside.as_fd(), &name)?)?;
@@ -432,7 +417,7 @@ impl Store {
     }
 }
 
-fn aside_name(file: FileId) -> CString {
+pub(super) fn aside_name(file: FileId) -> CString {
     CString::new(format!("{:016x}", file.0)).unwrap_or_default()
 }
 
