@@ -144,7 +144,7 @@ mod tests {
             let place = tempfile::tempdir_in("/var/tmp").unwrap();
             let mount = place.path().join("vm");
             std::fs::create_dir(&mount).unwrap();
-            let peer = crate::link::Fingerprint::of(b"the peer").to_string();
+            let peer = format!("tf1-{}-2ada", "0".repeat(64));
             let mut settings = Settings::new("vm", &mount, &peer);
             settings.listen = vec!["127.0.0.1:1".parse().unwrap()];
             settings.peer = vec!["127.0.0.1:2".parse().unwrap()];
