@@ -207,12 +207,13 @@ impl Cell {
     }
 }
 
-/// The distribution at the points of [`CURVE`] that there are enough steps for.
+/// The distribution at the points of [`CURVE`] that there are enough steps for; at the
+/// first one in any case.
 fn curve(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
     let steps = histogram.len() as f64;
     CURVE
         .iter()
-        .filter(|slower| steps * **slower >= 1.0)
+        .filter(|slower| **slower == CURVE[0] || steps * **slower >= 1.0)
         .map(|slower| {
             (
                 *slower,
@@ -232,5 +233,19 @@ impl Report {
     pub(crate) fn cell(&self, workload: &str, system: System) -> Option<&Cell> {
         let cells = &self.row(workload)?.cells;
         cells.iter().find(|c| c.system == system)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_step_has_a_distribution() {
+        let mut all = crate::load::histogram().unwrap();
+        all.record(5_000).unwrap();
+        let points = curve(&all);
+        assert_eq!(points.len(), 1);
+        assert!((points[0].1 - 5.0).abs() < 0.01, "{points:?}");
     }
 }
