@@ -491,6 +491,11 @@ impl Op {
             Op::PutXattr { name, value, .. } | Op::SetXattr { name, value, .. } => {
                 HEAD + name.len() + value.len()
             }
+            // Its data do not travel, but the peer's disk has as much to do.
+            Op::CopyRange { length, .. } => {
+                let most = limits::MAX_IN_FLIGHT_BYTES / 2;
+                HEAD + usize::try_from(*length).map_or(most, |n| n.min(most))
+            }
             other => HEAD + other.payload_len(),
         }
     }

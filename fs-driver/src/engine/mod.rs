@@ -8,6 +8,8 @@
 
 mod actions;
 mod archive;
+#[cfg(test)]
+mod bed;
 mod calls;
 pub(crate) mod clock;
 mod compare;

@@ -107,7 +107,7 @@ impl Engine {
         let mut saving = self.saving.lock();
         *saving = false;
         if no_resync.is_none() {
-            tracing::warn!("a resync does not end: only the notes of this term are kept");
+            tracing::warn!("a resync does not end: the exact marks of this term are not at hand");
             return Ok(None);
         }
         let own = self.core.lock().take_own_marks();
@@ -140,9 +140,13 @@ impl Engine {
     /// this copy.
     pub(super) fn keep_own_marks(&self) -> io::Result<()> {
         // From here on the notes are those of a secondary.
-        if let Some(own) = self.end_term(|| self.intents.rotate())? {
-            *self.own.lock() = own;
-        }
+        let own = self.end_term(|| self.intents.rotate())?.unwrap_or_else(|| {
+            // Nor are the marks at hand for which notes were let go.
+            let mut own = OwnMarks::default();
+            own.suspect.mark_everything();
+            own
+        });
+        *self.own.lock() = own;
         Ok(())
     }
 
@@ -254,5 +258,28 @@ impl Engine {
                 return bytes;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use twinfold_protocol::ids::FileId;
+
+    use super::super::bed::opened;
+
+    #[test]
+    fn what_a_term_changed_is_not_forgotten_when_a_resync_does_not_end() {
+        let (engine, _place) = opened(true);
+        engine.start_primary(false).unwrap();
+        let file = FileId(5000);
+        engine.core.lock().mark(|map| map.mark_data(file, 0, 4096));
+        engine.checkpoint_alone();
+        let own = {
+            let _resync = engine.resyncing.lock();
+            engine.keep_own_marks().unwrap();
+            engine.own_changes().unwrap()
+        };
+        assert!(own.damaged || own.marks.object(file).is_some(), "{own:?}");
+        engine.stop().unwrap();
     }
 }

@@ -196,7 +196,10 @@ impl Engine {
             self.settle_times();
             // From its end on the peer may be current: should this machine go down now,
             // it must know that (see `roles::objection`).
-            self.copy.update(Record::peer_may_be_current)?;
+            if let Err(e) = self.copy.update(Record::peer_may_be_current) {
+                self.fence("the copy's history cannot be written", &e);
+                return Err(e.into());
+            }
             let mut core = self.core.lock();
             if core.session() != Some(session) {
                 return Err(ResyncError::Interrupted);

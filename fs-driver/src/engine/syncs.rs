@@ -118,17 +118,15 @@ mod tests {
     use std::time::Duration;
 
     use twinfold_protocol::handshake::{CopyState, Decision, Method, Role, Which};
-    use twinfold_protocol::ids::{Epoch, Generation, ModuleId, Seq, Side};
+    use twinfold_protocol::ids::{Epoch, Generation, ModuleId, Seq};
     use twinfold_protocol::op::Op;
     use twinfold_protocol::time::Timestamp;
     use twinfold_protocol::wire::{Account, Hello, OpStreamStart, Receipt, encode_op};
 
     use super::*;
     use crate::engine::Due;
+    use crate::engine::bed::opened;
     use crate::engine::standby::Left;
-    use crate::setup::{Init, default_base, init};
-    use crate::state::Settings;
-    use crate::store::Layout;
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -141,25 +139,9 @@ mod tests {
 
     impl Bed {
         fn new(good_copy: bool) -> Bed {
-            let place = tempfile::tempdir_in("/var/tmp").unwrap();
-            let mount = place.path().join("vm");
-            std::fs::create_dir(&mount).unwrap();
-            let peer = format!("tf1-{}-2ada", "0".repeat(64));
-            let mut settings = Settings::new("vm", &mount, &peer);
-            settings.listen = vec!["127.0.0.1:1".parse().unwrap()];
-            settings.peer = vec!["127.0.0.1:2".parse().unwrap()];
-            let base = default_base(&mount).unwrap();
-            let what = Init {
-                settings: settings.clone(),
-                base: base.clone(),
-                good_copy,
-                seed: false,
-                side: Side::Even,
-            };
-            init(&what, |_| ()).unwrap();
-            let engine = Engine::open(Layout::new(base), settings, Side::Even, false).unwrap();
+            let (engine, place) = opened(good_copy);
             Bed {
-                engine: Arc::new(engine),
+                engine,
                 sessions: 0,
                 _place: place,
             }

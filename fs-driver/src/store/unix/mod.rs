@@ -365,7 +365,8 @@ impl Store {
     fn remember(&self, file: FileId, path: OwnedFd) -> io::Result<Arc<Node>> {
         let node = Arc::new(Node::new(file, path)?);
         let mut nodes = self.nodes.lock();
-        if let Some(known) = nodes.cached.get(&file) {
+        // It may have lost its last name since it was looked for.
+        if let Some(known) = nodes.cached.get(&file).or_else(|| nodes.orphans.get(&file)) {
             return Ok(known.clone());
         }
         nodes.keep(node.clone(), self.capacity);
