@@ -3,7 +3,8 @@
 //! What notes and marks name may differ; it is compared, by existence and by hash,
 //! so that only what does differ is moved (promise 6). What they do not name, but
 //! one node may have removed or cut while it could not tell the other one, follows
-//! from them: everything in a suspect directory is asked for.
+//! from them: everything in a suspect directory is asked for, and what has another name
+//! here than it had there.
 //!
 //! Many questions are under way at once, within bounds, and both nodes work on the same
 //! ones: an answer never changes what the questions before it were about.
@@ -88,6 +89,8 @@ pub trait Source {
     fn watch(&mut self, watch: bool);
     /// What got another name since the last call. Nothing is half-way while it is asked for.
     fn moved(&mut self) -> Vec<FileId>;
+    /// The names that are marked to be moved.
+    fn named(&mut self) -> Vec<(FileId, Names)>;
     /// Changes the marks of what must be moved.
     fn mark(&mut self, change: impl FnOnce(&mut DirtyMap));
     /// How far it is.
@@ -208,6 +211,9 @@ impl<S: Source> Comparison<'_, S> {
     ) -> Result<(), S::Error> {
         match self.how {
             None => {
+                for (directory, names) in self.source.named() {
+                    self.named(directory, names)?;
+                }
                 for intent in noted {
                     self.intent(intent)?;
                 }
@@ -299,6 +305,20 @@ impl<S: Source> Comparison<'_, S> {
             }
             for (offset, length) in object.blocks.spans(SPAN_GAP) {
                 self.range(file, offset, length)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Names are moved. The peer may have removed what they lead to, under a name that it had
+    /// before: the name that it tells of leads nowhere here.
+    fn named(&mut self, directory: FileId, names: Names) -> Result<(), S::Error> {
+        let Names::Some(set) = names else {
+            return self.directory(directory);
+        };
+        for name in set {
+            if let Some(file) = self.source.find(directory, &name)? {
+                self.existence(file)?;
             }
         }
         Ok(())

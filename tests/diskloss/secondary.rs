@@ -186,6 +186,10 @@ fn places(file: &Path) -> Vec<Range<u64>> {
         .arg(file)
         .output()
         .expect("this needs e2fsprogs");
+    if !output.status.success() && !file.exists() {
+        // A checkpoint has just let it go.
+        return Vec::new();
+    }
     assert!(output.status.success(), "{output:?}");
     // "  0:        0..      31:      34816..     34847:     32: ..."
     let text = String::from_utf8(output.stdout).unwrap();

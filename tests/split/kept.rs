@@ -307,6 +307,49 @@ fn a_kill_while_it_is_kept_or_overwritten_loses_nothing_of_the_loser() {
     pair.b.kill();
 }
 
+/// The name under which it was removed says nothing any more where it has another one.
+#[test]
+fn what_one_side_removed_and_the_other_side_renamed_is_whole_again() {
+    let mut pair = Pair::with(options());
+    let made = |pair: &Pair, at: &str| {
+        let root = pair.on_a(at);
+        fs::create_dir_all(root.join("inner")).unwrap();
+        fs::write(root.join("inner/file"), block(3, 3)).unwrap();
+        fs::write(root.join("file"), block(4, 4)).unwrap();
+    };
+    made(&pair, "directory");
+    made(&pair, "place/deep");
+    fs::write(pair.on_a("alone"), block(5, 5)).unwrap();
+    pair.assert_identical();
+    // Nothing of this is in doubt any more.
+    for _ in 0..3 {
+        pair.wait_settled();
+        pair.checkpoint();
+    }
+    split(&pair);
+    fs::rename(pair.on_a("directory"), pair.on_a("other")).unwrap();
+    fs::rename(pair.on_a("place/deep"), pair.on_a("deep")).unwrap();
+    fs::rename(pair.on_a("alone"), pair.on_a("not-alone")).unwrap();
+    fs::remove_dir_all(pair.on_b("directory")).unwrap();
+    fs::rename(pair.on_b("place/deep/inner"), pair.on_b("inner")).unwrap();
+    fs::remove_dir_all(pair.on_b("place")).unwrap();
+    fs::remove_file(pair.on_b("alone")).unwrap();
+    // Its marks tell, to the name, and no coarser notes.
+    pair.b.demote(false).unwrap();
+    pair.b.stop().unwrap();
+    pair.b.start(Role::Secondary).unwrap();
+    give_up(&pair.b).unwrap();
+    pair.assert_identical();
+    for (path, bytes) in [
+        ("other/inner/file", block(3, 3)),
+        ("deep/file", block(4, 4)),
+        ("not-alone", block(5, 5)),
+    ] {
+        assert!(fs::read(pair.on_b(path)).unwrap() == bytes, "{path}");
+    }
+    pair.b.kill();
+}
+
 #[test]
 fn without_room_for_the_archive_nothing_is_given_up_unasked() {
     let mut pair = Pair::with(Options {

@@ -10,7 +10,7 @@ use twinfold_protocol::compare::{self, Answers, Held, HowFar, Source};
 use twinfold_protocol::handshake::Method;
 use twinfold_protocol::ids::FileId;
 use twinfold_protocol::limits;
-use twinfold_protocol::marks::{DirtyMap, Intent};
+use twinfold_protocol::marks::{DirtyMap, Intent, Names};
 use twinfold_protocol::op::Name;
 use twinfold_protocol::wire::{CompareAnswer, CompareRequest, MatchEntry};
 
@@ -238,6 +238,12 @@ impl Source for Here<'_> {
         // A rename is done in the store before it has its place.
         let _names = self.engine.names.lock();
         self.engine.core.lock().take_moved()
+    }
+
+    fn named(&mut self) -> Vec<(FileId, Names)> {
+        let core = self.engine.core.lock();
+        let marked = core.dirty().directories();
+        marked.map(|(d, names)| (d, names.clone())).collect()
     }
 
     fn mark(&mut self, change: impl FnOnce(&mut DirtyMap)) {

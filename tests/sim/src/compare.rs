@@ -6,7 +6,7 @@ use twinfold_protocol::compare::{Answers, HASH, Held, Source};
 use twinfold_protocol::handshake::Role;
 use twinfold_protocol::ids::FileId;
 use twinfold_protocol::limits::{self, BLOCK};
-use twinfold_protocol::marks::DirtyMap;
+use twinfold_protocol::marks::{DirtyMap, Names};
 use twinfold_protocol::op::Name;
 use twinfold_protocol::primary::Primary;
 use twinfold_protocol::wire::{CompareAnswer, CompareRequest, Hashes, MatchEntry};
@@ -144,6 +144,15 @@ impl Source for Here<'_> {
         let mut moved = Vec::new();
         self.with_core(|core| moved = core.take_moved());
         moved
+    }
+
+    fn named(&mut self) -> Vec<(FileId, Names)> {
+        let mut named = Vec::new();
+        self.with_core(|core| {
+            let marked = core.dirty().directories();
+            named = marked.map(|(d, names)| (d, names.clone())).collect();
+        });
+        named
     }
 
     fn mark(&mut self, change: impl FnOnce(&mut DirtyMap)) {
