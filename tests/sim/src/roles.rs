@@ -82,7 +82,10 @@ impl World {
                 let new = self.nodes[node].disk.record.paired || force;
                 self.must_be_whole(node, force);
                 self.take_over(node, new.then_some(next), DirtyMap::default());
-                let level = match self.nodes[node].lost_cache {
+                // By force it need not be the one that served last, and in mode `flush` the
+                // other one has what was synced.
+                let behind = force && config.mode == AckMode::Flush;
+                let level = match self.nodes[node].lost_cache || behind {
                     true => Promise::Synced,
                     false => Promise::Acknowledged,
                 };
