@@ -352,11 +352,17 @@ impl<S: Source> Comparison<'_, S> {
 
     /// The peer has no such object: all of it is moved, and what it holds may be missing too.
     fn missing(&mut self, file: FileId) -> Result<(), S::Error> {
-        self.source.mark(|map| map.mark_unknown(file));
+        let mut counted = false;
+        self.source.mark(|map| {
+            counted = map.object(file).is_some_and(|marks| marks.unknown);
+            map.mark_unknown(file);
+        });
         let Some(held) = self.source.look(file)? else {
             return Ok(());
         };
-        self.far.missing += held.size;
+        if !counted {
+            self.far.missing += held.size;
+        }
         if held.kind == Kind::Directory {
             self.source.mark(|map| map.mark_directory(file));
             if self.listed.set(file, 0) {

@@ -523,7 +523,12 @@ impl World {
         let told = self.checker.acknowledged(id);
         // In mode `flush` only what is synced is promised to be on the other node.
         let promised = self.config.mode != AckMode::Flush || synced.is_some();
-        if let (Err(e), true) = (told, promised) {
+        // The node in use has lost what was not on its disk, and another one that was frozen
+        // meanwhile is heard only now: two nodes failed.
+        let lost = self
+            .serving
+            .is_some_and(|(n, _)| n != node && self.nodes[n].serves_what_is_left);
+        if let (Err(e), true) = (told, promised && !lost) {
             if self.habits.witness || self.serving.is_some_and(|(n, _)| n == node) {
                 return self.fail(format!("node {node}: {e}; {:?} serves", self.serving));
             }
@@ -622,7 +627,7 @@ impl World {
         self.nodes[node].disk.update(|r| r.go_alone(generation));
         let serves = self.serving == Some((node, self.nodes[node].life));
         if serves && !self.habits.witness {
-            self.before_split.get_or_insert(self.checker.clone());
+            self.remember_before_split(node);
         }
         if self.nodes[node].core.link() == Link::Leaving {
             self.nodes[node].core.alone_is_durable();

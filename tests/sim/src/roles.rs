@@ -150,11 +150,26 @@ impl World {
         self.serving = Some((node, self.nodes[node].life));
         self.last_served = Some(node);
         if !self.habits.witness {
-            self.before_split.get_or_insert(self.checker.clone());
+            self.remember_before_split(node);
         }
         self.nodes[node].own_history = false;
         self.look(node, level);
+        self.nodes[node].serves_what_is_left = self.nodes[node].lost_cache;
         self.nodes[node].lost_cache = false;
+    }
+
+    /// What is known when this node goes on alone, and the copy that it leaves behind: that
+    /// may still end a resync of which this node does not hear. Kept until that copy is
+    /// brought up again.
+    pub(crate) fn remember_before_split(&mut self, node: usize) {
+        let left = self.nodes[1 - node].disk.record.copy.current;
+        let known = self.before_split.as_ref();
+        if known.is_none_or(|(generations, _)| !generations.contains(&left)) {
+            let mine = &self.nodes[node].disk.record.copy;
+            let before = mine.bases.iter().chain(mine.history.first());
+            let generations = before.copied().chain([left]).collect();
+            self.before_split = Some((generations, self.checker.clone()));
+        }
     }
 
     fn promote(&mut self, node: usize) {
@@ -177,8 +192,9 @@ impl World {
             // Nothing has come of it.
             return;
         }
-        if let Some(before) = self.before_split.take()
+        if let Some((left, before)) = self.before_split.take()
             && mine != theirs
+            && left.contains(&mine)
         {
             // The other one went on by itself, and so does this one: nobody prevented it.
             self.checker.falls_back_to(before);

@@ -220,6 +220,8 @@ pub(crate) struct Node {
     pub(crate) own_history: bool,
     /// Lost its page cache since it last held everything.
     pub(crate) lost_cache: bool,
+    /// It serves what a power cut has left of it.
+    pub(crate) serves_what_is_left: bool,
     /// Events that wait while it is frozen.
     pub(crate) waiting: Vec<Event>,
 }
@@ -275,8 +277,9 @@ pub(crate) struct World {
     /// Which node may go on from a generation without its peer.
     pub(crate) witness: BTreeMap<u128, usize>,
     pub(crate) checker: Checker,
-    /// What the application knew when its primary went on alone, unasked of a witness.
-    pub(crate) before_split: Option<Checker>,
+    /// What the application knew when its primary went on alone, unasked of a witness, and
+    /// the generations that the copy may have that was left behind.
+    pub(crate) before_split: Option<(Vec<Generation>, Checker)>,
     /// The node and the life of it that the application uses.
     pub(crate) serving: Option<(usize, u64)>,
     /// The primary's sequence, to compare the secondary with.
@@ -367,6 +370,7 @@ impl World {
                 given_up: false,
                 own_history: false,
                 lost_cache: false,
+                serves_what_is_left: false,
                 waiting: Vec::new(),
             }
         };
