@@ -619,11 +619,8 @@ impl World {
 
     /// The new generation is durable.
     pub(crate) fn alone(&mut self, node: usize, generation: Generation) {
-        let [mine, theirs] = [node, 1 - node].map(|n| &self.nodes[n].disk.record.copy);
-        if mine.current == theirs.current && theirs.up_to_date {
-            // Up to here the other one has everything.
-            self.before_split = None;
-        }
+        // Up to here the other one has everything, or ends its resync with it.
+        self.before_split = None;
         self.nodes[node].disk.update(|r| r.go_alone(generation));
         let serves = self.serving == Some((node, self.nodes[node].life));
         if serves && !self.habits.witness {
