@@ -89,8 +89,8 @@ pub trait Source {
     fn watch(&mut self, watch: bool);
     /// What got another name since the last call. Nothing is half-way while it is asked for.
     fn moved(&mut self) -> Vec<FileId>;
-    /// The names that are marked to be moved.
-    fn named(&mut self) -> Vec<(FileId, Names)>;
+    /// The next directory behind `after` of which names are marked to be moved, and which.
+    fn named(&mut self, after: Option<FileId>) -> Option<(FileId, Names)>;
     /// Changes the marks of what must be moved.
     fn mark(&mut self, change: impl FnOnce(&mut DirtyMap));
     /// How far it is.
@@ -211,8 +211,10 @@ impl<S: Source> Comparison<'_, S> {
     ) -> Result<(), S::Error> {
         match self.how {
             None => {
-                for (directory, names) in self.source.named() {
-                    self.named(directory, names)?;
+                let mut after = None;
+                while let Some((directory, names)) = self.source.named(after) {
+                    self.named(directory, &names)?;
+                    after = Some(directory);
                 }
                 for intent in noted {
                     self.intent(intent)?;
@@ -284,17 +286,11 @@ impl<S: Source> Comparison<'_, S> {
     /// What a lost peer may not have kept, as exactly as it is marked.
     fn marks(&mut self, marks: &DirtyMap) -> Result<(), S::Error> {
         for (directory, names) in marks.directories() {
-            let Names::Some(set) = names else {
-                self.directory(directory)?;
-                continue;
-            };
-            self.source
-                .mark(|map| set.iter().for_each(|name| map.mark_name(directory, name)));
-            for name in set {
-                if let Some(file) = self.source.find(directory, name)? {
-                    self.existence(file)?;
-                }
+            if let Names::Some(set) = names {
+                self.source
+                    .mark(|map| set.iter().for_each(|name| map.mark_name(directory, name)));
             }
+            self.named(directory, names)?;
         }
         for (file, object) in marks.objects() {
             if object.unknown {
@@ -312,12 +308,12 @@ impl<S: Source> Comparison<'_, S> {
 
     /// Names are moved. The peer may have removed what they lead to, under a name that it had
     /// before: the name that it tells of leads nowhere here.
-    fn named(&mut self, directory: FileId, names: Names) -> Result<(), S::Error> {
+    fn named(&mut self, directory: FileId, names: &Names) -> Result<(), S::Error> {
         let Names::Some(set) = names else {
             return self.directory(directory);
         };
         for name in set {
-            if let Some(file) = self.source.find(directory, &name)? {
+            if let Some(file) = self.source.find(directory, name)? {
                 self.existence(file)?;
             }
         }

@@ -153,10 +153,10 @@ impl DirtyMap {
 
     /// All directories with marked names.
     pub fn directories(&self) -> impl Iterator<Item = (FileId, &Names)> {
-        let mut next = self.directory_from(FileId(0));
+        let mut last = None;
         std::iter::from_fn(move || {
-            let found = next?;
-            next = self.directory_after(found.0);
+            let found = self.next_directory(last)?;
+            last = Some(found.0);
             Some(found)
         })
     }
@@ -171,8 +171,12 @@ impl DirtyMap {
         }
     }
 
-    fn directory_after(&self, directory: FileId) -> Option<(FileId, &Names)> {
-        self.directory_from(FileId(directory.0.checked_add(1)?))
+    /// The first directory with marked names behind `after`, or of all.
+    pub fn next_directory(&self, after: Option<FileId>) -> Option<(FileId, &Names)> {
+        match after {
+            Some(last) => self.directory_from(FileId(last.0.checked_add(1)?)),
+            None => self.directory_from(FileId(0)),
+        }
     }
 
     /// The first marked object, to be worked on next.
@@ -182,8 +186,7 @@ impl DirtyMap {
 
     /// The first directory with marked names.
     pub fn first_directory(&self) -> Option<FileId> {
-        self.directory_from(FileId(0))
-            .map(|(directory, _)| directory)
+        self.next_directory(None).map(|(directory, _)| directory)
     }
 
     /// Marks a byte range of a file.

@@ -240,10 +240,11 @@ impl Source for Here<'_> {
         self.engine.core.lock().take_moved()
     }
 
-    fn named(&mut self) -> Vec<(FileId, Names)> {
+    fn named(&mut self, after: Option<FileId>) -> Option<(FileId, Names)> {
+        // One at a time: writes wait for this lock.
         let core = self.engine.core.lock();
-        let marked = core.dirty().directories();
-        marked.map(|(d, names)| (d, names.clone())).collect()
+        let (directory, names) = core.dirty().next_directory(after)?;
+        Some((directory, names.clone()))
     }
 
     fn mark(&mut self, change: impl FnOnce(&mut DirtyMap)) {

@@ -323,12 +323,14 @@ impl Engine {
                 self.commit(op(copied), 0, Box::new(move || reply(Ok(copied))));
             }
             // The peer does not have the source any more, or not yet: it gets the data.
-            Ok(copied) => {
-                let done = Box::new(move || reply(Ok(copied)));
-                if let Err(e) = self.ship(to, to_offset, copied, done) {
+            Ok(copied) => match self.ship_but_last(to, to_offset, copied) {
+                Ok(Some(last)) => self.commit(last, 0, Box::new(move || reply(Ok(copied)))),
+                Ok(None) => reply(Ok(copied)),
+                Err(e) => {
                     self.differs(to, to_offset, copied, &e);
+                    reply(Err(e.into()));
                 }
-            }
+            },
             Err(e) => {
                 // Nothing was copied, but the times may have been set.
                 self.touch(&op(length));

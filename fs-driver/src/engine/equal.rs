@@ -24,7 +24,7 @@ impl Engine {
         let end = offset.saturating_add(length);
         let known = node.size().and_then(|size| {
             let here = size.clamp(offset, end);
-            self.ship(node, offset, here - offset, Box::new(|| ()))?;
+            self.ship(node, offset, here - offset)?;
             Ok(here)
         });
         match known {
@@ -86,7 +86,7 @@ impl Engine {
                 left = left
                     .checked_sub(hole - at)
                     .ok_or_else(|| io::Error::other("too much of it is in doubt"))?;
-                self.ship(node, at, hole - at, Box::new(|| ()))?;
+                self.ship(node, at, hole - at)?;
                 at = hole;
             }
             Ok(())
@@ -96,15 +96,21 @@ impl Engine {
         }
     }
 
-    /// Ships what a range holds here, as far as the file goes; the reply is the last op's. The
-    /// caller holds it.
-    pub(super) fn ship(
+    /// Ships what a range holds here, as far as the file goes. The caller holds it.
+    fn ship(&self, node: &Node, offset: u64, length: u64) -> io::Result<()> {
+        if let Some(last) = self.ship_but_last(node, offset, length)? {
+            self.commit(last, 0, Box::new(|| ()));
+        }
+        Ok(())
+    }
+
+    /// The same, but for the last op, with which the caller's reply goes.
+    pub(super) fn ship_but_last(
         &self,
         node: &Node,
         offset: u64,
         length: u64,
-        reply: Reply,
-    ) -> io::Result<()> {
+    ) -> io::Result<Option<Op>> {
         let mut done = 0;
         let mut last = None;
         while done < length {
@@ -126,11 +132,7 @@ impl Engine {
             }
             done += n as u64;
         }
-        match last {
-            Some(op) => self.commit(op, 0, reply),
-            None => reply(),
-        }
-        Ok(())
+        Ok(last)
     }
 
     /// A range may differ from the peer's, and what is here cannot be shipped: from now on

@@ -156,9 +156,9 @@ impl DirtyMap {
 
     fn write_names(&self, at: Option<(FileId, Option<Name>)>, out: &mut Vec<u8>) -> Place {
         let next = match &at {
-            None => self.directory_from(FileId(0)),
+            None => self.next_directory(None),
             Some((directory, Some(_))) => self.directory_from(*directory),
-            Some((directory, None)) => self.directory_after(*directory),
+            Some((directory, None)) => self.next_directory(Some(*directory)),
         };
         let Some((directory, names)) = next else {
             return Place::End;

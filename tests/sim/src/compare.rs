@@ -146,13 +146,13 @@ impl Source for Here<'_> {
         moved
     }
 
-    fn named(&mut self) -> Vec<(FileId, Names)> {
-        let mut named = Vec::new();
+    fn named(&mut self, after: Option<FileId>) -> Option<(FileId, Names)> {
+        let mut found = None;
         self.with_core(|core| {
-            let marked = core.dirty().directories();
-            named = marked.map(|(d, names)| (d, names.clone())).collect();
+            let next = core.dirty().next_directory(after);
+            found = next.map(|(directory, names)| (directory, names.clone()));
         });
-        named
+        found
     }
 
     fn mark(&mut self, change: impl FnOnce(&mut DirtyMap)) {
