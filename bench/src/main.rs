@@ -4,8 +4,10 @@
 //! medians within the run are reported: the machine may be shared and noisy.
 
 mod floors;
+mod interrupt;
 mod load;
 mod memory;
+mod peer;
 mod process;
 mod report;
 mod resync;
@@ -14,12 +16,14 @@ mod stats;
 mod systems;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
-/// Measures a replicated folder against its floors, on this machine.
+/// Measures a replicated folder against its floors, on this machine or between two.
 #[derive(Debug, Parser)]
 #[command(name = "twinfold-bench", version)]
 struct Cli {
@@ -27,49 +31,39 @@ struct Cli {
     command: Command,
 }
 
+/// The longest time to serve: a week.
+const MOST_MINUTES: u64 = 7 * 24 * 60;
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// All workloads on everything that runs here: a table, JSON and a page.
-    Run {
-        /// Rounds; each measures everything once, in turn.
-        #[arg(long, default_value_t = 7)]
-        rounds: usize,
-        /// Milliseconds per measurement.
-        #[arg(long, default_value_t = 1000)]
-        millis: u64,
-        /// MiB of the files that are read and written.
-        #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
-        file_mib: u64,
-        /// MiB that a resync moves while a load is measured.
-        #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..))]
-        resync_mib: u64,
-        /// Steps per second of open loops [default: half of what twinfold can do]
-        #[arg(long)]
-        rate: Option<f64>,
-        /// Only the workloads whose name contains one of these, with commas between them.
-        #[arg(long)]
-        only: Option<String>,
-        /// Systems to leave out, with commas between them.
-        #[arg(long, value_delimiter = ',')]
-        skip: Vec<systems::System>,
-        /// Directory for the folders of all systems, on a local file system.
+    ///
+    /// Between two machines: type `twinfold-bench serve` on the other one, which prints what to
+    /// type here.
+    Run(Box<RunArgs>),
+    /// Be the other machine of `run --peer`, which measures: prints what to type there.
+    ///
+    /// Starts what the other machine asks for, ends and removes it when that is done or gone.
+    Serve {
+        /// Where the other machine finds this one; the ports behind are used, too.
+        #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:4850")]
+        listen: SocketAddr,
+        /// Everything ends after so many minutes, whatever is under way.
+        #[arg(long, default_value_t = 720, value_parser = clap::value_parser!(u64).range(1..=MOST_MINUTES))]
+        minutes: u64,
+        /// Directory for the folders of all secondaries, on a local file system.
         #[arg(long, default_value = "/var/tmp")]
         dir: PathBuf,
-        /// Directory for report.json and report.html.
-        #[arg(long, default_value = "bench-report")]
-        out: PathBuf,
     },
     /// The memory of the drivers of a large folder: many files, a large image, a resync.
+    ///
+    /// Exits with 1 when a driver has held too much.
     Memory {
-        /// Files in the folder.
-        #[arg(long, default_value_t = 1_000_000)]
-        files: u64,
-        /// Size of an image that is mostly holes, in GiB.
-        #[arg(long, default_value_t = 100)]
-        image_gib: u64,
-        /// Writes of 4 KiB anywhere in the image, and as many while the secondary is away.
-        #[arg(long, default_value_t = 100_000)]
-        writes: u64,
+        #[command(flatten)]
+        size: memory::Size,
+        /// The most that a driver may hold, in MiB.
+        #[arg(long, default_value_t = memory::TARGET)]
+        at_most_mib: u64,
         /// Directory for both nodes, on a local file system.
         #[arg(long, default_value = "/var/tmp")]
         dir: PathBuf,
@@ -92,7 +86,10 @@ enum Command {
         /// The report.
         report: PathBuf,
     },
-    /// How fast a resync moves what changed, against one bare QUIC stream.
+    /// How fast a resync moves what changed, against one bare QUIC stream: quinn as it comes, and
+    /// with the driver's sockets and settings.
+    ///
+    /// Exits with 1 when it is too slow beside the first.
     Resync {
         /// Rounds; each measures both, in turn.
         #[arg(long, default_value_t = 7)]
@@ -103,6 +100,9 @@ enum Command {
         /// MiB of the file that changes.
         #[arg(long, default_value_t = 512)]
         mib: u64,
+        /// The least part of the speed of quinn's stream that it shall have.
+        #[arg(long, default_value_t = 0.7)]
+        at_least: f64,
         /// Directory for both nodes, on a local file system.
         #[arg(long, default_value = "/var/tmp")]
         dir: PathBuf,
@@ -118,12 +118,16 @@ enum Command {
     QuicServer {
         /// Directory with the floor's keys and settings.
         dir: PathBuf,
+        /// Whose sockets and settings of QUIC it uses.
+        tuning: floors::quic::Tuning,
     },
     /// Used by `run`: the answering end of the bare TCP floor.
     #[command(hide = true)]
     TcpServer {
-        /// The port on loopback.
-        port: u16,
+        /// Where it listens.
+        address: SocketAddr,
+        /// The file with the bytes that a connection has to begin with.
+        key: PathBuf,
     },
     /// Used by `run`: the plain pass-through file system.
     #[command(hide = true)]
@@ -135,6 +139,97 @@ enum Command {
     },
 }
 
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Rounds; each measures everything once, in turn.
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Milliseconds per measurement.
+    #[arg(long, default_value_t = 1000)]
+    millis: u64,
+    /// MiB of the files that are read and written.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
+    file_mib: u64,
+    /// MiB that a resync moves while a load is measured.
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..))]
+    resync_mib: u64,
+    /// Steps per second of open loops [default: half of what twinfold can do]
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Only the workloads whose name contains one of these, with commas between them.
+    #[arg(long)]
+    only: Option<String>,
+    /// Systems to leave out, with commas between them.
+    #[arg(long, value_delimiter = ',')]
+    skip: Vec<systems::System>,
+    /// Another build of this program: its drivers are measured side by side with this one's.
+    #[arg(long, conflicts_with = "peer")]
+    beside: Option<PathBuf>,
+    /// The other machine: the secondaries and the answering ends of QUIC and TCP run there.
+    #[arg(long, value_name = "HOST:PORT", requires = "token")]
+    peer: Option<String>,
+    /// What `serve` has printed on the other machine.
+    #[arg(
+        long,
+        requires = "peer",
+        value_parser = |text: &str| peer::Token::parse(text).map_err(|e| e.to_string()),
+        env = "TWINFOLD_BENCH_TOKEN",
+        hide_env_values = true
+    )]
+    token: Option<peer::Token>,
+    /// Measure although the program on the other machine is of another commit.
+    #[arg(long, requires = "peer")]
+    different_commits: bool,
+    /// Measure the memory of the drivers of a large folder as well, with both nodes here. It
+    /// takes some minutes.
+    #[arg(long)]
+    memory: bool,
+    /// Files in the large folder.
+    #[arg(long, default_value_t = 1_000_000, requires = "memory")]
+    memory_files: u64,
+    /// Size of its image, which is mostly holes, in GiB.
+    #[arg(long, default_value_t = 100, requires = "memory",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    memory_image_gib: u64,
+    /// Writes of 4 KiB anywhere in the image, and as many while the secondary is away.
+    #[arg(long, default_value_t = 100_000, requires = "memory")]
+    memory_writes: u64,
+    /// Directory for the folders of all systems, on a local file system.
+    #[arg(long, default_value = "/var/tmp")]
+    dir: PathBuf,
+    /// Directory for report.json and report.html.
+    #[arg(long, default_value = "bench-report")]
+    out: PathBuf,
+}
+
+impl RunArgs {
+    fn options(self) -> run::Options {
+        let large = memory::Size {
+            files: self.memory_files,
+            image_gib: self.memory_image_gib,
+            writes: self.memory_writes,
+        };
+        run::Options {
+            flags: report::model::Flags {
+                rounds: self.rounds,
+                millis: self.millis,
+                file_mib: self.file_mib,
+                resync_mib: self.resync_mib,
+                only: self.only,
+                skip: self.skip,
+                beside: self.beside,
+                large: self.memory.then_some(large),
+                peer: self.peer,
+            },
+            rate: self.rate,
+            dir: self.dir,
+            out: self.out,
+            token: self.token,
+            different_commits: self.different_commits,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Fs { args } => {
@@ -142,62 +237,51 @@ fn main() -> ExitCode {
                 std::iter::once(OsString::from("twinfold-fs")).chain(args),
             );
         }
-        Command::QuicServer { dir } => floors::quic::serve(&dir),
+        Command::QuicServer { dir, tuning } => floors::quic::serve(&dir, tuning),
         Command::PassThrough { source, mount } => floors::pass_through::run(&source, &mount),
-        Command::Memory {
-            files,
-            image_gib,
-            writes,
+        Command::Serve {
+            listen,
+            minutes,
             dir,
-        } => memory::run(&memory::Options {
-            files,
-            image_gib,
-            writes,
+        } => peer::serve(&peer::Options {
+            listen,
             dir,
+            time: Duration::from_secs(minutes * 60),
         }),
+        Command::Memory {
+            size,
+            at_most_mib,
+            dir,
+        } => {
+            return exit(memory::run(&memory::Options {
+                size,
+                at_most: at_most_mib,
+                dir,
+            }));
+        }
         Command::Resync {
             rounds,
             millis,
             mib,
+            at_least,
             dir,
-        } => resync::run(&resync::Options {
-            rounds,
-            millis,
-            mib,
-            dir,
-        }),
-        Command::TcpServer { port } => floors::tcp::serve(port),
+        } => {
+            return exit(resync::run(&resync::Options {
+                rounds,
+                millis,
+                mib,
+                at_least,
+                dir,
+            }));
+        }
+        Command::TcpServer { address, key } => floors::tcp::serve(address, &key),
         Command::Show { report } => show(&report),
         Command::Compare {
             old,
             new,
             tolerance,
         } => return exit(report::compare::run(&old, &new, tolerance)),
-        Command::Run {
-            rounds,
-            millis,
-            file_mib,
-            resync_mib,
-            rate,
-            only,
-            skip,
-            dir,
-            out,
-        } => {
-            return exit(run::run(&run::Options {
-                flags: report::model::Flags {
-                    rounds,
-                    millis,
-                    file_mib,
-                    resync_mib,
-                    only,
-                    skip,
-                },
-                rate,
-                dir,
-                out,
-            }));
-        }
+        Command::Run(args) => return exit(run::run(&args.options())),
     };
     exit(result.map(|()| ExitCode::SUCCESS))
 }

@@ -3,15 +3,65 @@
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 
 /// Ticks of CPU time in a second, as `/proc` counts them (`USER_HZ`, the same on all
 /// architectures of Linux that we run on).
 const TICKS: f64 = 100.0;
 
-/// A process that does not outlive this one, and the mount it may have.
+/// How often a process is looked at that is to end.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// What a process has used so far.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Usage {
+    /// What it is.
+    pub(crate) process: String,
+    /// CPU seconds.
+    pub(crate) cpu: f64,
+    /// The most memory held, in bytes.
+    pub(crate) peak: u64,
+}
+
+impl Usage {
+    /// Of the process with this number.
+    pub(crate) fn of(process: impl Into<String>, id: u32) -> Usage {
+        Usage {
+            process: process.into(),
+            cpu: cpu(id),
+            peak: peak(id),
+        }
+    }
+}
+
+/// Runs a command to its end, for so long at most. What it prints has to fit into a pipe.
+pub(crate) fn output(mut command: Command, patience: Duration) -> Result<Output> {
+    let name = command.get_program().display().to_string();
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("cannot start {name}"))?;
+    let until = Instant::now() + patience;
+    while child.try_wait()?.is_none() {
+        if Instant::now() > until {
+            let _ = child.kill();
+            let _ = child.wait();
+            let args: Vec<_> = command.get_args().map(|a| a.to_string_lossy()).collect();
+            bail!("{name} {} does not end", args.join(" "));
+        }
+        std::thread::sleep(LOOK);
+    }
+    Ok(child.wait_with_output()?)
+}
+
+/// A process that does not outlive the thread that starts it, and the mount it may have.
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
@@ -53,6 +103,18 @@ impl Process {
     /// Its number.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn wait(&mut self, patience: Duration) -> Result<()> {
+        let until = Instant::now() + patience;
+        while self.child.try_wait()?.is_none() {
+            if Instant::now() > until {
+                bail!("process {} does not end", self.child.id());
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
     }
 }
 
@@ -107,6 +169,14 @@ mod tests {
     #[test]
     fn peak_memory_is_in_bytes() {
         assert_eq!(peak_of("VmPeak:\t  9 kB\nVmHWM:\t    2048 kB\n"), 2 << 20);
+    }
+
+    #[test]
+    fn a_command_that_does_not_end_is_ended() {
+        let mut command = Command::new("sleep");
+        command.arg("3600");
+        let error = output(command, Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.to_string(), "sleep 3600 does not end");
     }
 
     #[test]

@@ -27,6 +27,15 @@ impl Estimate {
         })
     }
 
+    /// Of a value that was found once.
+    pub(crate) fn exactly(value: f64) -> Estimate {
+        Estimate {
+            median: value,
+            low: value,
+            high: value,
+        }
+    }
+
     /// Distance between the quartiles, relative to the median.
     pub(crate) fn spread(&self) -> f64 {
         (self.high - self.low) / self.median.abs().max(f64::MIN_POSITIVE)

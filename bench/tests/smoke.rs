@@ -4,39 +4,12 @@
 // A test's helpers fail the test.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
+use common::bench;
 use serde_json::Value;
-
-/// A run takes a few seconds; a machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(240);
-
-/// Runs the program; it is ended when it takes too long.
-fn bench(args: &[&str]) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_twinfold-bench"))
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let until = Instant::now() + PATIENCE;
-    // What it prints fits into the pipes.
-    while child.try_wait().unwrap().is_none() {
-        if Instant::now() > until {
-            // An interrupted run takes its mounts away.
-            Command::new("kill")
-                .arg(child.id().to_string())
-                .status()
-                .unwrap();
-            panic!("twinfold-bench {args:?} does not end");
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    child.wait_with_output().unwrap()
-}
 
 fn text(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap()
@@ -86,6 +59,19 @@ fn check_floors(report: &Value) {
         let measured = !target["value"].is_null();
         assert_eq!(measured, !name.contains("GlusterFS"), "{name}");
     }
+    let of = |t: &&Value| t["name"] == "memory of a driver, 30 files, 1 GiB image, in MiB";
+    let memory = report["targets"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(of)
+        .unwrap();
+    assert_eq!(memory["limit"], 200.0);
+    assert!(
+        memory["value"]["median"].as_f64().unwrap() > 1.0,
+        "{memory}"
+    );
+    assert_eq!(report["large"]["held"].as_array().unwrap().len(), 5);
     let absent = report["absent"].as_object().unwrap();
     let absent: Vec<&str> = absent.keys().map(String::as_str).collect();
     assert_eq!(absent, ["gluster", "strict"]);
@@ -156,6 +142,10 @@ fn a_run_measures_everything_and_its_report_can_be_read_back() {
         "--file-mib=4",
         "--resync-mib=24",
         "--skip=gluster,strict",
+        "--memory",
+        "--memory-files=30",
+        "--memory-image-gib=1",
+        "--memory-writes=20",
         "--dir",
         dir.path().to_str().unwrap(),
         "--out",
@@ -191,4 +181,51 @@ fn a_name_that_no_workload_has_is_refused_with_the_names_there_are() {
         said.contains("write-4k-d1") && said.contains("database"),
         "{said}"
     );
+}
+
+/// The exit code and the last words of a command with a target.
+fn judged(args: &[&str]) -> (Option<i32>, String) {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let place = ["--dir", dir.path().to_str().unwrap()];
+    let ran = bench(&[args, &place[..]].concat());
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+    (ran.status.code(), said)
+}
+
+#[test]
+fn a_resync_that_misses_its_target_ends_with_an_error() {
+    let of = |least: &str| {
+        let least = format!("--at-least={least}");
+        judged(&["resync", "--rounds=1", "--millis=50", "--mib=48", &least])
+    };
+    let (code, said) = of("1000000");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("target >= 1000000 MISSED"), "{said}");
+    let (code, said) = of("0");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("target >= 0     met"), "{said}");
+}
+
+#[test]
+fn drivers_that_hold_too_much_memory_end_with_an_error() {
+    let of = |most: &str| {
+        let most = format!("--at-most-mib={most}");
+        judged(&[
+            "memory",
+            "--files=30",
+            "--image-gib=1",
+            "--writes=20",
+            &most,
+        ])
+    };
+    let (code, said) = of("0");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("MISSED") && said.contains("resynced"),
+        "{said}"
+    );
+    let (code, said) = of("1000000");
+    assert_eq!(code, Some(0), "{said}");
 }

@@ -1,15 +1,11 @@
 //! `twinfold confcheck`: a configuration's mistakes, all at once.
 
-use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 
 use crate::config::{self, Findings};
-
-/// What is read of a file, in bytes, at most: more is no configuration.
-const MAX_READ: u64 = 8 << 20;
 
 /// `twinfold confcheck`.
 #[derive(Debug, clap::Args)]
@@ -27,7 +23,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut wrong = false;
     for path in &args.files {
         let name = path.display().to_string();
-        let text = read(path).with_context(|| format!("cannot read {name}"))?;
+        let text = config::text(path)?;
         let (json, found) = match is_cluster(&text) {
             true => {
                 let (read, found) = config::cluster(&name, &text);
@@ -48,16 +44,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
     })
-}
-
-fn read(path: &PathBuf) -> Result<String> {
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path)?;
-    file.take(MAX_READ + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_READ {
-        bail!("it is larger than {MAX_READ} bytes");
-    }
-    Ok(String::from_utf8(bytes)?)
 }
 
 /// Which of the two kinds of files it is, by its first element.

@@ -1,16 +1,22 @@
-//! An etcd cluster as the witness: it gives each generation to one node, for ever.
+//! An etcd cluster as the witness: it gives each generation to one node, until that one gives it
+//! back.
 //!
-//! One transaction on the key `/twinfold/MODULE/GENERATION`: if it is not there, it is made with
-//! this node's identity as its value; if it is, its value tells whose the right is. So an answer
-//! that was lost on the way is found again, and nothing that expires is relied on: a node that
-//! was frozen has no less right when it is thawed than the key says, and never more. Keys are a
-//! few bytes each and stay: a pair makes one for each time that it was separated.
+//! The key `/twinfold/MODULE/GENERATION` has the identity of the node with the right as its value,
+//! or nothing. It is read, and then changed in a transaction that fails if it was changed in
+//! between. So an answer that was lost on the way is found again, and nothing that expires is
+//! relied on: a node that was frozen has no less right when it is thawed than the key says, and
+//! never more. Giving a right back changes the key even if there is none: a question of before that
+//! is still on its way changes nothing any more, and what gives a right back does not if the right
+//! was asked for again. Keys are a few bytes each and stay: a pair makes one for each time that it
+//! was separated.
 //!
-//! Spoken is etcd's JSON over HTTPS (`/v3/kv/txn`); only servers whose certificate the configured
+//! Spoken is etcd's JSON over HTTPS (`/v3/kv/...`); only servers whose certificate the configured
 //! authority has signed are believed.
 
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -24,6 +30,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use twinfold_protocol::ids::{Generation, ModuleId};
@@ -33,8 +40,15 @@ use crate::config::Etcd;
 /// Longest answer, in bytes: one key and its value.
 const MAX_ANSWER: usize = 64 << 10;
 
+/// How much of the time a question may take is for the names of who is asked: one part in so many.
+const NAMES: u32 = 4;
+
+/// How often a change is tried that another one was faster than. Two nodes change a key, each by
+/// way of all members.
+const TRIES: usize = 16;
+
 /// One who is asked.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Endpoint {
     host: String,
     port: u16,
@@ -45,8 +59,10 @@ struct Endpoint {
 pub(crate) struct Witness {
     endpoints: Vec<Endpoint>,
     tls: Arc<rustls::ClientConfig>,
-    /// For one endpoint.
+    /// For all of them, who are asked at once.
     patience: Duration,
+    /// Where they were last: a name service that is down keeps nobody from asking.
+    known: Arc<Mutex<BTreeMap<Endpoint, Vec<SocketAddr>>>>,
 }
 
 impl std::fmt::Debug for Witness {
@@ -107,44 +123,128 @@ impl Witness {
             }
             _ => builder.with_no_client_auth(),
         };
-        let patience = config.timeout / endpoints.len() as u32;
-        Ok(Witness {
+        let witness = Witness {
             endpoints,
             tls: Arc::new(tls),
-            patience,
-        })
+            patience: config.timeout,
+            known: Arc::default(),
+        };
+        let first = witness.clone();
+        // As long as names can be found; this may take as long as the name service wants.
+        std::thread::Builder::new()
+            .name("names".into())
+            .spawn(move || first.endpoints.iter().for_each(|e| first.find(e)))
+            .context("cannot start the thread that looks for etcd's addresses")?;
+        Ok(witness)
+    }
+
+    /// Looks for the addresses of an endpoint, and keeps them.
+    fn find(&self, endpoint: &Endpoint) {
+        match (endpoint.host.as_str(), endpoint.port).to_socket_addrs() {
+            Ok(addresses) => {
+                let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                known.insert(endpoint.clone(), addresses.collect());
+            }
+            Err(error) => tracing::warn!(%error, host = endpoint.host, "etcd's name is not found"),
+        }
+    }
+
+    /// Where it is, now or when its name was found last.
+    async fn addresses(&self, endpoint: &Endpoint) -> Result<Vec<SocketAddr>> {
+        if let Ok(address) = endpoint.host.parse::<IpAddr>() {
+            return Ok(vec![SocketAddr::new(address, endpoint.port)]);
+        }
+        let (witness, sought) = (self.clone(), endpoint.clone());
+        let looks = tokio::task::spawn_blocking(move || witness.find(&sought));
+        // In time or not: what is known is used.
+        let _ = timeout(self.patience / NAMES, looks).await;
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = known.get(endpoint).filter(|found| !found.is_empty());
+        found.cloned().context("its address was never found")
     }
 
     /// Whether `node` has the right to go on from this generation: true for whoever asked
-    /// first. An error: nobody could say. Blocks for the configured time, at most.
+    /// first. All endpoints are asked at once, for each of them may not answer; whichever does
+    /// speaks for the cluster. An error: nobody could say. Blocks for the configured time, at
+    /// most.
     pub(crate) fn ask(&self, module: ModuleId, generation: Generation, node: &str) -> Result<bool> {
+        self.owns(&Key::new(module, generation), node, true)
+    }
+
+    /// `node` has no right to go on from this generation, whatever it asked before, when this
+    /// has returned. Not while it asks.
+    pub(crate) fn release(
+        &self,
+        module: ModuleId,
+        generation: Generation,
+        node: &str,
+    ) -> Result<()> {
+        self.owns(&Key::new(module, generation), node, false)
+            .map(drop)
+    }
+
+    /// Makes the right to this key that of `node`, or not, unless it is the other node's; and
+    /// whether it is that of `node` then.
+    fn owns(&self, key: &Key, node: &str, wanted: bool) -> Result<bool> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        runtime.block_on(async {
-            let body = transaction(module, generation, node);
-            let mut last = None;
+        let answer = runtime.block_on(async {
+            let mut asked = JoinSet::new();
             for endpoint in &self.endpoints {
-                let asked = timeout(self.patience, self.post(endpoint, &body)).await;
-                let told = match asked {
-                    Ok(told) => told,
-                    Err(_) => Err(anyhow::anyhow!("it did not answer in time")),
-                };
-                match told.and_then(|told| owner(&told)) {
-                    Ok(None) => return Ok(true),
-                    Ok(Some(owner)) => return Ok(owner == node),
-                    Err(error) => {
-                        let (host, port) = (&endpoint.host, endpoint.port);
-                        last = Some(error.context(format!("etcd at {host}:{port}")));
-                    }
+                let (witness, endpoint) = (self.clone(), endpoint.clone());
+                let (key, node) = (key.clone(), node.to_owned());
+                asked.spawn(async move {
+                    let change = witness.change(&endpoint, &key, &node, wanted);
+                    let told = match timeout(witness.patience, change).await {
+                        Ok(told) => told,
+                        Err(_) => Err(anyhow::anyhow!("it did not answer in time")),
+                    };
+                    told.with_context(|| format!("etcd at {}:{}", endpoint.host, endpoint.port))
+                });
+            }
+            let mut last = None;
+            while let Some(told) = asked.join_next().await {
+                match told.context("asking broke off").flatten() {
+                    Ok(owns) => return Ok(owns),
+                    Err(error) => last = Some(error),
                 }
             }
             Err(last.context("there is no endpoint")?)
-        })
+        });
+        // A name that is still looked for keeps nobody.
+        runtime.shutdown_background();
+        answer
     }
 
-    async fn post(&self, endpoint: &Endpoint, body: &Value) -> Result<Value> {
-        let tcp = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
+    async fn change(
+        &self,
+        endpoint: &Endpoint,
+        key: &Key,
+        node: &str,
+        wanted: bool,
+    ) -> Result<bool> {
+        let mut held = Held::of(&self.post(endpoint, "range", &key.read()).await?)?;
+        for _ in 0..TRIES {
+            if held.owner.as_ref().is_some_and(|owner| owner != node) {
+                return Ok(false);
+            }
+            let owner = if wanted { node } else { "" };
+            let body = key.change(&held, owner);
+            let told = self.post(endpoint, "txn", &body).await?;
+            if told["succeeded"] == true {
+                return Ok(wanted);
+            }
+            let now = &told["responses"][0]["response_range"];
+            ensure!(now.is_object(), "it does not tell whose the key is: {told}");
+            held = Held::of(now)?;
+        }
+        bail!("the key is changed all the time");
+    }
+
+    async fn post(&self, endpoint: &Endpoint, what: &str, body: &Value) -> Result<Value> {
+        let addresses = self.addresses(endpoint).await?;
+        let tcp = TcpStream::connect(&addresses[..]).await?;
         let name = ServerName::try_from(endpoint.host.clone())?;
         let stream = TlsConnector::from(self.tls.clone())
             .connect(name, tcp)
@@ -152,7 +252,7 @@ impl Witness {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let connection = tokio::spawn(connection);
-        let request = Request::post("/v3/kv/txn")
+        let request = Request::post(format!("/v3/kv/{what}"))
             .header("host", format!("{}:{}", endpoint.host, endpoint.port))
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(serde_json::to_vec(body)?)))?;
@@ -165,36 +265,73 @@ impl Witness {
         if !status.is_success() {
             bail!("{status}: {}", String::from_utf8_lossy(&bytes));
         }
-        serde_json::from_slice(&bytes).context("its answer is not understood")
+        read_answer(&bytes)
     }
 }
 
-/// Makes the key with `node` as its value if it is not there, else asks for its value.
-fn transaction(module: ModuleId, generation: Generation, node: &str) -> Value {
-    let key = STANDARD.encode(format!("/twinfold/{:032x}/{:032x}", module.0, generation.0));
-    json!({
-        "compare": [{
-            "key": key, "target": "CREATE", "result": "EQUAL", "create_revision": "0",
-        }],
-        "success": [{ "request_put": { "key": key, "value": STANDARD.encode(node) } }],
-        "failure": [{ "request_range": { "key": key } }],
-    })
-}
-
-/// Who has the right already; none: whoever asked has it now.
-fn owner(told: &Value) -> Result<Option<String>> {
+/// An answer, if it is one of etcd.
+fn read_answer(bytes: &[u8]) -> Result<Value> {
+    let told: Value = serde_json::from_slice(bytes).context("its answer is not understood")?;
     ensure!(
         told["header"].is_object(),
         "that is no answer of etcd: {told}"
     );
-    if told["succeeded"] == true {
-        return Ok(None);
+    Ok(told)
+}
+
+/// The key of a generation.
+#[derive(Clone, Debug)]
+struct Key(String);
+
+impl Key {
+    fn new(module: ModuleId, generation: Generation) -> Key {
+        let name = format!("/twinfold/{:032x}/{:032x}", module.0, generation.0);
+        Key(STANDARD.encode(name))
     }
-    let value = &told["responses"][0]["response_range"]["kvs"][0]["value"];
-    let value = value
-        .as_str()
-        .with_context(|| format!("it does not tell whose the key is: {told}"))?;
-    Ok(Some(String::from_utf8(STANDARD.decode(value)?)?))
+
+    fn read(&self) -> Value {
+        json!({ "key": self.0 })
+    }
+
+    /// Gives it to `owner` if it is still as `held` says; else asks how it is.
+    fn change(&self, held: &Held, owner: &str) -> Value {
+        json!({
+            "compare": [{
+                "key": self.0, "target": "MOD", "result": "EQUAL",
+                "mod_revision": held.revision.to_string(),
+            }],
+            "success": [{ "request_put": { "key": self.0, "value": STANDARD.encode(owner) } }],
+            "failure": [{ "request_range": self.read() }],
+        })
+    }
+}
+
+/// How a key is.
+#[derive(PartialEq, Eq, Debug)]
+struct Held {
+    /// Of its last change; 0: there is none.
+    revision: u64,
+    /// Whose the right is.
+    owner: Option<String>,
+}
+
+impl Held {
+    /// Read from an answer with the keys of a range.
+    fn of(range: &Value) -> Result<Held> {
+        let Some(kv) = range["kvs"].get(0) else {
+            return Ok(Held {
+                revision: 0,
+                owner: None,
+            });
+        };
+        let revision = kv["mod_revision"].as_str().and_then(|r| r.parse().ok());
+        let owner = STANDARD.decode(kv["value"].as_str().unwrap_or_default())?;
+        Ok(Held {
+            revision: revision
+                .with_context(|| format!("it does not tell when the key was changed: {kv}"))?,
+            owner: Some(String::from_utf8(owner)?).filter(|owner| !owner.is_empty()),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -222,18 +359,25 @@ mod tests {
 
     #[test]
     fn an_answer_says_whose_the_right_is_or_it_is_none() {
-        let header = json!({"cluster_id": "1"});
-        let mine = json!({"header": header, "succeeded": true, "responses": []});
-        assert_eq!(owner(&mine).unwrap(), None);
-        let kvs = json!([{"key": "a", "value": STANDARD.encode("tf1-b")}]);
-        let told = json!({"header": header, "responses": [{"response_range": {"kvs": kvs}}]});
-        assert_eq!(owner(&told).unwrap(), Some("tf1-b".into()));
+        let held = |revision, owner: Option<&str>| Held {
+            revision,
+            owner: owner.map(str::to_owned),
+        };
+        let none = read_answer(br#"{"header": {"cluster_id": "1"}}"#).unwrap();
+        assert_eq!(Held::of(&none).unwrap(), held(0, None));
+        let kv = json!({"key": "a", "mod_revision": "7", "value": STANDARD.encode("tf1-b")});
+        let told = json!({"kvs": [kv], "count": "1"});
+        assert_eq!(Held::of(&told).unwrap(), held(7, Some("tf1-b")));
+        let back = json!({"kvs": [{"key": "a", "mod_revision": "9"}]});
+        assert_eq!(Held::of(&back).unwrap(), held(9, None));
         for broken in [
-            json!({}),
-            json!({"succeeded": true}),
-            json!({"header": header, "responses": [{"response_range": {}}]}),
+            json!({"kvs": [{"value": ""}]}),
+            json!({"kvs": [{"mod_revision": "1", "value": "?"}]}),
         ] {
-            assert!(owner(&broken).is_err(), "{broken}");
+            assert!(Held::of(&broken).is_err(), "{broken}");
+        }
+        for broken in ["{}", r#"{"kvs": []}"#, "", "<html>"] {
+            assert!(read_answer(broken.as_bytes()).is_err(), "{broken}");
         }
     }
 }

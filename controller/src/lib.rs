@@ -2,14 +2,18 @@
 //!
 //! ```text
 //! cli ──> operate ──> api/client ═ Unix socket ═ api ──> runner (one a module)
-//! daemon: cluster, config, places                         │  automaton (protocol)
+//! daemon: cluster, config, versions, places               │  automaton (protocol)
 //!                                                         ├─> driver   processes, their watch
 //!                                                         ├─> scripts  the application
 //!                                                         ├─> etcd     the witness
+//!                                                         ├─> checkers what is looked at
+//!                                                         ├─> mail     who is told
+//!                                                         ├─> net      echoes, addresses
 //!                                                         └─> peer     the other node's daemon
 //! ```
 
 mod api;
+mod checkers;
 pub mod cli;
 mod cluster;
 mod confcheck;
@@ -19,8 +23,15 @@ mod demo;
 mod driver;
 mod etcd;
 pub mod guest;
+mod kinds;
+mod mail;
+mod monitor;
+mod net;
 mod operate;
+mod package;
 mod peer;
 mod places;
+mod process;
 mod runner;
 mod scripts;
+mod versions;

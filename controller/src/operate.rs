@@ -1,17 +1,22 @@
 //! The operator's commands, over the local API.
 
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use hyper::Method;
 use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
-use crate::api::{CommandRequest, Events, NodeState, Said, client};
-use crate::places::Places;
+use crate::api::{
+    Applied, CommandRequest, Events, NodeState, ResourceRequest, Said, Snapshot, client,
+};
+use crate::config::ResourceState;
+use crate::places::{Places, write_private};
 use crate::runner::events::EventLine;
 use crate::runner::{Command, ModuleState};
 
@@ -27,6 +32,95 @@ pub(crate) struct Which {
     /// The module; not needed where there is only one.
     #[arg(short, long, env = "TWINFOLD_MODULE")]
     module: Option<String>,
+}
+
+/// `twinfold set`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Set {
+    #[command(flatten)]
+    which: Which,
+    /// The resource, as class.id.
+    #[arg(short, long)]
+    resource: String,
+    /// Its state.
+    #[arg(short = 'v', long = "value", value_enum)]
+    state: ResourceState,
+}
+
+/// `twinfold checker`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Checker {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// Whether checkers look and rules are followed.
+    #[arg(value_enum)]
+    switch: Switch,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Switch {
+    /// They do.
+    On,
+    /// They do not.
+    Off,
+}
+
+impl Checker {
+    pub(crate) fn command(&self) -> Command {
+        match self.switch {
+            Switch::On => Command::Resume,
+            Switch::Off => Command::Suspend,
+        }
+    }
+}
+
+/// `twinfold second`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Second {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// fullsync: compare everything. discard: both nodes went on alone, and this one's copy is
+    /// given up; what only it has goes into its archive.
+    #[arg(value_parser = ["fullsync", "discard"])]
+    what: Option<String>,
+}
+
+impl Second {
+    pub(crate) fn command(&self) -> Command {
+        match self.what.as_deref() {
+            Some("fullsync") => Command::Fullsync,
+            Some(_) => Command::Discard,
+            None => Command::Second,
+        }
+    }
+}
+
+/// `twinfold boot`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct AtBoot {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// Whether it starts.
+    #[arg(value_parser = ["on", "off"])]
+    whether: String,
+}
+
+impl AtBoot {
+    pub(crate) fn command(&self) -> Command {
+        match self.whether.as_str() {
+            "on" => Command::BootOn,
+            _ => Command::BootOff,
+        }
+    }
+}
+
+/// `twinfold shutdown`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Shutdown {
+    /// Seconds to wait, at most.
+    #[arg(long, default_value_t = 900)]
+    timeout: u64,
 }
 
 /// `twinfold waitstate`.
@@ -49,9 +143,20 @@ pub(crate) struct Wait {
 pub(crate) struct Show {
     #[command(flatten)]
     which: Which,
+    /// Show it again whenever it changes, until interrupted.
+    #[arg(short, long)]
+    watch: bool,
     /// As one JSON object.
     #[arg(long)]
     json: bool,
+}
+
+/// `twinfold snapshot`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Put {
+    /// Where the archive is put, as twinfold-NODE.zip.
+    #[arg(long, default_value = ".")]
+    into: PathBuf,
 }
 
 /// `twinfold log`.
@@ -67,17 +172,141 @@ pub(crate) struct Log {
     json: bool,
 }
 
-/// The API of this node.
+/// The API of a node.
 #[derive(Debug)]
-pub(crate) struct Api(PathBuf);
+pub(crate) struct Api {
+    socket: PathBuf,
+    /// What stands before a path: that of the other node, if it is not this one.
+    prefix: String,
+}
+
+/// The nodes that are meant: this one, one by its name, or both with `*`.
+fn nodes(home: Option<&Path>, on: Option<&str>) -> Result<Vec<Api>> {
+    let here = Api {
+        socket: Places::new(home).socket(),
+        prefix: String::new(),
+    };
+    let Some(on) = on else { return Ok(vec![here]) };
+    let state: NodeState = here.get("/api/v1/state")?;
+    let names: Vec<&str> = match on {
+        "*" => vec![&state.node, &state.peer],
+        list => list.split(',').collect(),
+    };
+    let mut all = Vec::new();
+    for name in names {
+        if name != state.node && name != state.peer {
+            bail!("{name:?} is none of {} and {}", state.node, state.peer);
+        }
+        all.push(Api {
+            socket: here.socket.clone(),
+            prefix: match name == state.node {
+                true => String::new(),
+                false => format!("nodes/{name}/"),
+            },
+        });
+    }
+    Ok(all)
+}
+
+/// Runs a command on the nodes that are meant. What one of them refuses is said, and does not
+/// keep the other one from it.
+pub(crate) fn on_each(
+    home: Option<&Path>,
+    on: Option<&str>,
+    run: &dyn Fn(&Api) -> Result<ExitCode>,
+) -> Result<ExitCode> {
+    let mut worst = Ok(ExitCode::SUCCESS);
+    for api in nodes(home, on)? {
+        match (run(&api), &worst) {
+            (Err(error), Err(_)) => eprintln!("{error:#}"),
+            (Err(error), Ok(_)) => worst = Err(error),
+            (Ok(code), Ok(_)) if code != ExitCode::SUCCESS => worst = Ok(code),
+            (Ok(_), _) => {}
+        }
+    }
+    worst
+}
+
+/// How far the events of a node are shown.
+struct Shown<'a> {
+    api: &'a Api,
+    module: String,
+    from: u64,
+}
+
+impl Shown<'_> {
+    fn more(&mut self, most: usize) -> Result<Vec<EventLine>> {
+        let path = format!(
+            "/api/v1/modules/{}/log?from={}&most={most}",
+            self.module, self.from
+        );
+        let events: Events = self.api.get(&path)?;
+        self.from = events.end;
+        Ok(events.events)
+    }
+}
+
+/// Shows what happened, and what happens, in the order of the nodes' clocks.
+pub(crate) fn log(home: Option<&Path>, on: Option<&str>, log: &Log) -> Result<ExitCode> {
+    let apis = nodes(home, on)?;
+    let mut all = Vec::new();
+    for api in &apis {
+        all.push(Shown {
+            api,
+            module: api.module(&log.which)?,
+            from: 0,
+        });
+    }
+    let mut most = EVENTS;
+    loop {
+        let mut events = Vec::new();
+        for shown in &mut all {
+            match shown.more(most) {
+                Ok(more) => events.extend(more),
+                // Of two nodes one may be down for a while.
+                Err(error) if log.follow && apis.len() > 1 => {
+                    tracing::debug!(%error, "a node tells nothing");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        // Each node's own are in order already, and stay so.
+        events.sort_by_key(|event| event.time);
+        for event in &events {
+            match log.json {
+                true => println!("{}", serde_json::to_string(event)?),
+                false => println!("{}", line(event)?),
+            }
+        }
+        if !log.follow {
+            return Ok(ExitCode::SUCCESS);
+        }
+        std::thread::sleep(LOOK);
+        most = usize::MAX;
+    }
+}
 
 impl Api {
-    pub(crate) fn new(home: Option<&Path>) -> Api {
-        Api(Places::new(home).socket())
+    fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl serde::Serialize>,
+    ) -> Result<T> {
+        let path = path.replacen("/api/v1/", &format!("/api/v1/{}", self.prefix), 1);
+        client::ask(&self.socket, method, &path, body)
+    }
+
+    /// Prints the node's figures.
+    pub(crate) fn metrics(&self) -> Result<ExitCode> {
+        let path = format!("/api/v1/{}metrics", self.prefix);
+        let text = client::fetch(&self.socket, Method::GET, &path, None::<&()>)?;
+        std::io::stdout().write_all(&text)?;
+        Ok(ExitCode::SUCCESS)
     }
 
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        client::ask(&self.0, Method::GET, path, None::<&()>)
+        self.call(Method::GET, path, None::<&()>)
     }
 
     fn module(&self, which: &Which) -> Result<String> {
@@ -99,32 +328,161 @@ impl Api {
     pub(crate) fn command(&self, which: &Which, command: Command) -> Result<ExitCode> {
         let module = self.module(which)?;
         let path = format!("/api/v1/modules/{module}/command");
-        let said: Said = client::ask(
-            &self.0,
-            Method::POST,
-            &path,
-            Some(&CommandRequest { command }),
-        )?;
+        let said: Said = self.call(Method::POST, &path, Some(&CommandRequest { command }))?;
         println!("{module}: {}", said.text);
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Shows the state of one module, or of all; the exit status tells that of one.
+    /// Says what state a resource is in.
+    pub(crate) fn set(&self, set: &Set) -> Result<ExitCode> {
+        let module = self.module(&set.which)?;
+        let path = format!("/api/v1/modules/{module}/resource");
+        let request = ResourceRequest {
+            resource: set.resource.clone(),
+            state: set.state,
+        };
+        let said: Said = self.call(Method::POST, &path, Some(&request))?;
+        println!("{module}: {}", said.text);
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Applies what is edited on the node to both.
+    pub(crate) fn config(&self, which: &Which) -> Result<ExitCode> {
+        let module = self.module(which)?;
+        let path = format!("/api/v1/modules/{module}/config");
+        let said: Said = self.call(Method::POST, &path, None::<&()>)?;
+        println!("{module}: {}", said.text);
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Takes a module away from both nodes.
+    pub(crate) fn deconfig(&self, which: &Which) -> Result<ExitCode> {
+        let module = self.module(which)?;
+        let path = format!("/api/v1/modules/{module}/config");
+        let said: Said = self.call(Method::DELETE, &path, None::<&()>)?;
+        println!("{module}: {}", said.text);
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Fetches a snapshot of the node.
+    pub(crate) fn snapshot(&self, put: &Put) -> Result<ExitCode> {
+        let snapshot: Snapshot = self.get("/api/v1/snapshot")?;
+        let bytes = STANDARD.decode(&snapshot.zip);
+        let bytes = bytes.context("the snapshot is broken")?;
+        let path = put.into.join(format!("twinfold-{}.zip", snapshot.node));
+        write_private(&path, &bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        println!("{}", path.display());
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Shows what is applied.
+    pub(crate) fn confinfo(&self, which: &Which) -> Result<ExitCode> {
+        let module = self.module(which)?;
+        let applied: Applied = self.get(&format!("/api/v1/modules/{module}/config"))?;
+        let edited = applied
+            .edited
+            .as_deref()
+            .unwrap_or("nothing that can be read");
+        match &applied.active {
+            Some(v) if applied.edited.as_ref() == Some(&v.hash) => {
+                println!(
+                    "{module}: version {} ({}), not edited since",
+                    v.number, v.hash
+                );
+            }
+            Some(v) => println!(
+                "{module}: version {} ({}); edited is {edited}: `config` applies it",
+                v.number, v.hash
+            ),
+            None => println!("{module}: nothing was applied; what is edited ({edited}) is run"),
+        }
+        let kept: Vec<_> = applied.kept.iter().map(u64::to_string).collect();
+        if !kept.is_empty() {
+            println!("  kept: {}", kept.join(", "));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Stops all modules, all at once, and waits for their ends.
+    pub(crate) fn shutdown(&self, how: &Shutdown) -> Result<ExitCode> {
+        let node: NodeState = self.get("/api/v1/state")?;
+        let mut failed = Vec::new();
+        for module in &node.modules {
+            let path = format!("/api/v1/modules/{}/command", module.module);
+            let command = CommandRequest {
+                command: Command::Shutdown,
+            };
+            let said = self.call::<Said>(Method::POST, &path, Some(&command));
+            if let Err(error) = said {
+                failed.push(format!("{}: {error:#}", module.module));
+            }
+        }
+        let until = Instant::now() + Duration::from_secs(how.timeout);
+        loop {
+            let node: NodeState = self.get("/api/v1/state")?;
+            let mut left = node.modules.iter().filter(|m| m.state != "STOP");
+            let Some(first) = left.next() else { break };
+            if Instant::now() >= until {
+                let rest = left.count();
+                bail!(
+                    "{} is still {} {} ({}), and {rest} more modules are not stopped",
+                    first.module,
+                    first.state,
+                    first.status,
+                    first.reason
+                );
+            }
+            std::thread::sleep(LOOK);
+        }
+        match failed.is_empty() {
+            true => Ok(ExitCode::SUCCESS),
+            false => bail!("{}", failed.join("; ")),
+        }
+    }
+
+    /// Shows the state of one module, or of all, again and again if so wanted; the exit status
+    /// tells that of one.
     pub(crate) fn state(&self, show: &Show) -> Result<ExitCode> {
+        let mut before = String::new();
+        loop {
+            let (text, code) = match self.shown(show) {
+                Ok(shown) => shown,
+                // It may come back.
+                Err(error) if show.watch => (format!("{error:#}\n"), ExitCode::FAILURE),
+                Err(error) => return Err(error),
+            };
+            if text != before {
+                // A screen is made empty first; a file or a pipe gets one state after the other.
+                let clear = match show.watch && std::io::stdout().is_terminal() {
+                    true => "\x1b[H\x1b[2J",
+                    false => "",
+                };
+                print!("{clear}{text}");
+                std::io::stdout().flush()?;
+                before = text;
+            }
+            if !show.watch {
+                return Ok(code);
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn shown(&self, show: &Show) -> Result<(String, ExitCode)> {
         let node: NodeState = self.get("/api/v1/state")?;
         let Some(name) = &show.which.module else {
-            match show.json {
-                true => println!("{}", serde_json::to_string(&node)?),
-                false => print!("{}", screen(&node)),
-            }
-            return Ok(ExitCode::SUCCESS);
+            let text = match show.json {
+                true => serde_json::to_string(&node)? + "\n",
+                false => screen(&node),
+            };
+            return Ok((text, ExitCode::SUCCESS));
         };
         let module: ModuleState = self.get(&format!("/api/v1/modules/{name}"))?;
-        match show.json {
-            true => println!("{}", serde_json::to_string(&module)?),
-            false => print!("{}", lines(&node.node, &node.peer, &module)),
-        }
-        Ok(ExitCode::from(code(&module.state)))
+        let text = match show.json {
+            true => serde_json::to_string(&module)? + "\n",
+            false => lines(&node.node, &node.peer, &module),
+        };
+        Ok((text, ExitCode::from(code(&module.state))))
     }
 
     /// Waits for a state.
@@ -155,30 +513,6 @@ impl Api {
             std::thread::sleep(LOOK);
         }
     }
-
-    /// Shows what happened, and what happens.
-    pub(crate) fn log(&self, log: &Log) -> Result<ExitCode> {
-        let name = self.module(&log.which)?;
-        let read = |from: u64, most: usize| -> Result<Events> {
-            self.get(&format!(
-                "/api/v1/modules/{name}/log?from={from}&most={most}"
-            ))
-        };
-        let mut events = read(0, EVENTS)?;
-        loop {
-            for event in &events.events {
-                match log.json {
-                    true => println!("{}", serde_json::to_string(event)?),
-                    false => println!("{}", line(event)?),
-                }
-            }
-            if !log.follow {
-                return Ok(ExitCode::SUCCESS);
-            }
-            std::thread::sleep(LOOK);
-            events = read(events.end, usize::MAX)?;
-        }
-    }
 }
 
 const UNKNOWN: u8 = 5;
@@ -195,12 +529,18 @@ fn code(state: &str) -> u8 {
     }
 }
 
-fn line(event: &EventLine) -> Result<String> {
+/// An event as it is shown.
+pub(crate) fn line(event: &EventLine) -> Result<String> {
     let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(event.time) * 1_000_000)
         .context("an event has no sensible time")?;
+    // All as long as each other, so that their order is that of the letters.
+    let (date, clock) = (time.date(), time.time());
     Ok(format!(
-        "{} {} {} {}: {}",
-        time.format(&Rfc3339)?,
+        "{date}T{:02}:{:02}:{:02}.{:03}Z {} {} {}: {}",
+        clock.hour(),
+        clock.minute(),
+        clock.second(),
+        clock.millisecond(),
         event.node,
         event.module,
         event.kind,
@@ -245,6 +585,14 @@ fn lines(node: &str, peer: &str, module: &ModuleState) -> String {
     }
     if let Some(trouble) = &module.trouble {
         out += &format!("  {trouble}\n");
+    }
+    if module.suspended {
+        out += "  checkers and rules are suspended\n";
+    }
+    for (name, state) in &module.resources {
+        if *state != ResourceState::Up {
+            out += &format!("  {name}: {}\n", state.text());
+        }
     }
     if let Some(other) = &module.peer {
         out += &format!(

@@ -7,6 +7,7 @@
 //!   modules/NAME/      userconfig.xml      one module; bin/ has its scripts
 //! /var/lib/twinfold/   run                 how often the daemon was started
 //!   NAME/              memory.json         what is remembered of a module
+//!                      config/             what was applied (`versions`)
 //! /var/log/twinfold/
 //!   NAME/              events.log  driver.log  application.*.log
 //! /run/twinfold/       twinfold.sock       the local API
@@ -21,10 +22,12 @@ use anyhow::{Context, Result};
 /// The four directories.
 #[derive(Clone, Debug)]
 pub(crate) struct Places {
+    /// Everything lies below it, if it is named.
+    pub(crate) home: Option<PathBuf>,
     pub(crate) etc: PathBuf,
     lib: PathBuf,
     log: PathBuf,
-    run: PathBuf,
+    pub(crate) run: PathBuf,
 }
 
 impl Places {
@@ -41,6 +44,7 @@ impl Places {
             lib: at("/var/lib/twinfold", "lib"),
             log: at("/var/log/twinfold", "log"),
             run: at("/run/twinfold", "run"),
+            home,
         }
     }
 
@@ -71,6 +75,16 @@ impl Places {
 
     pub(crate) fn memory(&self, module: &str) -> PathBuf {
         self.lib.join(module).join("memory.json")
+    }
+
+    /// Where the applied configurations of a module are.
+    pub(crate) fn configurations(&self, module: &str) -> PathBuf {
+        self.lib.join(module).join("config")
+    }
+
+    /// Of all modules.
+    pub(crate) fn states(&self) -> &Path {
+        &self.lib
     }
 
     pub(crate) fn logs(&self, module: &str) -> PathBuf {
@@ -110,4 +124,44 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::rename(&beside, path)?;
     let directory = path.parent().unwrap_or(Path::new("."));
     std::fs::File::open(directory)?.sync_all()
+}
+
+/// Makes a file that only its owner reads, in place of what has its name. A link that waits there
+/// for whoever writes is not followed.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn what_is_private_is_read_by_its_owner_alone_and_goes_through_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (victim, path) = (dir.path().join("passwd"), dir.path().join("node.zip"));
+        std::fs::write(&victim, "root").unwrap();
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        for text in ["first", "second, which is longer", "third"] {
+            write_private(&path, text.as_bytes()).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+            let made = std::fs::symlink_metadata(&path).unwrap();
+            assert!(made.is_file());
+            assert_eq!(made.permissions().mode() & 0o777, 0o600);
+        }
+        assert_eq!(std::fs::read_to_string(&victim).unwrap(), "root");
+        write_private(dir.path(), b"").unwrap_err();
+    }
 }

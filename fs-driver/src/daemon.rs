@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -13,13 +14,17 @@ use twinfold_protocol::ids::Side;
 use crate::adapter::fuse::{self, Mounted};
 use crate::control;
 use crate::engine::{Engine, Standing, Status};
-use crate::link::{self, Fingerprint, Identity, Transport};
+use crate::link::{self, Fingerprint, Identity, Presence, Transport};
 use crate::state::Settings;
 use crate::store::Layout;
 use crate::vfs::Vfs;
 
 /// How often times are shipped.
 const SETTLE_EVERY: Duration = Duration::from_millis(100);
+
+/// Looks in a row that find none, until it is slept until there are some: whoever changes
+/// something now and then need not wake another thread each time.
+const LOOKS: u32 = 10;
 
 /// How often it is looked whether archives are beyond their limits.
 const LIMIT_EVERY: Duration = Duration::from_secs(3600);
@@ -35,6 +40,8 @@ pub struct Start {
     pub history_unknown: bool,
     /// A controller decides what the driver does when its peer is lost.
     pub controlled: bool,
+    /// The TCP ports beside the link's are held ([`Presence`]).
+    pub present: bool,
 }
 
 /// A running driver, as the control socket sees it.
@@ -43,7 +50,11 @@ pub struct Driver {
     engine: Arc<Engine>,
     vfs: Arc<Vfs>,
     mounted: Mutex<Option<Mounted>>,
+    /// Where the peer's controller sees whether this process lives.
+    presence: Option<Presence>,
     stopping: AtomicBool,
+    /// Wakes the driver's main thread.
+    wake: Sender<()>,
     /// One change of role at a time.
     changing: Mutex<()>,
 }
@@ -58,6 +69,7 @@ impl Driver {
     pub fn standing(&self) -> Standing {
         Standing {
             mounted: self.mounted.lock().as_ref().is_some_and(|m| !m.is_gone()),
+            present: self.presence.as_ref().is_some_and(Presence::is_complete),
             ..self.engine.standing()
         }
     }
@@ -136,6 +148,8 @@ impl Driver {
     /// Asks the driver to end.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
+        // A main thread that is gone has stopped.
+        let _ = self.wake.send(());
     }
 
     fn is_stopping(&self) -> bool {
@@ -166,9 +180,12 @@ pub fn run(layout: Layout, identity: &Path, start: Start) -> Result<()> {
     let transport = Transport::new(&settings, &identity)?;
     let mount_at = settings.mount.clone();
     let name = settings.name.clone();
+    let listen = settings.listen.clone();
     let checkpoint_every = Duration::from_secs(settings.checkpoint_s);
     // Signals are taken by one thread only; it must be set up before any other starts.
-    let signals = control::signals()?;
+    let (wake, woken) = channel();
+    let signalled = Arc::new(AtomicBool::new(false));
+    signals(&signalled, &wake)?;
     let engine = Arc::new(Engine::open(
         layout.clone(),
         settings,
@@ -185,32 +202,48 @@ pub fn run(layout: Layout, identity: &Path, start: Start) -> Result<()> {
     }
     let vfs = Arc::new(Vfs::new(engine.clone()));
     vfs.host();
+    let seen = engine.clone();
+    let presence = match start.present {
+        true => Some(Presence::hold(&listen, move || seen.changes().ring())?),
+        false => None,
+    };
     let driver = Arc::new(Driver {
         engine: engine.clone(),
         vfs: vfs.clone(),
         mounted: Mutex::new(None),
+        presence,
         stopping: AtomicBool::new(false),
+        wake: wake.clone(),
         changing: Mutex::new(()),
     });
     let socket = control::serve(&layout, driver.clone())?;
-    let link = link_thread(&engine, transport)?;
+    let unlinked = Arc::new(AtomicBool::new(false));
+    link_thread(&engine, transport, &unlinked, wake.clone())?;
     let read_only = start.role == Role::Secondary;
-    let mounted = fuse::mount(vfs, &name, &mount_at, read_only)?;
+    let (seen, ended) = (engine.clone(), wake.clone());
+    let gone = move || {
+        seen.changes().ring();
+        let _ = ended.send(());
+    };
+    let mounted = fuse::mount(vfs, &name, &mount_at, read_only, gone)?;
     *driver.mounted.lock() = Some(mounted);
+    engine.changes().ring();
     tracing::info!(name, path = %mount_at.display(), role = ?start.role, "mounted");
 
-    let checkpoints = checkpoint_thread(&engine, &driver, checkpoint_every)?;
-    while !driver.is_stopping() && !link.is_finished() {
-        if signals.try_recv().is_ok() {
-            driver.stop();
-        }
-        engine.settle_times();
-        std::thread::sleep(SETTLE_EVERY);
-    }
-    if link.is_finished() && !driver.is_stopping() {
+    let (stopping, stops) = channel();
+    let checkpoints = checkpoint_thread(&engine, stops, checkpoint_every)?;
+    // Whoever has times to be shipped behind a pause.
+    engine.settle_with(move || {
+        let _ = wake.send(());
+    });
+    let is_ending = || signalled.load(Ordering::Acquire) || driver.is_stopping();
+    let is_unlinked = || unlinked.load(Ordering::Acquire);
+    settle_until(&engine, &woken, || is_ending() || is_unlinked());
+    if is_unlinked() && !is_ending() {
         tracing::error!("the link to the peer ended; stopping");
     }
     driver.stop();
+    drop(stopping);
     stop(&driver, &engine)?;
     let _ = checkpoints.join();
     drop(socket);
@@ -234,46 +267,84 @@ fn stop(driver: &Driver, engine: &Arc<Engine>) -> Result<()> {
     engine.stop()
 }
 
-fn link_thread(engine: &Arc<Engine>, transport: Transport) -> Result<std::thread::JoinHandle<()>> {
-    let engine = engine.clone();
+/// Ships times until the driver is to end; sleeps as long as there are none.
+fn settle_until(engine: &Engine, woken: &Receiver<()>, ends: impl Fn() -> bool) {
+    let mut nothing = 0;
+    while !ends() {
+        nothing = if engine.times_settled() {
+            nothing + 1
+        } else {
+            0
+        };
+        engine.settle_times();
+        if nothing >= LOOKS && engine.may_rest() {
+            // Whoever wakes this thread lives as long as it.
+            let _ = woken.recv();
+            nothing = 0;
+        } else {
+            std::thread::sleep(SETTLE_EVERY);
+        }
+    }
+}
+
+/// Passes signals on to the main thread.
+fn signals(signalled: &Arc<AtomicBool>, wake: &Sender<()>) -> Result<()> {
+    let (signalled, wake) = (signalled.clone(), wake.clone());
+    control::on_signal(move || {
+        signalled.store(true, Ordering::Release);
+        wake.send(()).is_ok()
+    })
+}
+
+/// Notes that the link's thread ends, however that is, and wakes the main thread.
+struct End(Arc<AtomicBool>, Sender<()>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+        let _ = self.1.send(());
+    }
+}
+
+/// Starts the link's thread, which notes in `ended` that it has ended.
+fn link_thread(
+    engine: &Arc<Engine>,
+    transport: Transport,
+    ended: &Arc<AtomicBool>,
+    wake: Sender<()>,
+) -> Result<()> {
+    let (engine, end) = (engine.clone(), End(ended.clone(), wake));
     std::thread::Builder::new()
         .name("link".into())
         .spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build();
-            let ended = match runtime {
-                Ok(runtime) => runtime.block_on(link::run(engine, transport)),
-                Err(e) => Err(e.into()),
-            };
-            if let Err(error) = ended {
+            let _end = end;
+            if let Err(error) = link::run(engine, transport) {
                 tracing::error!(error = format!("{error:#}"), "the link to the peer failed");
             }
         })
+        .map(drop)
         .context("cannot start the link's thread")
 }
 
 fn checkpoint_thread(
     engine: &Arc<Engine>,
-    driver: &Arc<Driver>,
+    stops: Receiver<()>,
     every: Duration,
 ) -> Result<std::thread::JoinHandle<()>> {
-    let (engine, driver) = (engine.clone(), driver.clone());
+    let engine = engine.clone();
     std::thread::Builder::new()
         .name("checkpoint".into())
         .spawn(move || {
-            let mut last = Instant::now();
             let mut limited: Option<Instant> = None;
-            while !driver.is_stopping() {
+            loop {
                 if limited.is_none_or(|at| at.elapsed() >= LIMIT_EVERY) {
                     engine.limit_archives();
                     limited = Some(Instant::now());
                 }
-                std::thread::sleep(SETTLE_EVERY);
-                if last.elapsed() >= every {
-                    engine.checkpoint();
-                    last = Instant::now();
+                if stops.recv_timeout(every) != Err(RecvTimeoutError::Timeout) {
+                    return;
                 }
+                engine.checkpoint();
             }
         })
         .context("cannot start the checkpoint's thread")

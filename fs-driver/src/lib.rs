@@ -13,13 +13,17 @@
 
 pub mod adapter;
 pub mod archive;
+mod bell;
 pub mod cli;
 pub mod control;
 pub mod daemon;
 pub mod engine;
 pub mod error;
 pub mod link;
+#[cfg(unix)]
+mod mounts;
 pub mod setup;
 pub mod state;
 pub mod store;
+mod tasks;
 pub mod vfs;

@@ -52,6 +52,12 @@ pub struct CopyState {
     pub history: Vec<Generation>,
     /// The copy holds every acknowledged op of its generation.
     pub up_to_date: bool,
+    /// It did until the power of its machine was cut: what was not synced may be gone, and
+    /// the other one may have it. Whoever decides which node serves may let it go on all the same.
+    pub cut: bool,
+    /// It did until it gave way to the other one, and nothing was done to it since. Not in the
+    /// hello: it is for who decides.
+    pub gave_way: bool,
     /// Its operator said that it may be overwritten by the other one, until it was.
     pub given_up: bool,
     /// It was made the good one by force, and no other one has followed it since: what
@@ -72,18 +78,22 @@ impl CopyState {
             }
         }
         state.given_up = false;
+        (state.cut, state.gave_way) = (false, false);
         state.remember(next);
         state
     }
 
     /// The state after taking over from a peer whose disk failed, under the new generation
     /// `next`. No marks reach back to what that peer has: its disk may have lost anything,
-    /// so its copy is compared whole when it returns.
+    /// so its copy is compared whole when it returns. What that peer had found to differ here
+    /// counts for nothing any more: there is no better copy than this one.
     #[must_use]
     pub fn take_over(&self, next: Generation) -> CopyState {
         let mut state = self.clone();
         state.bases.clear();
+        state.up_to_date = true;
         state.given_up = false;
+        (state.cut, state.gave_way) = (false, false);
         state.remember(next);
         state
     }
@@ -96,6 +106,7 @@ impl CopyState {
         state.bases.clear();
         state.given_up = false;
         state.forced = false;
+        (state.cut, state.gave_way) = (false, false);
         state.remember(generation);
         state.up_to_date = true;
         state

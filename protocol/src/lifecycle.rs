@@ -5,6 +5,7 @@
 
 use crate::handshake::{CopyState, Role};
 use crate::ids::{Epoch, Generation, ModuleId, Side};
+use crate::primary::AckMode;
 
 /// Whether what this copy has was kept, should it be overwritten.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -148,6 +149,7 @@ impl Record {
             self.copy = self.copy.go_alone(next);
         }
         self.copy.up_to_date = true;
+        (self.copy.cut, self.copy.gave_way) = (false, false);
         self.copy.given_up = false;
         self.archived = Archived::No;
         self.runs_as(Role::Primary, boot);
@@ -163,9 +165,31 @@ impl Record {
         Ok(())
     }
 
-    /// The node becomes secondary.
-    pub fn become_secondary(&mut self, boot: u128) {
+    /// The node becomes secondary; `mode` says what an acknowledgement means. A copy from
+    /// which a power cut may have taken acknowledged ops that its peer still has is not up to
+    /// date from then on (promises 2 and 4).
+    pub fn become_secondary(&mut self, boot: u128, mode: AckMode) {
+        if self.lost_cache(boot, mode) {
+            self.copy.up_to_date = false;
+            self.copy.cut = true;
+        }
         self.runs_as(Role::Secondary, boot);
+    }
+
+    /// Whether acknowledged ops were lost with the page cache that the peer may have.
+    fn lost_cache(&self, boot: u128, mode: AckMode) -> bool {
+        let shared = match self.role {
+            // In mode `disk` what it acknowledged is on its disk; in `flush` only what was
+            // fsynced is promised to be here. A copy that went on alone, and was demoted, is
+            // the only one of its generation.
+            Some(Role::Secondary) => mode == AckMode::Memory && self.copy.bases.is_empty(),
+            // The peer has what was written here, on its disk or not; in `flush` the loss of a
+            // primary may cost what was not fsynced.
+            Some(Role::Primary) => self.paired && mode != AckMode::Flush,
+            None => false,
+        };
+        let complete = self.copy.up_to_date || self.copy.gave_way;
+        complete && !self.clean && self.boot != boot && shared
     }
 
     fn runs_as(&mut self, role: Role, boot: u128) {
@@ -186,6 +210,11 @@ impl Record {
         self.paired = true;
     }
 
+    /// It did not end after all: nobody but this copy has what is acknowledged.
+    pub fn peer_is_behind(&mut self) {
+        self.paired = false;
+    }
+
     /// The peer is up to date with `generation`: no base is needed any more. Nothing if this
     /// node has gone on without it meanwhile: then that generation is a base itself.
     pub fn peer_is_current(&mut self, generation: Generation) {
@@ -204,7 +233,7 @@ impl Record {
 
     /// A resync of this copy begins, from a primary that has seen `epoch` (invariant 11).
     pub fn begin_resync(&mut self, epoch: Epoch) {
-        self.copy.up_to_date = false;
+        self.fall_behind();
         self.epoch = self.epoch.max(epoch);
     }
 
@@ -218,6 +247,15 @@ impl Record {
 
     /// This copy leaves, or could not apply an op: its primary goes on without it.
     pub fn fall_behind(&mut self) {
+        self.copy.up_to_date = false;
+        (self.copy.cut, self.copy.gave_way) = (false, false);
+    }
+
+    /// This copy gives way to the peer's: nobody promotes it any more. That its machine lost
+    /// its power stays known: the peer's copy may be complete only because both did. So does
+    /// that it was complete: it may turn out that the peer cannot go on.
+    pub fn give_way(&mut self) {
+        self.copy.gave_way |= self.copy.up_to_date || self.copy.cut;
         self.copy.up_to_date = false;
     }
 
@@ -318,6 +356,79 @@ mod tests {
             Record::default().objection(5),
             Some(Objection::NeverSynchronised)
         );
+    }
+
+    #[test]
+    fn the_only_complete_copy_is_not_cut_by_a_resync_that_did_not_end() {
+        let mut alone = record();
+        (alone.paired, alone.clean) = (false, false);
+        alone.peer_may_be_current();
+        assert_eq!(alone.objection(6), Some(Objection::PeerMayHoldMore));
+        alone.peer_is_behind();
+        assert_eq!(alone.objection(6), None);
+        alone.become_secondary(6, AckMode::Memory);
+        assert!(alone.copy.up_to_date && !alone.copy.cut);
+    }
+
+    #[test]
+    fn a_power_cut_costs_a_copy_its_claim_if_acknowledged_ops_went_with_it() {
+        let after = |role, paired, clean, boot, mode| {
+            let mut record = Record {
+                role,
+                paired,
+                clean,
+                ..record()
+            };
+            record.become_secondary(boot, mode);
+            assert_ne!(record.copy.cut, record.copy.up_to_date);
+            record
+        };
+        let (primary, secondary) = (Some(Role::Primary), Some(Role::Secondary));
+        let modes = [AckMode::Memory, AckMode::Disk, AckMode::Flush];
+        for mode in modes {
+            let cut = |role, paired| after(role, paired, false, 6, mode).copy.cut;
+            assert_eq!(cut(secondary, false), mode == AckMode::Memory);
+            assert_eq!(cut(primary, true), mode != AckMode::Flush);
+            assert!(!cut(primary, false), "nobody else has more");
+            assert!(!cut(None, false));
+            for role in [primary, secondary] {
+                assert!(!after(role, true, true, 6, mode).copy.cut, "it was stopped");
+                assert!(
+                    !after(role, true, false, 5, mode).copy.cut,
+                    "it has its cache"
+                );
+            }
+        }
+        let mut alone = record();
+        (alone.role, alone.clean) = (secondary, false);
+        alone.copy = alone.copy.go_alone(Generation(2));
+        alone.become_secondary(6, AckMode::Memory);
+        assert!(!alone.copy.cut, "the other one is older");
+        // One that gave way, and then lost its power, is not what it was.
+        let mut gave_way = record();
+        gave_way.give_way();
+        assert!(!gave_way.copy.cut);
+        (gave_way.role, gave_way.clean) = (secondary, false);
+        gave_way.become_secondary(6, AckMode::Memory);
+        assert!(gave_way.copy.cut && gave_way.copy.gave_way);
+        // It is not forgotten by a further start, and ends with what it stands for.
+        let mut record = after(secondary, false, false, 6, AckMode::Memory);
+        record.become_secondary(6, AckMode::Memory);
+        assert!(record.copy.cut);
+        assert_eq!(record.objection(6), Some(Objection::NotUpToDate));
+        record.give_way();
+        assert!(record.copy.cut && record.copy.gave_way && !record.copy.up_to_date);
+        let ends: [fn(&mut Record); 4] = [
+            |r| r.fall_behind(),
+            |r| r.begin_resync(Epoch(1)),
+            |r| r.end_resync(ModuleId(1), Generation(1), Epoch(1)),
+            |r| r.become_primary(Side::Even, None, 6).unwrap(),
+        ];
+        for end in ends {
+            let mut ended = record.clone();
+            end(&mut ended);
+            assert!(!ended.copy.cut && !ended.copy.gave_way);
+        }
     }
 
     #[test]

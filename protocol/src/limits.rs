@@ -29,9 +29,9 @@ pub const MAX_OFFSET: u64 = i64::MAX as u64;
 /// Unit of the dirty map, in bytes. Resync moves whole blocks of this size.
 pub const BLOCK: u64 = 4096;
 
-/// Largest file whose blocks the dirty map can tell apart: 2^32 blocks. Marks
-/// beyond it fall together into the last block's place as "whole file".
-pub const MAX_MAPPED_FILE: u64 = (1 << 32) * BLOCK;
+/// Largest file, in bytes: the dirty map tells no more blocks apart, and marks behind it could
+/// not be moved. One block less than 2^32, as on ext4.
+pub const MAX_MAPPED_FILE: u64 = u32::MAX as u64 * BLOCK;
 
 /// Unit of the intent log for file ranges, in bytes: large enough that a steady
 /// workload seldom touches a cold one, small enough that what was hot in a crash
@@ -66,6 +66,25 @@ pub const MAX_MARKED_PLACES: usize = 3 << 19;
 /// Bytes of ops shipped but not yet acknowledged, per module. Beyond it writers wait.
 pub const MAX_IN_FLIGHT_BYTES: usize = 64 << 20;
 
+/// Ops that are kept, applied or not: those behind a flush that has not ended are. Beyond it
+/// writers wait.
+pub const MAX_UNSETTLED_OPS: usize = 1 << 19;
+
+/// Into how many periods the deadline of an op is divided to see how fast the peer is: what it
+/// applies in one or two of them may be in flight.
+pub const FLOW_PERIODS: u32 = 16;
+
+/// Ops that may be in flight to a connected peer, however slow it seems. It is dropped when it
+/// takes longer for them than the deadline of one.
+pub const MIN_IN_FLIGHT_OPS: u64 = 64;
+
+/// The same in bytes.
+pub const MIN_IN_FLIGHT_BYTES: usize = 512 << 10;
+
+/// Ops that wait in mode `flush` for more to be sent with them, at most: as many as are
+/// encoded in one go.
+pub const MAX_LINGERING_OPS: u64 = 64;
+
 /// Ops shipped but not yet acknowledged, per module. Beyond it writers wait.
 pub const MAX_IN_FLIGHT_OPS: usize = 16_384;
 
@@ -76,11 +95,32 @@ pub const RESYNC_WINDOW_IDLE: usize = 8 << 20;
 /// before a write in the one stream.
 pub const RESYNC_WINDOW_BUSY: usize = 256 << 10;
 
+/// After how many bytes a peer that is brought up is asked to flush what it has got. When as
+/// many have come again before it has, no more is moved until it has.
+pub const RESYNC_FLUSH_EVERY: u64 = 1 << 30;
+
+/// Bytes for which it is asked before the end: less may as well be flushed with that.
+pub const RESYNC_FLUSH_LEAST: u64 = 64 << 20;
+
+/// How often it is asked at the end, if the last time took long.
+pub const RESYNC_LAST_FLUSHES: u32 = 8;
+
+/// What of the peer's syncs nobody waits for (checkpoints, those of a resync) has this many
+/// times the deadline of one that somebody does: they are of everything, and a disk that has
+/// much to write is not a dead one.
+pub const UNAWAITED_SYNCS: u32 = 15;
+
+/// A peer whose disk is busy, and which says so again and again, has this many times the time
+/// for an op or a sync.
+pub const BUSY_PATIENCE: u32 = 3;
+
 /// How long after the application's last write resync uses its idle window.
 pub const RESYNC_BUSY_FOR: Duration = Duration::from_millis(50);
 
-/// Largest piece of file data that resync moves in one op, in bytes.
-pub const RESYNC_CHUNK: usize = 256 << 10;
+/// Largest piece of file data that resync moves in one op, in bytes; while the application
+/// writes, [`RESYNC_WINDOW_BUSY`] is. Smaller where it would fill much of what may be in flight
+/// to a slow peer.
+pub const RESYNC_CHUNK: usize = 512 << 10;
 
 /// Entries of a directory in one resync op.
 pub const MAX_PUT_ENTRIES: usize = 1024;

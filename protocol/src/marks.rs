@@ -20,7 +20,7 @@ use crate::op::{Name, Op};
 
 pub use blocks::Blocks;
 pub(crate) use flags::Flags;
-pub use notes::{Intent, id_block, intents_of};
+pub use notes::{Intent, id_block, intents_of, intents_of_marks};
 pub use pieces::{BadPiece, Cursor};
 
 /// Marks of one object.
@@ -114,6 +114,16 @@ impl DirtyMap {
     /// Objects that the other copy may lack.
     pub fn count_unknown(&self) -> usize {
         self.objects.count_of(UNKNOWN)
+    }
+
+    /// Objects of which every block is marked.
+    pub fn whole(&self) -> impl Iterator<Item = FileId> {
+        self.objects.with(WHOLE)
+    }
+
+    /// How many there are.
+    pub fn count_whole(&self) -> usize {
+        self.objects.count_of(WHOLE)
     }
 
     /// Marked blocks, in bytes; files marked from end to end count as nothing here.
@@ -461,7 +471,8 @@ impl DirtyMap {
             | Op::PutXattr { .. }
             | Op::PutData { .. }
             | Op::PutHole { .. }
-            | Op::ResyncEnd => {}
+            | Op::ResyncEnd
+            | Op::Flush => {}
         }
     }
 }

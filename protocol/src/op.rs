@@ -453,6 +453,8 @@ pub enum Op {
     },
     /// Resync: all is moved; flush, become up to date, adopt the generation.
     ResyncEnd,
+    /// Resync: bring everything up to here to stable storage. Nobody waits for it.
+    Flush,
 }
 
 /// An op with its place in the order.
@@ -510,6 +512,7 @@ impl Op {
                 | Op::PutData { .. }
                 | Op::PutHole { .. }
                 | Op::ResyncEnd
+                | Op::Flush
         )
     }
 
@@ -540,6 +543,7 @@ impl Op {
             Op::PutData { .. } => "put-data",
             Op::PutHole { .. } => "put-hole",
             Op::ResyncEnd => "resync-end",
+            Op::Flush => "flush",
         }
     }
 }

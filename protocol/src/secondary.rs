@@ -56,6 +56,13 @@ impl Secondary {
         self.applied
     }
 
+    /// The session with the last op applied, for a new connection to go on with. None before
+    /// the op stream has begun: there is no place in it yet, and a primary that may have sent
+    /// all of it must learn that nobody can be promoted by it, or it waits for ever.
+    pub fn resumes_at(&self) -> Option<(SessionId, Seq)> {
+        self.started.then_some((self.session, self.applied))
+    }
+
     /// Whether the copy is still being brought up.
     pub fn is_syncing(&self) -> bool {
         self.syncing
@@ -162,7 +169,7 @@ impl Secondary {
 /// Whether an op needs a receipt of its own once it is on stable storage.
 pub fn needs_sync(op: &Op) -> bool {
     match op {
-        Op::Sync { .. } | Op::Checkpoint | Op::ResyncEnd | Op::TakeOver => true,
+        Op::Sync { .. } | Op::Checkpoint | Op::ResyncEnd | Op::Flush | Op::TakeOver => true,
         Op::Write { stability, .. } => *stability != Stability::Mode,
         _ => false,
     }
@@ -202,6 +209,12 @@ mod tests {
         size: 0,
         clear_privileges: false,
     };
+
+    #[test]
+    fn a_session_whose_stream_has_not_begun_is_none_to_go_on_with() {
+        assert_eq!(Secondary::new(SessionId(5)).resumes_at(), None);
+        assert_eq!(started(10).resumes_at(), Some((SessionId(5), Seq(9))));
+    }
 
     #[test]
     fn ops_come_in_order_and_once() {

@@ -337,6 +337,7 @@ fn op_name(op: &Op) -> &'static str {
         Op::PutData { .. } => "PutData",
         Op::PutHole { .. } => "PutHole",
         Op::ResyncEnd => "ResyncEnd",
+        Op::Flush => "Flush",
         Op::Verify { .. } => "Verify",
         Op::Differs { .. } => "Differs",
     }
@@ -364,6 +365,7 @@ fn receipt_name(receipt: &Receipt) -> &'static str {
         Receipt::Applied { .. } => "Applied",
         Receipt::Synced { .. } => "Synced",
         Receipt::Failed { .. } => "Failed",
+        Receipt::Busy => "Busy",
         Receipt::Verified { .. } => "Verified",
     }
 }

@@ -12,7 +12,7 @@ const FILE: u64 = 4 << 20;
 const FILES: u64 = 8;
 
 /// Slow enough to be stopped in the middle, fast enough to be waited for.
-const RATE: u64 = 8 << 20;
+const RATE: u64 = 4 << 20;
 
 fn name(n: u64) -> String {
     format!("file{n}")

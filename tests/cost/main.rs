@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod again;
+mod crash;
 mod image;
 #[allow(dead_code, reason = "the network tests need more of it")]
 #[path = "../network/relay.rs"]

@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use harness::{Options, Role};
 use serde_json::Value;
@@ -44,6 +46,20 @@ impl Followed {
     }
 }
 
+/// Bytes that may be ahead of a limit: what may be spent at once, and what is under way.
+const WINDOW: u64 = 1 << 20;
+
+/// No more than the limit allows since `begun`; the time is taken after the bytes, so that a
+/// slow machine allows more.
+fn keeps_to(limit: u64, begun: Instant, bytes: u64) {
+    let elapsed = begun.elapsed();
+    let most = (limit as f64 * elapsed.as_secs_f64()) as u64 + WINDOW;
+    assert!(
+        bytes <= most,
+        "{bytes} bytes in {elapsed:?} at {limit} a second"
+    );
+}
+
 #[test]
 fn both_nodes_tell_how_far_it_is_and_a_changed_limit_counts_at_once() {
     let mut stage = Stage::new(Options {
@@ -52,19 +68,33 @@ fn both_nodes_tell_how_far_it_is_and_a_changed_limit_counts_at_once() {
     });
     stage.stop_b();
     write(&stage.pair.on_a("file"), 32 << 20, 1);
+    let begun = Instant::now();
     stage.pair.b.start(Role::Secondary).unwrap();
     let (mut source, mut target) = (Followed::default(), Followed::default());
     // At this rate it takes a minute: it is seen in the middle, on both nodes.
     let seen = wait_status(&stage.pair.b, |s| {
         source.look(&stage.pair.a.status().unwrap());
         target.look(s);
-        s["resync"]["phase"] == "moving" && s["resync"]["percent"].as_f64() > Some(0.0)
+        let moved = s["resync"]["moved_bytes"].as_u64().unwrap_or(0);
+        s["resync"]["phase"] == "moving" && moved > WINDOW + WINDOW / 2
     });
+    keeps_to(
+        512 << 10,
+        begun,
+        seen["resync"]["moved_bytes"].as_u64().unwrap(),
+    );
+    assert!(seen["resync"]["percent"].as_f64() > Some(0.0), "{seen}");
+    assert!(seen["resync"]["rate"].as_f64() > Some(0.0), "{seen}");
     assert!(
-        seen["resync"]["moved_bytes"].as_u64() < Some(16 << 20),
+        seen["resync"]["seconds_left"].as_f64() > Some(0.0),
         "{seen}"
     );
     let seen = stage.pair.a.status().unwrap();
+    keeps_to(
+        512 << 10,
+        begun,
+        seen["resync"]["moved_bytes"].as_u64().unwrap(),
+    );
     assert_eq!(seen["resync_limit"], 512 << 10);
     assert_eq!(seen["resync"]["marked_bytes"], 32 << 20);
     limit(&stage.pair.a, None);
@@ -91,6 +121,28 @@ fn both_nodes_tell_how_far_it_is_and_a_changed_limit_counts_at_once() {
         target.phases
     );
     stage.pair.assert_identical();
+}
+
+fn eight(root: &Path) {
+    (0..8).for_each(|n| write(&root.join(format!("f{n}")), 1 << 20, n));
+}
+
+/// Nothing has to be moved, and all of it is read.
+#[test]
+fn what_is_compared_counts_for_the_limit() {
+    let mut stage = Stage::stopped(Options {
+        populate: eight,
+        seed: Some(eight),
+        more: vec!["--resync-limit".into(), "2M".into()],
+        ..Options::default()
+    });
+    stage.pair.a.start(Role::Primary).unwrap();
+    let begun = Instant::now();
+    let cost = stage.resync();
+    let status = stage.pair.a.status().unwrap();
+    let compared = status["resync"]["compared_bytes"].as_u64().unwrap();
+    keeps_to(2 << 20, begun, compared);
+    assert!(compared >= 8 << 20 && cost.data == 0, "{status} {cost:?}");
 }
 
 #[test]
@@ -120,7 +172,7 @@ fn it_ends_while_the_application_writes_without_a_pause() {
                 })
             })
             .collect();
-        let cost = stage.resync();
+        let cost = stage.resync_beside_writers();
         stop.store(true, Ordering::Relaxed);
         let written: u64 = writers.into_iter().map(|w| w.join().unwrap()).sum();
         assert!(written > 0, "nothing was written meanwhile");

@@ -111,7 +111,7 @@ fn seeding_that_breaks_off_goes_on() {
         ..Options::default()
     });
     stage.pair.a.start(Role::Primary).unwrap();
-    limit(&stage.pair.a, Some(4 << 20));
+    limit(&stage.pair.a, Some(2 << 20));
     stage.pair.b.start(Role::Secondary).unwrap();
     let status = wait_status(&stage.pair.b, |s| {
         s["received_bytes"].as_u64().is_some_and(|n| n > 2 << 20)

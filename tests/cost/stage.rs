@@ -77,17 +77,13 @@ impl Stage {
 
     /// Lets both nodes flush and forget, so that a crash leaves nothing to look at.
     pub(crate) fn rest(&self) {
-        for _ in 0..3 {
+        let rests = || {
             self.pair.wait_settled();
             self.pair.checkpoint();
-            let flushed = || {
-                self.pair
-                    .a
-                    .status()
-                    .is_ok_and(|s| s["unflushed_objects"] == 0)
-            };
-            assert!(wait_until(PATIENCE, flushed), "{:?}", self.pair.a.status());
-        }
+            let flushed = self.pair.a.status().unwrap()["unflushed_objects"] == 0;
+            flushed && [&self.pair.a, &self.pair.b].into_iter().all(has_no_notes)
+        };
+        assert!(wait_until(PATIENCE, rests), "{:?}", self.pair.a.status());
     }
 
     /// Stops B in order and waits until A goes on without it.
@@ -96,8 +92,15 @@ impl Stage {
         wait_link(&self.pair.a, "alone");
     }
 
-    /// Starts B and waits until it is up to date.
+    /// Starts B and waits until it is up to date and nothing is on its way.
     pub(crate) fn resync(&mut self) -> Cost {
+        let cost = self.resync_beside_writers();
+        self.pair.wait_settled();
+        cost
+    }
+
+    /// Starts B and waits until it is up to date, while an application may write.
+    pub(crate) fn resync_beside_writers(&mut self) -> Cost {
         let before = self.relay.inward();
         let begun = Instant::now();
         self.pair.b.start(Role::Secondary).unwrap();
@@ -108,14 +111,12 @@ impl Stage {
             begun.elapsed(),
             self.pair.a.status().unwrap()["resync"]
         );
-        let cost = Cost {
+        Cost {
             data: self.pair.b.status().unwrap()["received_bytes"]
                 .as_u64()
                 .unwrap(),
             wire: self.relay.inward() - before,
-        };
-        self.pair.wait_settled();
-        cost
+        }
     }
 
     /// B is away in order while A changes something.
@@ -124,6 +125,17 @@ impl Stage {
         change(&self.pair);
         self.resync()
     }
+}
+
+/// Whether there is no note in the node's intent log: only heads and zeros.
+fn has_no_notes(node: &Node) -> bool {
+    let log = node.layout().state().join("intents");
+    let segments = std::fs::read_dir(log).unwrap();
+    segments.into_iter().all(|segment| {
+        // It may just have been deleted.
+        let bytes = std::fs::read(segment.unwrap().path()).unwrap_or_default();
+        bytes.iter().skip(32).all(|b| *b == 0)
+    })
 }
 
 /// Whether the node's peer is up to date beside it.

@@ -28,6 +28,7 @@
 mod acts;
 mod bare;
 mod cases;
+mod giveup;
 mod live;
 mod look;
 mod model;
@@ -36,3 +37,4 @@ mod record;
 mod scenes;
 mod setup;
 mod stage;
+mod takeover;

@@ -185,7 +185,7 @@ pub(crate) fn never_was(states: &[Look], found: &Look) -> Vec<String> {
                 .find(|(n, s)| strange(*n, s))
         {
             lines.push(format!(
-                "{path:?} never had such bytes from {} on",
+                "{path:?} never had such bytes from {} on: {seen:?}",
                 n * SECTOR
             ));
         }

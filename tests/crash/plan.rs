@@ -1,7 +1,7 @@
 //! Which points are tried: all of them, or as many as time allows, from a seed.
 //!
 //! `TWINFOLD_CRASH=all` tries every point; any other value tries the points whose
-//! description contains it. `TWINFOLD_CRASH_SECONDS` is how long each test goes on with
+//! description contains it; `list` only prints the scenes. `TWINFOLD_CRASH_SECONDS` is how long each test goes on with
 //! points of its scenes in turn, `TWINFOLD_CRASH_SEED` another sample.
 
 use std::time::{Duration, Instant};
@@ -35,6 +35,10 @@ pub(crate) fn run<S: std::fmt::Debug>(
     let exact: Option<u64> = wanted
         .rsplit_once(" with ")
         .and_then(|(_, seed)| seed.parse().ok());
+    if wanted == "list" {
+        scenes.iter().for_each(|s| println!("{test}: {s:?} behind"));
+        return;
+    }
     let begun = Instant::now();
     let mut tried = 0;
     let mut one = |scene: &S, steps: u64, seed: u64| {

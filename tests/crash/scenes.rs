@@ -72,16 +72,20 @@ fn scenes(ways: &[(Way, &[Victim])]) -> Vec<Scene> {
 
 /// What the nodes are told to do while the crash comes, on a thread of its own: a node
 /// whose disk hangs may answer late or never.
-struct Orders {
+pub(crate) struct Orders {
     thread: std::thread::JoinHandle<()>,
     over: Arc<AtomicBool>,
-    done: Arc<AtomicBool>,
+    pub(crate) done: Arc<AtomicBool>,
 }
 
 impl Orders {
     /// Asks one after the other, until one is refused; then waits until both are paired,
     /// if that is where it leads.
-    fn give(orders: Vec<(Layout, Request)>, nodes: [Layout; 2], then_paired: bool) -> Orders {
+    pub(crate) fn give(
+        orders: Vec<(Layout, Request)>,
+        nodes: [Layout; 2],
+        then_paired: bool,
+    ) -> Orders {
         let over = Arc::new(AtomicBool::new(false));
         let done = Arc::new(AtomicBool::new(false));
         let (stop, tell) = (over.clone(), done.clone());
@@ -103,7 +107,7 @@ impl Orders {
         Orders { thread, over, done }
     }
 
-    fn end(self) {
+    pub(crate) fn end(self) {
         self.over.store(true, Ordering::SeqCst);
         self.thread.join().unwrap();
     }

@@ -70,7 +70,16 @@ pub(crate) fn fate(mut dice: Dice) -> impl Fn(usize, &DiskRequest) -> Fate {
 impl Stage {
     /// A paired pair with a little data that must never change.
     pub(crate) fn new(crash: Crash, ack: &'static str) -> Stage {
-        let mut stage = Stage::stopped(crash, ack);
+        Stage::with(crash, ack, |_| ())
+    }
+
+    /// The same with other options.
+    pub(crate) fn with(
+        crash: Crash,
+        ack: &'static str,
+        change: impl FnOnce(&mut Options),
+    ) -> Stage {
+        let mut stage = Stage::stopped_with(crash, ack, change);
         stage.start(0, Role::Primary).unwrap();
         stage.start(1, Role::Secondary).unwrap();
         stage.pair.wait_paired();
@@ -80,11 +89,15 @@ impl Stage {
 
     /// The same, and no driver runs yet.
     pub(crate) fn stopped(crash: Crash, ack: &'static str) -> Stage {
+        Stage::stopped_with(crash, ack, |_| ())
+    }
+
+    fn stopped_with(crash: Crash, ack: &'static str, change: impl FnOnce(&mut Options)) -> Stage {
         let disks = match crash {
             Crash::Power => [Some(DISK); 2],
             Crash::Kill => [None; 2],
         };
-        let pair = Pair::stopped(Options {
+        let mut options = Options {
             ack,
             disks,
             watched: crash == Crash::Kill,
@@ -98,7 +111,9 @@ impl Stage {
                 }
             },
             ..Options::default()
-        });
+        };
+        change(&mut options);
+        let pair = Pair::stopped(options);
         let record = Record::new(&pair.beside("record"));
         Stage {
             pair,
@@ -144,7 +159,7 @@ impl Stage {
         self.record.begin();
     }
 
-    fn record_root(&self) -> PathBuf {
+    pub(crate) fn record_root(&self) -> PathBuf {
         self.pair.beside("record")
     }
 
@@ -169,7 +184,7 @@ impl Stage {
         }
     }
 
-    fn disk(&self, number: usize) -> &harness::faulty::ProgrammableDisk {
+    pub(crate) fn disk(&self, number: usize) -> &harness::faulty::ProgrammableDisk {
         match number {
             0 => self.pair.disk_a(),
             _ => self.pair.disk_b(),
@@ -237,8 +252,13 @@ impl Stage {
         self.node_mut(number).kill_after(effects);
     }
 
-    pub(crate) fn stop(&mut self, number: usize) {
-        self.node_mut(number).stop().unwrap();
+    /// A secondary stops in order, and its primary goes on alone.
+    pub(crate) fn stop(&mut self, secondary: usize) {
+        self.node_mut(secondary).stop().unwrap();
+        // Else the application would wait without end.
+        let primary = self.node(1 - secondary);
+        let alone = wait_until(PATIENCE, || primary.status().unwrap()["link"] == "alone");
+        assert!(alone, "{:?}", primary.status());
     }
 
     /// A secondary is killed; its primary holds.
@@ -252,7 +272,11 @@ impl Stage {
     /// A secondary is killed, and its primary goes on alone.
     pub(crate) fn lose(&mut self, secondary: usize) {
         self.kill_and_hold(secondary);
-        self.node(1 - secondary).go_alone().unwrap();
+        let primary = self.node(1 - secondary);
+        primary.go_alone().unwrap();
+        // It is said at once, and is so as soon as it is noted.
+        let alone = wait_until(PATIENCE, || primary.status().unwrap()["link"] == "alone");
+        assert!(alone, "{:?}", primary.status());
     }
 
     /// What a driver that may just have been started says of itself, unless it ends.
@@ -280,6 +304,23 @@ impl Stage {
             self.node_mut(number).has_ended() || victims.iter().any(|(n, _)| self.is_down(*n))
         });
         assert!(ended, "it does not stop");
+    }
+
+    /// Waits until both are paired, and returns true, or until something else is so.
+    pub(crate) fn pairs_up_or(&self, else_is: impl Fn(&Stage) -> bool) -> bool {
+        let link = |n: usize| self.node(n).status().map(|s| s["link"].clone());
+        let mut paired = false;
+        let over = wait_until(PATIENCE, || {
+            paired = [0, 1].iter().all(|n| link(*n).is_ok_and(|l| l == "paired"));
+            paired || else_is(self)
+        });
+        assert!(
+            over,
+            "{:?}\n{:?}",
+            self.pair.a.status(),
+            self.pair.b.status()
+        );
+        paired
     }
 
     /// Waits until both are paired. `may_split`: the secondary's copy may be of another
@@ -359,6 +400,8 @@ impl Stage {
         if promise != Promise::Synced || mount.join("c").exists() {
             std::fs::remove_dir_all(mount.join("c")).unwrap();
         }
+        // On both disks: no power cut of a later point brings back what this one had.
+        std::fs::File::open(&mount).unwrap().sync_all().unwrap();
         let root = self.record_root();
         std::fs::remove_dir_all(root.join("c")).unwrap();
         let kept = |at: &Path| look::look(&at.join("keep")).unwrap();

@@ -99,6 +99,30 @@ fn a_line_that_is_cut_for_a_moment_after_the_takeover_is_not_noticed() {
     app::check(&pair.b.mount(), &model);
 }
 
+/// It still flushes when nobody waits for its answer any more, and never will.
+#[test]
+fn a_peer_that_takes_over_when_the_failed_node_has_ended_can_be_promoted() {
+    let mut pair = Pair::with(patient());
+    let known = write_known(&pair);
+    pair.disk_b().hold();
+    let read = lose_disk_a(&pair);
+    expect(&pair.a, "the question", |s| s["link"] == "handing-over");
+    pair.a.kill();
+    assert!(read.join().unwrap().is_err());
+    expect(&pair.b, "the loss of the primary", |s| {
+        s["link"] == "waiting"
+    });
+    pair.disk_b().release();
+    expect(&pair.b, "the takeover", |s| s["role"] == "primary");
+    pair.b.promote(false).unwrap();
+    assert_eq!(fs::read(pair.on_b("known")).unwrap(), known);
+    fs::write(pair.on_b("later"), &known).unwrap();
+    pair.cut_power(0, |_, _| Fate::Kept);
+    pair.a.start(Role::Secondary).unwrap();
+    pair.wait_paired();
+    pair.assert_identical();
+}
+
 /// What comes from now on is carried out by the peer.
 fn goes_on(pair: &Pair, known: &[u8]) {
     let came = harness::wait_until(crate::PATIENCE, || fs::read(pair.on_a("known")).is_ok());

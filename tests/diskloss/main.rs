@@ -7,6 +7,7 @@
 mod app;
 mod both;
 mod line;
+mod memory;
 mod primary;
 mod secondary;
 mod writers;

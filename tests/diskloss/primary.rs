@@ -1,5 +1,8 @@
 //! The disk of the primary.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use harness::faulty::{ALL, Fate, Faults};
 use harness::{Options, Pair, Role};
 
@@ -147,4 +150,29 @@ fn a_disk_that_hangs_for_ever_costs_its_node_and_no_write() {
     pair.a.start(Role::Secondary).unwrap();
     pair.wait_paired();
     pair.assert_identical();
+}
+
+/// What gives the disk its room has no more of it. The application was told that the write is
+/// done, nobody asks for a sync of the file, and the kernel takes the page for written.
+#[test]
+fn what_the_disk_has_no_room_for_when_it_is_flushed_is_not_lost_with_the_peers_copy() {
+    const LENGTH: usize = 1 << 20;
+    let pair = pair();
+    let path = pair.on_a("file");
+    let file = File::create_new(&path).unwrap();
+    file.write_all_at(&[1; LENGTH], 0).unwrap();
+    file.sync_all().unwrap();
+    pair.checkpoint();
+    let copy = pair.a.data().join("file");
+    pair.disk_a().fail(Faults {
+        writes: pair.disk_a().places_of(&copy).unwrap(),
+        full: true,
+        ..Faults::default()
+    });
+    file.write_all_at(&[2; LENGTH], 0).unwrap();
+    pair.checkpoint();
+    expect(&pair.a, "the takeover", |s| s["swap"] == "to-peer");
+    assert!(std::fs::read(path).unwrap() == [2; LENGTH]);
+    pair.b.promote(false).unwrap();
+    assert!(std::fs::read(pair.on_b("file")).unwrap() == [2; LENGTH]);
 }

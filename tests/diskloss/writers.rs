@@ -20,13 +20,14 @@ fn every_program_that_wrote_is_told_once_of_a_flush_that_failed() {
     let places = disk.places_of(&pair.a.data().join("file")).unwrap();
     let open = || File::options().write(true).open(&path).unwrap();
     let writers = [open(), open(), open()];
-    for (n, file) in (0..).zip(&writers) {
-        file.write_all_at(&[2; 4096], n * 16384).unwrap();
-    }
+    // Before anything is written: the kernel may bring it to the disk by itself.
     disk.fail(Faults {
         writes: places,
         ..Faults::default()
     });
+    for (n, file) in (0..).zip(&writers) {
+        file.write_all_at(&[2; 4096], n * 16384).unwrap();
+    }
     for (n, file) in writers.iter().enumerate() {
         let told = file.sync_all().expect_err("a flush failed");
         assert_eq!(told.raw_os_error(), Some(libc::EIO), "{n}: {told}");

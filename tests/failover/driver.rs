@@ -1,12 +1,14 @@
 //! What a controller asks of a driver: the facts, giving way, going on by right.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use fs_driver::control::{Hex, Request, Standing, socket_path};
 use fs_driver::setup::stopped;
+use harness::faulty::Fate;
 use harness::{Node, Options, Pair, wait_until};
 use twinfold_protocol::ids::Generation;
 
@@ -32,7 +34,11 @@ fn standing(node: &Node) -> Standing {
     watch(node).recv_timeout(PATIENCE).unwrap()
 }
 
-fn expect(told: &Receiver<Standing>, what: &str, fits: impl Fn(&Standing) -> bool) -> Standing {
+fn expect(
+    told: &Receiver<Standing>,
+    what: &str,
+    mut fits: impl FnMut(&Standing) -> bool,
+) -> Standing {
     let until = std::time::Instant::now() + PATIENCE;
     loop {
         let left = until.saturating_duration_since(std::time::Instant::now());
@@ -48,8 +54,8 @@ fn expect(told: &Receiver<Standing>, what: &str, fits: impl Fn(&Standing) -> boo
 fn start(node: &mut Node, role: &str) {
     let mount = node.mount().display().to_string();
     let key = node.key_directory().display().to_string();
-    node.begin(&[role, &mount, "--identity", &key, "--controlled"])
-        .unwrap();
+    let how = ["--identity", &key, "--controlled", "--present"];
+    node.begin(&[&[role, &mount][..], &how].concat()).unwrap();
     assert!(
         wait_until(PATIENCE, || node.is_mounted()),
         "{}",
@@ -84,6 +90,13 @@ fn a_watch_tells_what_changes_and_ends_with_the_driver() {
     assert_eq!(generation(&first), generation(&second));
     assert_eq!(Some(first.pid), pair.a.pid());
     assert!(first.mounted && second.mounted);
+    // Whether anything changes or not.
+    for told in [&a, &b] {
+        let mut before = told.recv_timeout(PATIENCE).unwrap();
+        expect(told, "that it lives", |s| {
+            std::mem::replace(&mut before, s.clone()) == *s
+        });
+    }
     pair.b.kill();
     let asks = expect(&a, "a question", |s| s.question.is_some());
     assert_eq!(asks.session, first.session, "the copies were equal in it");
@@ -95,6 +108,25 @@ fn a_watch_tells_what_changes_and_ends_with_the_driver() {
         }
     };
     assert!(wait_until(PATIENCE, ended));
+}
+
+#[test]
+fn a_controlled_driver_lets_callers_in_by_tcp_while_it_lives_and_its_kernel_refuses_them_then() {
+    let mut pair = pair(Options::default());
+    for number in 0..2 {
+        let node = if number == 0 {
+            &mut pair.a
+        } else {
+            &mut pair.b
+        };
+        let settings = fs_driver::state::Settings::load(&node.layout().state()).unwrap();
+        let node_is = watch(node);
+        expect(&node_is, "presence", |s| s.present);
+        let call = || TcpStream::connect_timeout(&settings.listen[0], PATIENCE);
+        call().unwrap();
+        node.kill();
+        assert_eq!(call().unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
 }
 
 #[test]
@@ -215,6 +247,39 @@ fn a_decision_to_go_on_alone_does_not_answer_a_later_question() {
 }
 
 #[test]
+fn a_primary_that_gives_way_answers_what_it_held_with_an_error_and_follows_the_other_copy() {
+    let mut pair = pair(Options::default());
+    std::fs::write(pair.on_a("file"), vec![1; 9000]).unwrap();
+    let a = watch(&pair.a);
+    pair.b.kill();
+    let asks = expect(&a, "a question", |s| s.question.is_some());
+    let path = pair.on_a("file");
+    let held = std::thread::spawn(move || std::fs::write(path, vec![2; 9000]));
+    // It is held, however long.
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!held.is_finished());
+    let forsake = |question| pair.a.ask(Request::Forsake { question });
+    assert!(forsake(77).is_err(), "that is not the question");
+    assert!(!held.is_finished());
+    forsake(asks.question.unwrap()).unwrap();
+    let error = held.join().unwrap().unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+    assert!(std::fs::write(pair.on_a("more"), "").is_err());
+    let link = fs_driver::engine::LinkState::Forsaken;
+    let gives_way = expect(&a, "forsaken", |s| s.link == link);
+    assert_eq!(gives_way.question, None);
+    assert_eq!(generation(&gives_way), generation(&asks), "it is not alone");
+    pair.a.demote(false).unwrap();
+    // The other one has the right to go on.
+    start(&mut pair.b, "secondary");
+    pair.b.ask(Request::Claim { yielded: false }).unwrap();
+    std::fs::write(pair.on_b("new"), "of B").unwrap();
+    pair.wait_paired();
+    assert_eq!(std::fs::read(pair.on_b("file")).unwrap(), vec![1; 9000]);
+    pair.assert_identical();
+}
+
+#[test]
 fn a_secondary_whose_primary_is_known_to_be_gone_is_told_and_is_ready_to_take_over() {
     let pair = pair(Options::default());
     let b = watch(&pair.b);
@@ -225,4 +290,72 @@ fn a_secondary_whose_primary_is_known_to_be_gone_is_told_and_is_ready_to_take_ov
     });
     assert!(left.current, "{left:?}");
     pair.b.promote(false).unwrap();
+}
+
+#[test]
+fn a_copy_that_lost_acknowledged_writes_with_its_power_is_not_promoted_by_right() {
+    let mut pair = pair(Options {
+        disks: [Some(64 << 20); 2],
+        ..Options::default()
+    });
+    let lost = |_: usize, _: &harness::faulty::Request| Fate::Lost;
+    let refused = |node: &Node| {
+        let told = standing(node);
+        assert!(told.copy.cut && !told.copy.up_to_date, "{told:?}");
+        let claim = node.ask(Request::Claim { yielded: false });
+        assert!(claim.is_err(), "{claim:?}");
+    };
+    // The secondary's power is cut, and then its primary's driver dies, which has it all.
+    std::fs::write(pair.on_a("first"), "acknowledged").unwrap();
+    pair.cut_power(1, lost);
+    pair.a.kill();
+    start(&mut pair.b, "secondary");
+    refused(&pair.b);
+    start(&mut pair.a, "primary");
+    pair.wait_paired();
+    pair.assert_identical();
+    assert_eq!(std::fs::read(pair.on_b("first")).unwrap(), b"acknowledged");
+
+    // The primary's power is cut, and it is back before its secondary was promoted.
+    std::fs::write(pair.on_a("second"), "acknowledged").unwrap();
+    pair.cut_power(0, lost);
+    start(&mut pair.a, "secondary");
+    refused(&pair.a);
+    pair.b.promote(false).unwrap();
+    pair.wait_paired();
+    pair.assert_identical();
+    assert_eq!(std::fs::read(pair.on_a("second")).unwrap(), b"acknowledged");
+
+    // Both lose their power: by right all the same, for nobody has more.
+    let was = standing(&pair.b);
+    for node in 0..2 {
+        pair.cut_power(node, lost);
+    }
+    for node in [&mut pair.a, &mut pair.b] {
+        start(node, "secondary");
+        refused(node);
+    }
+    let give_way = Request::Yield {
+        generation: generation(&was),
+        session: was.session,
+    };
+    assert_eq!(pair.b.ask(give_way).unwrap().unwrap()["yielded"], true);
+    pair.a.ask(Request::Claim { yielded: true }).unwrap();
+    pair.wait_paired();
+    pair.assert_identical();
+}
+
+#[test]
+fn a_secondary_with_every_acknowledged_write_on_its_disk_survives_a_power_cut() {
+    let mut pair = pair(Options {
+        ack: "disk",
+        disks: [None, Some(64 << 20)],
+        ..Options::default()
+    });
+    std::fs::write(pair.on_a("file"), "acknowledged").unwrap();
+    pair.cut_power(1, |_, _| Fate::Lost);
+    pair.a.kill();
+    start(&mut pair.b, "secondary");
+    pair.b.ask(Request::Claim { yielded: false }).unwrap();
+    assert_eq!(std::fs::read(pair.on_b("file")).unwrap(), b"acknowledged");
 }

@@ -9,7 +9,7 @@ use harness::{Network, process, wait_until};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 
 use crate::PATIENCE;
-use crate::stage::{Machine, Stage};
+use crate::stage::{Machine, Stage, kill};
 
 /// A certificate authority and a certificate of its for the addresses of the witness: files
 /// below a directory.
@@ -30,14 +30,21 @@ fn certificates(directory: &Path) {
 }
 
 /// An etcd of one member on the third machine.
-struct Witness {
+pub(crate) struct Witness {
     directory: PathBuf,
     network: File,
     process: Option<Child>,
 }
 
 impl Witness {
-    fn start(&mut self) {
+    /// The network of the machine on which it is.
+    pub(crate) fn network(&self) -> &File {
+        &self.network
+    }
+}
+
+impl Witness {
+    pub(crate) fn start(&mut self) {
         let at = |name: &str| self.directory.join(name).display().to_string();
         let log = File::create(self.directory.join("etcd.log")).unwrap();
         let mut command = Command::new("etcd");
@@ -72,11 +79,19 @@ impl Witness {
         std::fs::read_to_string(self.directory.join("etcd.log")).unwrap_or_default()
     }
 
-    fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
             let _ = process.kill();
             let _ = process.wait();
         }
+    }
+}
+
+impl Witness {
+    /// It answers nothing, and then everything.
+    fn freeze(&self, on: bool) {
+        let pid = self.process.as_ref().unwrap().id() as i32;
+        kill(pid, if on { libc::SIGSTOP } else { libc::SIGCONT });
     }
 }
 
@@ -87,7 +102,17 @@ impl Drop for Witness {
 }
 
 /// Two nodes that work, and the witness of both.
-fn with_etcd() -> (Stage, Witness) {
+pub(crate) fn with_etcd() -> (Stage, Witness) {
+    with_etcd_that_may_take("2s")
+}
+
+fn with_etcd_that_may_take(timeout: &str) -> (Stage, Witness) {
+    let (stage, witness) = before_it_runs(timeout, "");
+    (stage.run(), witness)
+}
+
+/// Two nodes whose module does not run yet, with more elements of the service.
+pub(crate) fn before_it_runs(timeout: &str, more: &str) -> (Stage, Witness) {
     let ends = std::cell::Cell::new(0);
     let stage = Stage::with("", |home| {
         let end = ends.replace(ends.get() + 1);
@@ -96,7 +121,7 @@ fn with_etcd() -> (Stage, Witness) {
             certificates(directory);
         }
         format!(
-            "<etcd endpoints=\"https://{}:2379\" ca=\"{}\" timeout=\"2s\"/>",
+            "<etcd endpoints=\"https://{}:2379\" ca=\"{}\" timeout=\"{timeout}\"/>{more}",
             Network::witness_address(end),
             directory.join("ca.pem").display()
         )
@@ -107,10 +132,10 @@ fn with_etcd() -> (Stage, Witness) {
         process: None,
     };
     witness.start();
-    (stage.run(), witness)
+    (stage, witness)
 }
 
-fn says(machine: &Machine, text: &str) {
+pub(crate) fn says(machine: &Machine, text: &str) {
     let said = || machine.must(&["log", "-m", "vm"]).contains(text);
     assert!(wait_until(PATIENCE, said), "{}", machine.log());
 }
@@ -151,6 +176,43 @@ fn while_the_witness_is_down_nobody_goes_on_and_then_somebody_does() {
 }
 
 #[test]
+fn a_primary_that_was_frozen_and_is_denied_gives_way_at_once_although_its_application_waits() {
+    let (stage, _witness) = with_etcd();
+    stage.a.freeze(true);
+    stage.b.wait("ALONE", "Ready");
+    stage.b.assert_found_all_of(&stage.a);
+    stage.network.cut().unwrap();
+    stage.a.freeze(false);
+    // Its application waits in a call that nobody may answer with success.
+    says(&stage.a, "the witness has let the peer go on");
+    stage.a.wait("WAIT", "NotReady");
+    says(&stage.a, "the application is stopped");
+    // It may note when it is thawed what it was told before, and nothing that is lost.
+    stage.b.assert_found_all_of(&stage.a);
+    stage.b.works();
+    stage.network.heal().unwrap();
+    stage.a.wait("SECOND", "Ready");
+    stage.b.wait("PRIM", "Ready");
+    stage.b.works();
+    stage.assert_identical();
+}
+
+#[test]
+fn a_primary_that_was_frozen_and_finds_the_peer_serving_gives_way_at_once() {
+    let (stage, _witness) = with_etcd();
+    stage.a.freeze(true);
+    stage.b.wait("ALONE", "Ready");
+    stage.b.assert_found_all_of(&stage.a);
+    let acked = stage.a.acked();
+    stage.a.freeze(false);
+    stage.a.wait("SECOND", "Ready");
+    assert!(stage.a.acked() <= acked + 1, "it acknowledged what is lost");
+    stage.b.wait("PRIM", "Ready");
+    stage.b.works();
+    stage.assert_identical();
+}
+
+#[test]
 fn of_two_separated_nodes_exactly_one_goes_on() {
     let (stage, _witness) = with_etcd();
     stage.network.cut().unwrap();
@@ -180,5 +242,83 @@ fn of_two_separated_nodes_exactly_one_goes_on() {
     winner.wait("PRIM", "Ready");
     loser.wait("SECOND", "Ready");
     winner.works();
+    stage.assert_identical();
+}
+
+#[test]
+fn what_the_witness_granted_in_vain_does_not_decide_the_next_separation() {
+    let (mut stage, witness) = with_etcd_that_may_take("60s");
+    witness.freeze(true);
+    stage.network.cut().unwrap();
+    for machine in [&stage.a, &stage.b] {
+        says(machine, "isolated; the arbiter has not answered");
+    }
+    // The answers come when the nodes are together again.
+    stage.network.heal().unwrap();
+    stage.a.wait("PRIM", "Ready");
+    stage.b.wait("SECOND", "Ready");
+    witness.freeze(false);
+    for machine in [&stage.a, &stage.b] {
+        says(machine, "the witness decides anew next time");
+    }
+    let granted = [&stage.a, &stage.b].map(|machine| {
+        let log = machine.must(&["log", "-m", "vm"]);
+        log.contains("the witness lets this node go on")
+    });
+    assert_eq!(granted.iter().filter(|g| **g).count(), 1);
+    assert_eq!(
+        (stage.a.starts(), stage.b.starts()),
+        (1, 0),
+        "nobody went on"
+    );
+    // The one that got it in vain is lost.
+    let (first, second) = match granted[0] {
+        true => (&mut stage.a, &mut stage.b),
+        false => (&mut stage.b, &mut stage.a),
+    };
+    first.kill_everything();
+    second.wait("ALONE", "Ready");
+    second.works();
+    first.start_daemon();
+    first.wait("SECOND", "Ready");
+    second.wait("PRIM", "Ready");
+    stage.assert_identical();
+}
+
+#[test]
+fn a_witness_that_only_one_node_knows_lets_nobody_go_on() {
+    let with = |home: &Path| match home.ends_with("a") {
+        true => {
+            let directory = home.parent().unwrap();
+            certificates(directory);
+            format!(
+                "<etcd endpoints=\"https://{}:2379\" ca=\"{}\" timeout=\"2s\"/>",
+                Network::witness_address(0),
+                directory.join("ca.pem").display()
+            )
+        }
+        false => String::new(),
+    };
+    let stage = Stage::with("isolation=\"alone\"", with);
+    let mut witness = Witness {
+        directory: stage.a.home().parent().unwrap().to_owned(),
+        network: stage.network.witness().unwrap(),
+        process: None,
+    };
+    witness.start();
+    let stage = stage.run();
+    for machine in [&stage.a, &stage.b] {
+        let shown = machine.must(&["state"]);
+        assert!(shown.contains("different rules"), "{shown}");
+    }
+    stage.network.cut().unwrap();
+    for machine in [&stage.a, &stage.b] {
+        says(machine, "not known to have the same arbiter");
+    }
+    assert_eq!((stage.a.starts(), stage.b.starts()), (1, 0));
+    stage.network.heal().unwrap();
+    stage.a.wait("PRIM", "Ready");
+    stage.b.wait("SECOND", "Ready");
+    stage.a.works();
     stage.assert_identical();
 }

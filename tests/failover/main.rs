@@ -3,12 +3,29 @@
 // A test's helpers fail the test.
 #![allow(clippy::unwrap_used)]
 
+mod boot;
+mod busy;
+mod checkers;
+mod config;
+mod demo;
+mod disks;
 mod driver;
 mod etcd;
+mod hostile;
+mod isolation;
+mod killed;
+mod mail;
 mod modules;
+mod notify;
+mod outages;
 mod pairing;
+mod ready;
+mod scripts;
+mod splitbrain;
 mod stage;
 mod strangers;
+mod timings;
+mod vip;
 
 use std::time::Duration;
 

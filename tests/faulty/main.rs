@@ -9,9 +9,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use harness::faulty::{ALL, Fate, Faults, Kind, ProgrammableDisk};
+use harness::faulty::{ALL, Fate, Faults, Kind, ProgrammableDisk, Slow};
 use harness::{Options, Pair, Role, Scratch, wait_until};
 
 /// Bytes of a disk.
@@ -223,12 +223,42 @@ fn a_disk_holds_behind_so_many_changes_and_none_is_lost_when_it_goes_on() {
 }
 
 #[test]
+fn a_slow_disk_takes_its_time_for_what_is_synced_and_does_it() {
+    let stage = stage();
+    let slow = Slow {
+        seek_us: 100_000,
+        bytes_per_ms: 1000,
+    };
+    stage.disk.fail(Faults {
+        slow: Some(slow),
+        ..Faults::default()
+    });
+    let begun = Instant::now();
+    // Half a megabyte, and the flush behind it.
+    fs::write(stage.mount.join("large"), vec![1; 500_000]).unwrap();
+    File::open(stage.mount.join("large"))
+        .unwrap()
+        .sync_all()
+        .unwrap();
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(700), "{took:?}");
+    stage.disk.fail(Faults::default());
+}
+
+#[test]
 fn a_full_disk_says_so() {
     let stage = stage();
     let filler = stage.disk.fill().unwrap();
     let e = fs::write(stage.mount.join("more"), [1; 8192]).unwrap_err();
     assert_eq!(e.raw_os_error(), Some(libc::ENOSPC));
     fs::remove_file(filler).unwrap();
+    // ext4 has the room again when its journal says so, and no program that another test is
+    // about to start has the file open any more.
+    let room = || {
+        File::open(&stage.mount).unwrap().sync_all().unwrap();
+        fs::write(stage.mount.join("more"), [0; 64 << 10]).is_ok()
+    };
+    assert!(wait_until(PATIENCE, room));
     synced(&stage.mount.join("more"), 1);
 }
 
@@ -272,7 +302,8 @@ fn the_disk_of_every_point_of_its_log_can_be_made() {
 fn nodes_can_lie_on_such_disks_and_lose_their_power() {
     let mut pair = Pair::with(Options {
         disks: [Some(2 * SIZE); 2],
-        on_peer_loss: "alone",
+        // One that is slow is waited for: what is written has to be there.
+        on_peer_loss: "hold",
         deadlines: [2_000, 4_000, 4_000],
         ..Options::default()
     });

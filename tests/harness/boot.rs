@@ -10,27 +10,46 @@ const SLOT: usize = 4096;
 const LENGTH: usize = 18;
 const BODY: usize = 22;
 
-/// Bytes of the boot id, the last ones of the body.
+/// Bytes of the boot id, and of what follows it in the body: five flags, two numbers.
 const BOOT: usize = 16;
+const BEHIND: usize = 5 + 8 + 8;
+
+/// Bytes of the boot id, as they are kept.
+fn running() -> io::Result<[u8; BOOT]> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let id = u128::from_str_radix(&text.trim().replace('-', ""), 16);
+    Ok(id.map_err(io::Error::other)?.to_le_bytes())
+}
 
 /// The copy's history in `state`, if there is one, names another boot from now on. A slot
 /// that is not sound is left as it is.
-pub(crate) fn another(state: &Path) -> io::Result<()> {
+pub fn another(state: &Path) -> io::Result<()> {
     let path = state.join("copy");
+    let mut other = running()?;
+    other[0] ^= 0xff;
     let Ok(mut bytes) = std::fs::read(&path) else {
         return Ok(());
     };
     for slot in bytes.chunks_exact_mut(SLOT) {
         let length = u32::from_le_bytes([0, 1, 2, 3].map(|n| slot[LENGTH + n])) as usize;
         let end = BODY.saturating_add(length);
-        if length < BOOT || end + 4 > SLOT {
+        if length < BOOT + BEHIND || end + 4 > SLOT {
             continue;
         }
         let sum = crc32c::crc32c(&slot[..end]).to_le_bytes();
         if slot[end..end + 4] != sum {
             continue;
         }
-        slot[end - BOOT] ^= 0xff;
+        let boot = &mut slot[end - BEHIND - BOOT..end - BEHIND];
+        if *boot == [0; BOOT] {
+            // It has not run yet.
+            continue;
+        }
+        // Elsewhere in the file it would be something else that is changed.
+        if *boot != running()? && *boot != other {
+            return Err(io::Error::other("the boot id is not where it is expected"));
+        }
+        boot.copy_from_slice(&other);
         let sum = crc32c::crc32c(&slot[..end]).to_le_bytes();
         slot[end..end + 4].copy_from_slice(&sum);
     }

@@ -1,5 +1,6 @@
 //! Reading a whole tree with all its attributes, and telling two trees apart.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
 use std::fs::{File, Metadata};
@@ -19,6 +20,10 @@ const BLOCK: u64 = 4096;
 
 /// Bytes read at once.
 const PIECE: usize = 1 << 20;
+
+/// Bytes that the names of an object's attributes, or the value of one, may take:
+/// what Linux allows (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
+const ATTRIBUTES: usize = 64 << 10;
 
 /// Where a tree lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -162,7 +167,7 @@ impl Object {
 
 /// The names in a directory, read without leaving an access time: reading both
 /// stores would make them differ.
-pub(crate) fn names(path: &Path) -> io::Result<Vec<OsString>> {
+pub fn names(path: &Path) -> io::Result<Vec<OsString>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME | OFlags::CLOEXEC;
     let directory = rustix::fs::open(path, flags, Mode::empty())?;
     let mut all = Vec::new();
@@ -192,9 +197,13 @@ pub fn read_quietly(path: &Path) -> io::Result<Vec<u8>> {
 
 /// Hash of a file's contents that does not depend on where its holes are.
 fn contents(path: &Path, size: u64) -> io::Result<blake3::Hash> {
-    let file = open_quietly(path)?;
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; PIECE];
+    if size == 0 {
+        return Ok(hasher.finalize());
+    }
+    let file = open_quietly(path)?;
+    // A tree may have a million files of a few bytes.
+    let mut buffer = vec![0; PIECE.min(size.next_multiple_of(BLOCK) as usize)];
     let mut at = 0;
     while let Some(start) = seek(&file, at, libc::SEEK_DATA)? {
         let end = seek(&file, start, libc::SEEK_HOLE)?.unwrap_or(size);
@@ -242,36 +251,37 @@ fn seek(file: &File, offset: u64, whence: i32) -> io::Result<Option<u64>> {
 }
 
 pub(crate) fn xattrs(path: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut names = vec![0u8; 64 << 10];
-    // SAFETY: a NUL-terminated path, and a buffer of the announced size.
-    let n = unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
-    if n < 0 {
-        return Err(io::Error::last_os_error());
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; ATTRIBUTES]);
     }
-    let mut all = BTreeMap::new();
-    for name in names[..n as usize]
-        .split(|b| *b == 0)
-        .filter(|n| !n.is_empty())
-    {
-        let c_name = CString::new(name)?;
-        let mut value = vec![0u8; 64 << 10];
-        // SAFETY: as above, with a NUL-terminated name.
-        let n = unsafe {
-            libc::lgetxattr(
-                path.as_ptr(),
-                c_name.as_ptr(),
-                value.as_mut_ptr().cast(),
-                value.len(),
-            )
-        };
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    BUFFER.with_borrow_mut(|buffer| {
+        // SAFETY: a NUL-terminated path, and a buffer of the announced size.
+        let n =
+            unsafe { libc::llistxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
         if n < 0 {
             return Err(io::Error::last_os_error());
         }
-        value.truncate(n as usize);
-        all.insert(name.to_vec(), value);
-    }
-    Ok(all)
+        let names = buffer[..n as usize].to_vec();
+        let mut all = BTreeMap::new();
+        for name in names.split(|b| *b == 0).filter(|n| !n.is_empty()) {
+            let c_name = CString::new(name)?;
+            // SAFETY: as above, with a NUL-terminated name.
+            let n = unsafe {
+                libc::lgetxattr(
+                    path.as_ptr(),
+                    c_name.as_ptr(),
+                    buffer.as_mut_ptr().cast(),
+                    buffer.len(),
+                )
+            };
+            if n < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            all.insert(name.to_vec(), buffer[..n as usize].to_vec());
+        }
+        Ok(all)
+    })
 }
 
 /// Lines that say in what two trees differ.

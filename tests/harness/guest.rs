@@ -5,7 +5,7 @@
 //! [`HOST`], and two of its ports are forwarded from there.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use serde_json::Value;
 use twinfold_controller::guest::{self, Archive, Kernel};
 
 use crate::pair::free_addresses;
-use crate::process::{self, must, wait_until};
+use crate::process::{self, must, unmount, wait_until};
 use crate::program::Program;
 
 /// The guest's own address, and where it finds this machine.
@@ -70,11 +70,7 @@ impl Boot {
     /// Makes the initramfs in `directory`. The kernel is the one that
     /// `TWINFOLD_GUEST_KERNEL` names, the one in `target/guest-kernel`, or this machine's.
     pub fn prepare(directory: &Path) -> Result<Boot> {
-        guest::require_qemu()?;
-        let needed = [guest::DISK, MODULES].concat();
-        let named = std::env::var_os("TWINFOLD_GUEST_KERNEL").map(PathBuf::from);
-        let kernel = Kernel::find(named.or_else(unpacked).as_deref(), &needed)
-            .context("guests need a kernel; .ci/run unpacks one into target/guest-kernel")?;
+        let kernel = kernel(MODULES)?;
         let mut archive = Archive::with_init(&process::program("guest")?, &kernel.modules)?;
         archive.program("node", &process::program("node")?)?;
         let ip = crate::program::require("ip", "iproute2", &["/usr/sbin".into(), "/sbin".into()]);
@@ -86,6 +82,15 @@ impl Boot {
             initramfs,
         })
     }
+}
+
+/// A kernel for guests, with what a virtio disk and these modules need.
+pub fn kernel(modules: &[&str]) -> Result<Kernel> {
+    guest::require_qemu()?;
+    let needed = [guest::DISK, modules].concat();
+    let named = std::env::var_os("TWINFOLD_GUEST_KERNEL").map(PathBuf::from);
+    Kernel::find(named.or_else(unpacked).as_deref(), &needed)
+        .context("guests need a kernel; .ci/run unpacks one into target/guest-kernel")
 }
 
 /// The kernel that was unpacked beside the build for this purpose.
@@ -115,8 +120,7 @@ impl Guest {
         let image = directory.join(format!("{name}.disk"));
         std::fs::File::create(&image)?.set_len(size)?;
         must(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image))?;
-        let [node] = free_addresses(["127.0.0.1"])?;
-        let control = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let [node, control] = free_addresses(["127.0.0.1"; 2])?;
         Ok(Guest {
             copy: directory.join(format!("{name}.copy")),
             image,
@@ -232,7 +236,7 @@ impl Guest {
                 .args([&self.copy, &at]),
         )?;
         let seen = look(&at.join(".vm.twinfold/data"));
-        must(Command::new("umount").arg(&at))?;
+        unmount(&at)?;
         Ok(seen)
     }
 }

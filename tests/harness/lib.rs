@@ -30,10 +30,11 @@ mod space;
 pub mod tools;
 mod turn;
 
-pub use compare::{Scope, Tree, differences, read_quietly};
+pub use boot::another as another_boot;
+pub use compare::{Scope, Tree, differences, names, read_quietly};
 pub use dice::Dice;
 pub use effects::Effects;
-pub use network::{Network, enter};
+pub use network::{Network, PUBLIC, Wire, enter, inside, run_ip, talk};
 pub use node::{Node, Role};
 pub use pair::{Options, Pair, free_addresses};
 pub use process::{Scratch, leave_root, wait_until};

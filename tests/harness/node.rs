@@ -1,10 +1,12 @@
 //! One node: a driver as a process of its own, its folder and its mount.
 
 use std::fs::File;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use fs_driver::control::{self, Request};
@@ -15,8 +17,15 @@ use crate::effects::{self, Effects};
 use crate::network;
 use crate::process::{self, wait_until};
 
+/// How long something may stay open on a mount that nobody uses any more.
+const CLOSES: Duration = Duration::from_secs(2);
+
 /// How long a start, a stop or a mount may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a verify may take, with its repair: longer than the driver itself waits for one
+/// that does not get on.
+const VERIFY: Duration = Duration::from_secs(300);
 
 /// What a node is started as.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,6 +57,22 @@ pub struct Node {
     kill_after: Option<u64>,
     process: Option<Child>,
     effects: Option<Effects>,
+}
+
+fn last_lines(text: &str) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(30)..].join("\n")
+}
+
+/// All that comes through a pipe.
+fn gather(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            let _ = pipe.read_to_end(&mut bytes);
+        }
+        bytes
+    })
 }
 
 /// The driver, built along with the tests as a program beside them.
@@ -133,9 +158,7 @@ impl Node {
 
     /// What the driver has said so far, its last lines.
     pub fn last_words(&self) -> String {
-        let log = self.log_text();
-        let lines: Vec<_> = log.lines().collect();
-        lines[lines.len().saturating_sub(30)..].join("\n")
+        last_lines(&self.log_text())
     }
 
     fn command(&self, arguments: &[&str]) -> Result<Command> {
@@ -180,13 +203,45 @@ impl Node {
 
     /// Runs `verify` to its end: its exit code, what it found, and what it complained of.
     pub fn verify(&self, options: &[&str]) -> Result<(i32, Value, String)> {
+        self.verify_within(VERIFY, options)
+    }
+
+    /// The same for one that may take `limit`.
+    pub fn verify_within(&self, limit: Duration, options: &[&str]) -> Result<(i32, Value, String)> {
         let mount = self.mount().display().to_string();
         let arguments = [&["verify", &mount, "--json"], options].concat();
-        let output = self.command(&arguments)?.output()?;
-        let found = serde_json::from_slice(&output.stdout).unwrap_or_default();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let code = output.status.code().context("verify was killed")?;
+        let mut command = self.command(&arguments)?;
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = process::start(command)?;
+        let (stdout, stderr) = (gather(child.stdout.take()), gather(child.stderr.take()));
+        let ended = wait_until(limit, || !matches!(child.try_wait(), Ok(None)));
+        if !ended {
+            child.kill()?;
+        }
+        let (status, mut texts) = (child.wait()?, Vec::new());
+        for reader in [stdout, stderr] {
+            texts.push(reader.join().unwrap_or_default());
+        }
+        let said = String::from_utf8_lossy(&texts[1]).into_owned();
+        if !ended {
+            bail!("{arguments:?} does not end: {said}\n{}", self.both_nodes());
+        }
+        let found = serde_json::from_slice(&texts[0]).unwrap_or_default();
+        let code = status.code().context("verify was killed")?;
         Ok((code, found, said))
+    }
+
+    /// How this node and its peer stand, and what they said last.
+    fn both_nodes(&self) -> String {
+        let of = |name: &str| {
+            let directory = self.directory.with_file_name(name);
+            let node = Layout::new(directory.join(".vm.twinfold"));
+            let status = control::ask(&node, Request::Status);
+            let log = std::fs::read(directory.with_extension("log")).unwrap_or_default();
+            let log = last_lines(&String::from_utf8_lossy(&log));
+            format!("{name}: {status:?}\n{log}\n")
+        };
+        ["a", "b"].map(of).concat()
     }
 
     /// The node's key directory.
@@ -199,13 +254,17 @@ impl Node {
         self.directory.join("id")
     }
 
-    /// Starts the driver and waits until the mount answers.
+    /// Starts the driver and waits until the mount answers. An error has what this run of it
+    /// said, and nothing of those before.
     pub fn start(&mut self, role: Role) -> Result<()> {
+        let before = self.log_text().len();
         self.begin_as(role)?;
         let up = wait_until(PATIENCE, || self.has_ended() || self.is_mounted());
         if !up || self.has_ended() {
             self.kill();
-            bail!("{} did not start:\n{}", self.name, self.last_words());
+            let log = self.log_text();
+            let said = last_lines(log.get(before..).unwrap_or(&log));
+            bail!("{} did not start:\n{said}", self.name);
         }
         Ok(())
     }
@@ -353,9 +412,19 @@ impl Node {
         self.ask(Request::Promote { force }).map(drop)
     }
 
-    /// Makes the node secondary.
+    /// Makes the node secondary. What has just been closed may be open for a moment: the kernel
+    /// tells of that later, and a program that another test is about to start has it open until
+    /// it begins.
     pub fn demote(&self, force: bool) -> Result<()> {
-        self.ask(Request::Demote { force }).map(drop)
+        let until = Instant::now() + CLOSES;
+        loop {
+            match self.ask(Request::Demote { force }) {
+                Err(e) if Instant::now() < until && format!("{e:#}").contains("still open") => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                done => return done.map(drop),
+            }
+        }
     }
 
     /// Lets the node go on without its peer.

@@ -33,7 +33,7 @@ static STARTER: LazyLock<Mutex<Sender<Job>>> = LazyLock::new(|| {
 
 /// Whether no thread of a process runs, or will before the process is continued: each is
 /// stopped, or in a system call behind which it stops (`proc(5)`, `stat`).
-pub(crate) fn is_stopped(pid: u32) -> bool {
+pub fn is_stopped(pid: u32) -> bool {
     // One that has ended runs no more, either.
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
         return true;
@@ -95,6 +95,23 @@ pub(crate) fn must(command: &mut Command) -> Result<String> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// How long an unmount is tried: a program that another thread is about to start has every file
+/// of this one open until it begins.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// Unmounts a file system; fails when it stays in use.
+pub(crate) fn unmount(path: &Path) -> Result<()> {
+    let until = Instant::now() + BUSY;
+    loop {
+        match must(Command::new("umount").arg(path)) {
+            Err(e) if e.to_string().contains("busy") && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            done => return done.map(drop),
+        }
+    }
 }
 
 /// Fails the test with a clear message where it cannot run: nothing is skipped silently.

@@ -2,11 +2,15 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
-use harness::{Options, Pair};
+use harness::{Options, Pair, wait_until};
 use rustix::io::Errno;
 
 use crate::area::code;
+
+/// Not a promise about speed: only so that a test ends.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn an_application_that_opens_too_much_is_told_and_nothing_else_is_hurt() {
@@ -42,6 +46,13 @@ fn an_application_that_opens_too_much_is_told_and_nothing_else_is_hurt() {
     let status = pair.a.status().unwrap();
     assert_eq!(status["link"], "paired", "{status}");
     assert_eq!(status["fenced"], serde_json::Value::Null);
+    let half = held.len() / 2;
     drop(held);
+    // The kernel tells of a last close after it has returned to the program.
+    let again = || {
+        let opened = (0..half).map(|n| File::open(pair.on_a(n.to_string())));
+        opened.collect::<Result<Vec<_>, _>>().is_ok()
+    };
+    assert!(wait_until(PATIENCE, again), "{}", pair.a.last_words());
     pair.assert_identical();
 }

@@ -3,10 +3,16 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::time::Duration;
 
+use harness::wait_until;
 use rustix::io::Errno;
 
 use crate::area::{Area, answer};
+
+/// How long a lock may outlive the last descriptor of this process: a program that another
+/// thread is about to start has every file of this one open until it begins.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs `act` in a process of its own; it must only make system calls. Returns its
 /// errno, or nothing when it went well.
@@ -80,6 +86,8 @@ fn whole_files_are_locked_between_processes() {
         drop(mine);
         told.push((other(libc::LOCK_SH), None));
         drop(copy);
+        let free = wait_until(PATIENCE, || other(libc::LOCK_SH).is_none());
+        assert!(free, "it stays locked");
         told.push((other(libc::LOCK_SH), None));
         told
     });
@@ -145,6 +153,8 @@ fn locks_of_an_open_file_belong_to_it_and_not_to_the_process() {
             Some(e) => Err(e),
         });
         drop(one);
+        let free = wait_until(PATIENCE, || lock(&two, libc::F_WRLCK).is_ok());
+        assert!(free, "it stays locked");
         told.push(lock(&two, libc::F_WRLCK));
         told
     });

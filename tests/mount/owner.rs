@@ -1,13 +1,20 @@
 //! Owners and modes, and that ordinary users may do what the modes say.
 
 use std::fs::{File, Permissions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
 
+use harness::wait_until;
 use rustix::fs::{FallocateFlags, XattrFlags, copy_file_range, fallocate};
 use rustix::io::Errno;
 
 use crate::area::{Area, OTHER, USER, as_user, code, in_thread};
+
+/// Not a promise about speed: only so that a test ends.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn mode(path: &Path, mode: u32) {
     std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
@@ -316,6 +323,20 @@ fn an_owner_may_change_what_is_theirs() {
     area.identical();
 }
 
+/// Runs a program that has just been written. What another thread is about to start has it open
+/// for writing until that begins, and as long it cannot be run.
+fn run(command: &mut Command) -> Output {
+    let mut output = command.output();
+    wait_until(PATIENCE, || {
+        let busy = matches!(&output, Err(e) if e.kind() == ErrorKind::ExecutableFileBusy);
+        if busy {
+            output = command.output();
+        }
+        !busy
+    });
+    output.unwrap()
+}
+
 #[test]
 fn programs_of_ordinary_users_run_from_the_mount() {
     let area = Area::new("owner-programs");
@@ -326,21 +347,13 @@ fn programs_of_ordinary_users_run_from_the_mount() {
     std::fs::write(&script, "#!/bin/sh\nid -u > \"$1\"\n").unwrap();
     mode(&script, 0o755);
     mode(&area.a(""), 0o777);
-    let mut run = std::process::Command::new(&program);
-    assert!(
-        harness::leave_root(&mut run, USER)
-            .status()
-            .unwrap()
-            .success()
-    );
-    let mut run = std::process::Command::new(&script);
-    run.arg(area.a("said"));
-    assert!(
-        harness::leave_root(&mut run, USER)
-            .status()
-            .unwrap()
-            .success()
-    );
+    let mut command = Command::new(&program);
+    let output = run(harness::leave_root(&mut command, USER));
+    assert!(output.status.success(), "{output:?}");
+    let mut command = Command::new(&script);
+    command.arg(area.a("said"));
+    let output = run(harness::leave_root(&mut command, USER));
+    assert!(output.status.success(), "{output:?}");
     assert_eq!(
         std::fs::read_to_string(area.b("said")).unwrap().trim(),
         USER.to_string()
@@ -348,8 +361,8 @@ fn programs_of_ordinary_users_run_from_the_mount() {
     // suid counts on the mount, as on any file system that is not `nosuid`.
     std::fs::copy("/usr/bin/id", area.a("id")).unwrap();
     mode(&area.a("id"), 0o4755);
-    let mut run = std::process::Command::new(area.a("id"));
-    let output = harness::leave_root(run.arg("-u"), USER).output().unwrap();
+    let mut command = Command::new(area.a("id"));
+    let output = run(harness::leave_root(command.arg("-u"), USER));
     assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), "0");
     area.identical();
 }

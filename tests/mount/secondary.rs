@@ -4,6 +4,9 @@
 use std::fs::{File, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
 
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
 use harness::{Pair, wait_until};
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timestamps, XattrFlags, mknodat,
@@ -282,5 +285,81 @@ fn a_node_that_is_primary_again_serves_nothing_it_had_read_before() {
             .all(|b| *b == 0)
     );
     drop(held);
+    pair.assert_identical();
+}
+
+/// A service with a view of the mounts of its own (`PrivateTmp=`, a container), begun before
+/// anything changed.
+struct Service(Child);
+
+impl Service {
+    fn start() -> Service {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--mount", "--propagation", "slave", "sleep", "3600"]);
+        let service = Service(unshare.spawn().unwrap());
+        let view = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/mnt")).ok();
+        let own = wait_until(PATIENCE, || {
+            let comm = std::fs::read_to_string(format!("/proc/{}/comm", service.0.id()));
+            comm.is_ok_and(|name| name == "sleep\n")
+        });
+        assert!(own && view(&service.0.id().to_string()) != view("self"));
+        service
+    }
+
+    fn writes(&self, path: &Path) -> bool {
+        let mut nsenter = Command::new("nsenter");
+        nsenter.args(["--mount", "--target", &self.0.id().to_string()]);
+        nsenter.arg("touch").arg(path).status().unwrap().success()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A second place at which the mount is seen.
+struct Bound(PathBuf);
+
+impl Bound {
+    fn of(mount: &Path, place: PathBuf) -> Bound {
+        std::fs::create_dir(&place).unwrap();
+        rustix::mount::mount_bind(mount, &place).unwrap();
+        Bound(place)
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let flags = rustix::mount::UnmountFlags::DETACH;
+        let _ = rustix::mount::unmount(&self.0, flags);
+    }
+}
+
+#[test]
+fn a_change_of_roles_reaches_every_place_at_which_the_mount_is_seen() {
+    let pair = Pair::new();
+    let service = Service::start();
+    let bound = Bound::of(&pair.b.mount(), pair.b.directory().join("bound"));
+    assert!(!service.writes(&pair.on_b("early")));
+    assert_eq!(code(File::create(bound.0.join("early"))), Some(Errno::ROFS));
+    pair.a.demote(false).unwrap();
+    let promoted = wait_until(PATIENCE, || pair.b.promote(false).is_ok());
+    assert!(promoted, "{:?}", pair.b.status());
+    pair.wait_paired();
+    assert!(service.writes(&pair.on_b("of-a-service")));
+    std::fs::write(bound.0.join("of-a-bind-mount"), "x").unwrap();
+    // Whoever writes keeps it writable, wherever.
+    let open = File::create(bound.0.join("open")).unwrap();
+    assert!(pair.b.demote(false).is_err());
+    drop(open);
+    pair.b.demote(false).unwrap();
+    assert!(!service.writes(&pair.on_b("late")));
+    assert_eq!(code(File::create(bound.0.join("late"))), Some(Errno::ROFS));
+    drop((service, bound));
+    let promoted = wait_until(PATIENCE, || pair.a.promote(false).is_ok());
+    assert!(promoted, "{:?}", pair.a.status());
     pair.assert_identical();
 }

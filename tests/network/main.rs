@@ -11,6 +11,7 @@ mod outages;
 #[allow(dead_code, reason = "the cost tests count what it carries")]
 mod relay;
 mod rounds;
+mod slow;
 mod stage;
 // What a peer is made of that says exactly what a test wants.
 #[allow(dead_code, reason = "the hostile tests need more of it")]

@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
-use harness::Options;
+use harness::{Options, wait_until};
 
 use crate::relay::Weather;
-use crate::stage::{over, said, wait_link};
+use crate::stage::{PATIENCE, over, said, wait_link};
 use crate::writers::Writers;
 
 const ONE: [&str; 1] = ["127.0.0.1"];
 
-/// Deadlines that end an outage soon, and a bridge that spans it.
+/// Deadlines that end an outage soon and that a busy machine keeps, and a bridge that spans it.
 fn options(on_peer_loss: &'static str, bridge_ms: u64) -> Options {
     Options {
         on_peer_loss,
-        deadlines: [1500, 10_000, 20_000],
+        deadlines: [3000, 10_000, 20_000],
         more: vec!["--bridge-ms".into(), bridge_ms.to_string()],
         ..Options::default()
     }
@@ -23,10 +23,12 @@ fn options(on_peer_loss: &'static str, bridge_ms: u64) -> Options {
 #[test]
 fn a_pair_goes_on_over_the_other_network_when_one_is_cut() {
     // Going on alone is what must not happen, so it is allowed.
-    let (pair, [first, second]) = over(["127.0.0.1", "127.0.0.2"], options("alone", 10_000));
+    let (pair, [first, second]) = over(["127.0.0.1", "127.0.0.2"], options("alone", 30_000));
     let writers = Writers::start(pair.on_a(""), 3);
     writers.expect(100, "before");
-    for (cut, healed) in [(&first, &second), (&second, &first), (&first, &second)] {
+    // It may have begun over the second one: one of the four cuts may hit nobody.
+    let once = [(&first, &second), (&second, &first)];
+    for (cut, healed) in once.into_iter().chain(once) {
         healed.heal();
         cut.cut();
         writers.expect(3, "what is on its way");
@@ -70,7 +72,9 @@ fn writes_are_held_until_somebody_decides() {
     writers.expect(100, "before");
     network.cut();
     wait_link(&pair.a, "holding");
-    assert!(pair.a.status().unwrap()["question"].is_string());
+    // It is asked a moment after it holds.
+    let asked = || pair.a.status().is_ok_and(|s| s["question"].is_string());
+    assert!(wait_until(PATIENCE, asked), "{:?}", pair.a.status());
     let held = writers.acknowledged();
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(
@@ -107,7 +111,7 @@ fn held_writes_are_acknowledged_when_the_peer_returns() {
 #[test]
 fn a_peer_that_was_away_for_long_is_given_time_to_catch_up() {
     let options = Options {
-        deadlines: [1500, 1800, 20_000],
+        deadlines: [3000, 5000, 20_000],
         ..options("hold", 200)
     };
     let (pair, [network]) = over(ONE, options);
@@ -116,7 +120,7 @@ fn a_peer_that_was_away_for_long_is_given_time_to_catch_up() {
     network.cut();
     wait_link(&pair.a, "holding");
     // Longer than an op may wait for a peer that is there.
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_millis(5500));
     // Its first receipt takes a moment.
     network.set(Weather {
         delay: 150,

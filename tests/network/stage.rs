@@ -7,7 +7,7 @@ use harness::{Node, Options, Pair, free_addresses, wait_until};
 use crate::relay::Relay;
 
 /// How long a state may take to come about on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A pair over as many networks as `hosts` has addresses of this machine.
 pub(crate) fn over<const N: usize>(hosts: [&str; N], options: Options) -> (Pair, [Relay; N]) {

@@ -199,8 +199,14 @@ impl Machine {
     }
 }
 
-/// Waits until a primary and a secondary are equal and at rest.
-pub(crate) fn wait_equal(primary: &Machine, secondary: &Machine) {
+/// Waits until a secondary is up to date. An application may work meanwhile.
+pub(crate) fn wait_paired(primary: &Machine, secondary: &Machine) {
     secondary.wait("pair", |s| s["link"] == "paired" && s["up_to_date"] == true);
+    primary.wait("pair", |s| s["link"] == "paired");
+}
+
+/// Waits until a primary and a secondary are equal and at rest, as they are without one.
+pub(crate) fn wait_equal(primary: &Machine, secondary: &Machine) {
+    wait_paired(primary, secondary);
     primary.wait("rest", |s| s["link"] == "paired" && s["settled"] == true);
 }

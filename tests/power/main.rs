@@ -19,7 +19,7 @@ use harness::guest::Boot;
 use harness::{Dice, Role, Scope, Scratch, Tree};
 
 use application::Application;
-use machine::{Machine, wait_equal};
+use machine::{Machine, wait_equal, wait_paired};
 
 /// One test after the other: an emulated machine needs a processor for itself.
 static ONE: Mutex<()> = Mutex::new(());
@@ -123,7 +123,7 @@ impl Uneven {
         self.guest.start(Role::Secondary);
         let last = applications.last_mut().unwrap();
         last.expect(MORE, "while the guest returns");
-        wait_equal(&self.host, &self.guest);
+        wait_paired(&self.host, &self.guest);
         last.expect(MORE, "with the guest again");
         last.end(&self.host);
         wait_equal(&self.host, &self.guest);

@@ -9,6 +9,7 @@
 
 mod capabilities;
 mod held;
+mod inherited;
 mod places;
 mod switchover;
 mod unshipped;

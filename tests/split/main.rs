@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod kept;
+mod removed;
 mod stage;
 mod strangers;
 mod told;

@@ -39,9 +39,25 @@ pub(crate) fn wait_status(node: &Node, what: &str, wanted: impl Fn(&Value) -> bo
 
 /// What keeps this node's copy and its peer's apart, as it tells its operator.
 pub(crate) fn conflict(node: &Node) -> String {
-    let text = |s: &serde_json::Value| s["conflict"].as_str().map(str::to_owned);
-    wait_status(node, "in conflict", |s| text(s).is_some());
-    text(&node.status().unwrap()).unwrap()
+    conflict_that_says(node, "")
+}
+
+/// The same, as soon as it says this: the nodes may have met before both had gone on alone,
+/// and were told something else then.
+pub(crate) fn conflict_that_says(node: &Node, what: &str) -> String {
+    let mut told = String::new();
+    let says = wait_until(PATIENCE, || {
+        let status = node.status().unwrap_or_default();
+        told = status["conflict"].as_str().unwrap_or_default().to_owned();
+        !told.is_empty() && told.contains(what)
+    });
+    assert!(
+        says,
+        "{} is not in conflict: {told}\n{}",
+        node.name(),
+        node.last_words()
+    );
+    told
 }
 
 /// Gives the node's copy up, as its operator does.

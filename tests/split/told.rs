@@ -4,7 +4,7 @@ use std::fs;
 
 use harness::Pair;
 
-use crate::stage::{conflict, options, split, wait_status};
+use crate::stage::{conflict, conflict_that_says, options, split, wait_status};
 
 #[test]
 fn two_primaries_learn_of_each_other_and_both_name_both_histories() {
@@ -12,7 +12,7 @@ fn two_primaries_learn_of_each_other_and_both_name_both_histories() {
     split(&pair);
     fs::write(pair.on_a("of-a"), "a").unwrap();
     fs::write(pair.on_b("of-b"), "b").unwrap();
-    let told = [conflict(&pair.a), conflict(&pair.b)];
+    let told = [&pair.a, &pair.b].map(|node| conflict_that_says(node, "split brain"));
     for (node, text) in [&pair.a, &pair.b].into_iter().zip(&told) {
         assert!(text.contains("split brain"), "{text}");
         for other in [&pair.a, &pair.b] {

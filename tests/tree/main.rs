@@ -94,6 +94,12 @@ fn dependencies_point_inward() {
     forbid("protocol/src", &["fs_driver", "quinn", "tokio"]);
 }
 
+/// It waits for nothing but its inbox, and the kernel may keep whoever asks it waiting.
+#[test]
+fn the_thread_of_a_module_does_not_ask_for_interfaces() {
+    forbid("controller/src/runner", &["netlink", "is_only_here"]);
+}
+
 #[test]
 fn no_source_file_is_too_long() {
     for below in ["protocol", "fs-driver", "controller", "bench", "tests"] {

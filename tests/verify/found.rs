@@ -116,6 +116,29 @@ fn one_flipped_bit_in_either_store_is_named_and_repaired() {
     assert!(stored(&pair.a) == stored(&pair.b));
 }
 
+/// A repair would overwrite the good bytes; see the README.
+#[test]
+fn what_has_rotted_on_the_primary_is_brought_back_from_the_secondary() {
+    let pair = populated();
+    pair.wait_settled();
+    let good = fs::read(pair.on_b("whole")).unwrap();
+    flip(&pair.a.data().join("whole"), 5 * 4096 + 17);
+    let (code, found, said) = pair.a.verify(&[]).unwrap();
+    assert_eq!((code, findings(&found).len()), (DIFFERED, 1), "{said}");
+    // The operator looks at both, and finds that of the secondary right.
+    assert!(fs::read(pair.on_b("whole")).unwrap() == good);
+    // By force: the kernel may still hold what was open before.
+    pair.a.demote(true).unwrap();
+    assert!(pair.b.promote(false).is_err(), "it is known to differ");
+    pair.b.promote(true).unwrap();
+    pair.wait_paired();
+    for node in [&pair.a, &pair.b] {
+        assert!(fs::read(node.data().join("whole")).unwrap() == good);
+    }
+    assert_equal(&pair.b);
+    pair.assert_identical();
+}
+
 #[test]
 fn a_repair_moves_what_differs_and_little_more() {
     let pair = populated();

@@ -1,9 +1,9 @@
-//! A large folder under load, on request: `TWINFOLD_VERIFY_GIB=10`.
+//! A large folder under load; as large as `TWINFOLD_VERIFY_GIB` says.
 
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use harness::Pair;
 
@@ -11,17 +11,24 @@ use super::{EQUAL, findings};
 
 const MIB: usize = 1 << 20;
 
+/// Files and bytes of each, by default.
+const SMALL_FILES: u64 = 2;
+const SMALL: u64 = 24 << 20;
+
+/// A verify of it may take as long as its disk needs.
+const LIMIT: Duration = Duration::from_secs(3600);
+
 #[test]
 fn a_large_folder_shows_no_false_difference_under_load() {
-    let Some(gib) = std::env::var("TWINFOLD_VERIFY_GIB").ok() else {
-        return;
-    };
-    let gib: u64 = gib.parse().expect("a number of GiB");
+    let given = std::env::var("TWINFOLD_VERIFY_GIB").ok();
+    let given: Option<u64> = given.map(|text| text.parse().expect("a number of GiB"));
+    // By default a few files, small ones.
+    let (files, size) = given.map_or((SMALL_FILES, SMALL), |gib| (gib, 1 << 30));
     let pair = Pair::new();
     let mut block = vec![0; MIB];
-    for n in 0..gib {
+    for n in 0..files {
         let mut file = File::create(pair.on_a(format!("file{n}"))).unwrap();
-        for m in 0..1024u64 {
+        for m in 0..size >> 20 {
             for (i, byte) in block.iter_mut().enumerate() {
                 *byte = (i as u64 * 31 + m * 7 + n * 13 + i as u64 / 4096) as u8;
             }
@@ -31,14 +38,14 @@ fn a_large_folder_shows_no_false_difference_under_load() {
     pair.wait_settled();
     pair.checkpoint();
     let began = Instant::now();
-    let quiet = pair.a.verify(&[]).unwrap();
+    let quiet = pair.a.verify_within(LIMIT, &[]).unwrap();
     println!("quiet: {:?} {}", began.elapsed(), quiet.1["status"]);
     assert_eq!(quiet.0, EQUAL, "{}", quiet.2);
 
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|s| {
         let writer = s.spawn(|| {
-            let files: Vec<_> = (0..gib)
+            let files: Vec<_> = (0..files)
                 .map(|n| {
                     File::options()
                         .write(true)
@@ -53,18 +60,22 @@ fn a_large_folder_shows_no_false_difference_under_load() {
                     .wrapping_add(1_442_695_040_888_963_407);
                 let file = &files[(at >> 33) as usize % files.len()];
                 let began = Instant::now();
-                file.write_all_at(&at.to_le_bytes().repeat(512), (at >> 20) % (1 << 18) * 4096)
-                    .unwrap();
+                file.write_all_at(
+                    &at.to_le_bytes().repeat(512),
+                    (at >> 20) % (size / 4096) * 4096,
+                )
+                .unwrap();
                 slowest = slowest.max(began.elapsed());
                 writes += 1;
             }
             (writes, slowest)
         });
         let began = Instant::now();
-        let (code, found, said) = pair.a.verify(&[]).unwrap();
+        let (code, found, said) = pair.a.verify_within(LIMIT, &[]).unwrap();
         let elapsed = began.elapsed();
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         let (writes, slowest) = writer.join().unwrap();
+        assert!(writes > 0, "nothing was written meanwhile");
         println!(
             "under load: {elapsed:?}, {writes} writes ({:.0}/s), slowest {slowest:?}, {}",
             writes as f64 / elapsed.as_secs_f64(),

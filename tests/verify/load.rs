@@ -74,8 +74,11 @@ impl Drop for Load {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            let ended = thread.join();
-            assert!(ended.is_ok() || std::thread::panicking());
+            // When the test has failed, a write may be held, and nobody lets it go before the
+            // nodes are ended, behind this one.
+            if !std::thread::panicking() {
+                assert!(thread.join().is_ok());
+            }
         }
     }
 }

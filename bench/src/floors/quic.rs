@@ -1,7 +1,8 @@
-//! Bare QUIC between two processes, with the driver's own sockets, keys and
-//! settings: request and answer, and one stream's throughput.
+//! Bare QUIC between two processes, with the driver's own keys: request and answer, and one
+//! stream's throughput. With the driver's sockets and settings, or with quinn's own.
 
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -16,6 +17,45 @@ pub(super) const ANSWER: usize = 29;
 /// Bytes of a piece of the stream.
 pub(super) const PIECE: usize = 1 << 20;
 
+/// With whose sockets and settings.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum Tuning {
+    /// The driver's.
+    Driver,
+    /// Quinn's, as they come.
+    Stock,
+}
+
+impl Tuning {
+    /// As it is given on a command line.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Tuning::Driver => "driver",
+            Tuning::Stock => "stock",
+        }
+    }
+
+    fn listen(self, transport: &Transport, at: SocketAddr) -> Result<quinn::Endpoint> {
+        match self {
+            Tuning::Driver => transport
+                .listen()?
+                .into_iter()
+                .next()
+                .context("no endpoint"),
+            Tuning::Stock => Ok(quinn::Endpoint::server(transport.stock().0, at)?),
+        }
+    }
+
+    fn dialler(self, transport: &Transport, to: SocketAddr) -> Result<quinn::Endpoint> {
+        if self == Tuning::Driver {
+            return transport.dialler(to);
+        }
+        let mut endpoint = quinn::Endpoint::client((std::net::Ipv4Addr::LOCALHOST, 0).into())?;
+        endpoint.set_default_client_config(transport.stock().1);
+        Ok(endpoint)
+    }
+}
+
 fn transport(dir: &Path) -> Result<(Transport, Settings)> {
     let settings = Settings::load(dir)?;
     let identity = Identity::load(&dir.join("id"))?;
@@ -24,21 +64,24 @@ fn transport(dir: &Path) -> Result<(Transport, Settings)> {
 
 /// Answers: reads requests of `size` bytes (the first four bytes of a stream say
 /// how many) and answers each; size zero: reads to the end, then answers once.
-pub(crate) fn serve(dir: &Path) -> Result<()> {
+pub(crate) fn serve(dir: &Path, tuning: Tuning) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let (transport, _) = transport(dir)?;
-        let endpoints = transport.listen()?;
-        let endpoint = endpoints.first().context("no endpoint")?;
+        let (transport, settings) = transport(dir)?;
+        let at = *settings.listen.first().context("no address")?;
+        let endpoint = tuning.listen(&transport, at)?;
         while let Some(incoming) = endpoint.accept().await {
             let Ok(connection) = incoming.await else {
                 continue;
             };
-            while let Ok((tx, rx)) = connection.accept_bi().await {
-                tokio::spawn(answer(tx, rx));
-            }
+            // One that has gone without a word does not keep the next one waiting.
+            tokio::spawn(async move {
+                while let Ok((tx, rx)) = connection.accept_bi().await {
+                    tokio::spawn(answer(tx, rx));
+                }
+            });
         }
         Ok(())
     })
@@ -78,14 +121,14 @@ pub(crate) struct Client {
 
 impl Client {
     /// Connects to the server, which may still be starting.
-    pub(crate) fn connect(dir: &Path) -> Result<Client> {
+    pub(crate) fn connect(dir: &Path, tuning: Tuning) -> Result<Client> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let connection = runtime.block_on(async {
             let (transport, settings) = transport(dir)?;
             let to = *settings.peer.first().context("no peer")?;
-            let endpoint = transport.dialler(to)?;
+            let endpoint = tuning.dialler(&transport, to)?;
             for _ in 0..50 {
                 let connecting = endpoint.connect(to, transport.server_name())?;
                 if let Ok(Ok(connection)) =
@@ -147,23 +190,16 @@ fn payload(size: usize) -> bytes::Bytes {
     vec![0x33; size].into()
 }
 
-/// Keys and settings of the floor's two ends.
-pub(crate) fn prepare(dir: &Path, ports: (u16, u16)) -> Result<(PathBuf, PathBuf)> {
-    let (server, client) = (dir.join("quic-server"), dir.join("quic-client"));
-    let make = |d: &Path| {
-        std::fs::create_dir_all(d)?;
-        Identity::load_or_create(&d.join("id"))
-    };
-    let (s, c) = (make(&server)?, make(&client)?);
-    let address = |port: u16| std::net::SocketAddr::from(([127, 0, 0, 1], port));
-    for (home, peer, me, other) in [
-        (&server, c.fingerprint(), ports.0, ports.1),
-        (&client, s.fingerprint(), ports.1, ports.0),
-    ] {
-        let mut settings = Settings::new("floor", home, &peer.to_string());
-        settings.listen = vec![address(me)];
-        settings.peer = vec![address(other)];
-        settings.save(home)?;
-    }
-    Ok((server, client))
+/// Makes the key of an end of the floor below `dir`; its identity.
+pub(crate) fn identity(dir: &Path) -> Result<String> {
+    let identity = Identity::load_or_create(&dir.join("id"))?;
+    Ok(identity.fingerprint().to_string())
+}
+
+/// Tells an end where it is, and which other end it talks to.
+pub(crate) fn settle(dir: &Path, here: SocketAddr, id: &str, other: SocketAddr) -> Result<()> {
+    let mut settings = Settings::new("floor", dir, id);
+    settings.listen = vec![here];
+    settings.peer = vec![other];
+    settings.save(dir)
 }

@@ -85,7 +85,8 @@ impl Pace {
         while !stop.load(Ordering::Relaxed) {
             let now = clock.now();
             let begin = match self.rate {
-                None if now >= self.time => break,
+                // A thread that the machine let begin too late has a step all the same.
+                None if now >= self.time && part.ops > 0 => break,
                 None => now,
                 Some(_) if now >= self.time * PATIENCE => break,
                 Some(rate) => {
@@ -200,5 +201,15 @@ mod tests {
         let (closed, unserved) = run(None, 0, USUAL);
         assert_eq!((closed.ops, unserved), (10_000, 0));
         assert_eq!(closed.bytes, 10_000);
+    }
+
+    #[test]
+    fn a_worker_that_begins_too_late_does_one_step() {
+        let mut clock = Model::default();
+        clock.wait(2 * RUN);
+        let pace = Pace::new(None, RUN);
+        let never = AtomicBool::new(false);
+        let part = pace.drive(&mut clock, &never, &mut || Ok(1)).unwrap();
+        assert_eq!((part.ops, part.bytes), (1, 1));
     }
 }

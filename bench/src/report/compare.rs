@@ -47,7 +47,7 @@ pub(crate) fn run(old: &Path, new: &Path, tolerance: f64) -> Result<ExitCode> {
             old.flags, new.flags
         );
     }
-    for doubt in [&old, &new].iter().flat_map(|r| r.machine.doubts()) {
+    for doubt in [&old, &new].iter().flat_map(|r| r.doubts()) {
         println!("CAUTION: {doubt}");
     }
     println!();

@@ -2,17 +2,18 @@
 
 use std::fmt::Write;
 
-use super::model::{Cell, Report, Row};
+use super::model::{Cell, Report, Row, WHERE};
 use super::plot;
 use super::table::speed;
 use super::units::{count, memory, time};
 use crate::systems::System;
 
 /// All systems, in the order of the tables.
-const SYSTEMS: [System; 9] = [
+const SYSTEMS: [System; 10] = [
     System::Bare,
     System::Plain,
     System::Twinfold,
+    System::Other,
     System::Flush,
     System::Alone,
     System::Gluster,
@@ -94,7 +95,20 @@ fn head(out: &mut String, report: &Report) {
         let _ = writeln!(out, "<li>{}</li>", escape(&item));
     }
     out.push_str("</ul>\n");
-    for doubt in machine.doubts() {
+    if let Some(there) = &report.there {
+        let _ = writeln!(
+            out,
+            "<p>Between two machines. Here: {}. There, at {}: {}.</p>\n<ul class=\"meta\">\n\
+             <li>{}</li>\n<li>commit {}</li>\n<li>round trip {} (TLS over TCP)</li>\n</ul>",
+            WHERE[0],
+            escape(&there.address),
+            WHERE[1],
+            escape(&there.machine.line()),
+            escape(&there.machine.commit()),
+            time(there.round_trip)
+        );
+    }
+    for doubt in report.doubts() {
         let _ = writeln!(out, "<p class=\"missed\">Caution: {}.</p>", escape(&doubt));
     }
     for (system, reason) in &report.absent {
@@ -118,7 +132,8 @@ fn head(out: &mut String, report: &Report) {
 fn targets(out: &mut String, report: &Report) {
     out.push_str(
         "<h2>Targets</h2>\n<div class=\"card scroll\">\n<table>\n<tr><th>figure</th>\
-         <th>median</th><th>middle half</th><th>target</th><th></th></tr>\n",
+         <th>median</th><th>middle half</th><th>target</th><th></th>\
+         <th>by median latencies</th></tr>\n",
     );
     for t in &report.targets {
         let (median, half) = match t.value {
@@ -134,12 +149,14 @@ fn targets(out: &mut String, report: &Report) {
             None => ("open", "not measured"),
         };
         let sign = if t.at_most { "&le;" } else { "&ge;" };
+        let typical = t.typical.map(|e| format!("{:.2}", e.median));
         let _ = writeln!(
             out,
             "<tr><td>{}</td><td>{median}</td><td>{half}</td><td>{sign} {}</td>\
-             <td><span class=\"badge {class}\">{word}</span></td></tr>",
+             <td><span class=\"badge {class}\">{word}</span></td><td>{}</td></tr>",
             escape(&t.name),
-            t.limit
+            t.limit,
+            typical.unwrap_or_default()
         );
     }
     out.push_str("</table>\n</div>\n");
@@ -218,6 +235,22 @@ fn numbers(out: &mut String, cell: &Cell) {
 }
 
 fn memories(out: &mut String, report: &Report) {
+    if let Some(large) = &report.large {
+        out.push_str(
+            "<h2>Memory of the drivers of a large folder</h2>\n<div class=\"card scroll\">\n\
+             <table>\n<tr><th>when</th><th>primary</th><th>secondary</th></tr>\n",
+        );
+        for held in &large.held {
+            let _ = writeln!(
+                out,
+                "<tr><td>{}</td><td>{}</td><td>{}</td></tr>",
+                escape(&held.when),
+                memory(held.primary),
+                held.secondary.map_or("away".into(), memory)
+            );
+        }
+        out.push_str("</table>\n</div>\n");
+    }
     if report.memory.is_empty() {
         return;
     }

@@ -1,7 +1,6 @@
 //! Where and of what the run was.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -15,10 +14,13 @@ pub(crate) struct Machine {
     pub(crate) kernel: String,
     /// Type of the file system the folders lie on.
     pub(crate) file_system: String,
-    /// Of the source tree, when the run began.
+    /// Of the source tree that the program was built from.
     pub(crate) commit: String,
     /// Whether the tree had changes that were not committed.
     pub(crate) changed: bool,
+    /// BLAKE3 hash of the program's file.
+    #[serde(default)]
+    pub(crate) program: String,
     /// Whether the program was built for speed.
     pub(crate) release: bool,
     /// Seconds since 1970.
@@ -37,12 +39,14 @@ fn field(text: &str, name: &str) -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-fn git(args: &[&str]) -> Option<String> {
-    let mut command = Command::new("git");
-    command.arg("-C").arg(env!("CARGO_MANIFEST_DIR")).args(args);
-    let output = command.output().ok()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    output.status.success().then(|| text.trim().to_owned())
+/// What a commit is called that is not known.
+const UNKNOWN: &str = "unknown";
+
+/// The hash of this program's file.
+fn program() -> std::io::Result<String> {
+    let mut hash = blake3::Hasher::new();
+    hash.update_reader(std::fs::File::open("/proc/self/exe")?)?;
+    Ok(hash.finalize().to_hex().to_string())
 }
 
 /// The type of the file system that `path` lies on: the longest mount point above it in
@@ -62,7 +66,7 @@ fn file_system(path: &Path) -> Option<String> {
 impl Machine {
     /// This one, with the folders in `dir`.
     pub(crate) fn here(dir: &Path) -> Machine {
-        let unknown = || "unknown".to_owned();
+        let unknown = || UNKNOWN.to_owned();
         let kib = field(&read("/proc/meminfo"), "MemTotal");
         let kib = kib.and_then(|m| m.split(' ').next()?.parse::<u64>().ok());
         let when = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -72,8 +76,9 @@ impl Machine {
             memory_bytes: kib.unwrap_or(0) << 10,
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             file_system: file_system(dir).unwrap_or_else(unknown),
-            commit: git(&["rev-parse", "HEAD"]).unwrap_or_else(unknown),
-            changed: git(&["status", "--porcelain", "-uno"]).is_some_and(|s| !s.is_empty()),
+            commit: env!("TWINFOLD_COMMIT").to_owned(),
+            changed: env!("TWINFOLD_CHANGED") == "true",
+            program: program().unwrap_or_default(),
             release: !cfg!(debug_assertions),
             when: when.unwrap_or(Duration::ZERO).as_secs(),
             load: read("/proc/loadavg")
@@ -102,6 +107,21 @@ impl Machine {
         let changed = if self.changed { " with changes" } else { "" };
         let build = if self.release { "" } else { ", a debug build" };
         format!("{short}{changed}{build}")
+    }
+
+    /// Whether the program there may be another one than here, and how.
+    pub(crate) fn differs(&self, there: &Machine) -> Option<String> {
+        let same_file = !self.program.is_empty() && self.program == there.program;
+        let same_source = self.commit == there.commit
+            && self.commit != UNKNOWN
+            && !self.changed
+            && !there.changed
+            && self.release == there.release;
+        let tell = || {
+            let (here, there) = (self.commit(), there.commit());
+            format!("commit {here} here, commit {there} there")
+        };
+        (!same_file && !same_source).then(tell)
     }
 
     /// Why the figures may say little.
@@ -155,6 +175,35 @@ mod tests {
         assert_eq!(machine.doubts().len(), 1);
         machine.release = false;
         assert_eq!(machine.doubts().len(), 2);
+    }
+
+    #[test]
+    fn programs_are_the_same_by_their_file_or_by_a_commit_without_changes() {
+        let here = Machine::here(Path::new("/"));
+        assert_eq!(here.program.len(), 64);
+        assert_eq!(here.differs(&here), None);
+        let of = |commit: &str, changed, program: &str| Machine {
+            commit: commit.into(),
+            changed,
+            program: program.into(),
+            ..here.clone()
+        };
+        assert_eq!(of("a", false, "1").differs(&of("a", false, "2")), None);
+        assert_eq!(of("a", true, "1").differs(&of("b", false, "1")), None);
+        for (one, two) in [
+            (of("a", false, "1"), of("b", false, "2")),
+            (of("a", true, "1"), of("a", false, "2")),
+            (of("a", false, "1"), of("a", true, "2")),
+            (of("a", true, "1"), of("a", true, "2")),
+            (of(UNKNOWN, false, "1"), of(UNKNOWN, false, "2")),
+            (of("b", false, ""), of("a", false, "")),
+        ] {
+            let told = one.differs(&two).unwrap();
+            assert!(told.contains("here") && told.contains("there"), "{told}");
+        }
+        let mut other = of("a", false, "2");
+        other.release = !here.release;
+        assert!(of("a", false, "1").differs(&other).is_some());
     }
 
     #[test]

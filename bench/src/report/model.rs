@@ -1,6 +1,7 @@
 //! The report as data.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::machine::Machine;
 use super::targets::Judged;
 use crate::load::Measured;
+use crate::memory::{Large, Size};
 use crate::stats::Estimate;
 use crate::systems::System;
 
@@ -30,11 +32,20 @@ pub(crate) struct Report {
     pub(crate) seconds: f64,
     pub(crate) workloads: Vec<Row>,
     pub(crate) memory: Vec<Memory>,
+    /// The memory of the drivers of a large folder, if it was asked for.
+    #[serde(default)]
+    pub(crate) large: Option<Large>,
+    /// The other machine, if there was one.
+    #[serde(default)]
+    pub(crate) there: Option<There>,
     /// Systems that could not be measured, and why.
     pub(crate) absent: BTreeMap<System, String>,
     /// What went wrong, and where.
     pub(crate) failures: Vec<Failure>,
     pub(crate) targets: Vec<Judged>,
+    /// What each workload costs relative to the other build.
+    #[serde(default)]
+    pub(crate) beside: Vec<(String, Estimate)>,
 }
 
 /// How the run was asked for.
@@ -46,7 +57,34 @@ pub(crate) struct Flags {
     pub(crate) resync_mib: u64,
     pub(crate) only: Option<String>,
     pub(crate) skip: Vec<System>,
+    /// Another build of this program, whose drivers are measured as well.
+    #[serde(default)]
+    pub(crate) beside: Option<PathBuf>,
+    /// The large folder whose drivers' memory is measured.
+    #[serde(default)]
+    pub(crate) large: Option<Size>,
+    /// Where the other machine was asked for.
+    #[serde(default)]
+    pub(crate) peer: Option<String>,
 }
+
+/// The other machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct There {
+    /// Where its control line was reached.
+    pub(crate) address: String,
+    pub(crate) machine: Machine,
+    /// The median round trip of that line, in microseconds.
+    pub(crate) round_trip: f64,
+    /// How its program differs, where that was allowed.
+    pub(crate) differs: Option<String>,
+}
+
+/// What runs where, when there are two machines.
+pub(crate) const WHERE: [&str; 2] = [
+    "the load, the primaries, the bare directory and the pass-through",
+    "the secondaries and the answering ends of QUIC and TCP",
+];
 
 /// A workload, on all systems.
 #[derive(Debug, Serialize, Deserialize)]
@@ -224,6 +262,22 @@ fn curve(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
 }
 
 impl Report {
+    /// Why the figures may say little.
+    pub(crate) fn doubts(&self) -> Vec<String> {
+        let mut doubts = self.machine.doubts();
+        if let Some(there) = &self.there {
+            let of_it = there.machine.doubts().into_iter();
+            doubts.extend(of_it.map(|d| format!("on the other machine: {d}")));
+            doubts.extend(there.differs.iter().map(|d| format!("two programs: {d}")));
+            doubts.push(
+                "the targets are those for two nodes on one machine; what the network adds is in \
+                 the round trips and streams of bare QUIC"
+                    .to_owned(),
+            );
+        }
+        doubts
+    }
+
     /// A workload's row.
     pub(crate) fn row(&self, workload: &str) -> Option<&Row> {
         self.workloads.iter().find(|r| r.name == workload)

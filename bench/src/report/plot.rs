@@ -14,6 +14,7 @@ pub(super) fn class(system: System) -> &'static str {
         System::Bare => "bare",
         System::Plain => "plain",
         System::Twinfold => "twinfold",
+        System::Other => "other",
         System::Flush => "flush",
         System::Alone => "alone",
         System::Gluster => "gluster",

@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
-use super::model::{Cell, Report};
+use super::model::{Cell, Report, WHERE};
 use super::units::{count, memory, throughput, time};
+use crate::memory::mib;
 
 /// From this on a throughput says more than a number of steps: bytes of a step.
 const LARGE: u64 = 256 << 10;
@@ -37,7 +38,18 @@ pub(crate) fn show(report: &Report) -> String {
         flags.millis,
         report.seconds
     );
-    for doubt in machine.doubts() {
+    if let Some(there) = &report.there {
+        let _ = writeln!(
+            out,
+            "the other machine, {}: {}\ncommit {}; round trip {} (TLS over TCP)",
+            there.address,
+            there.machine.line(),
+            there.machine.commit(),
+            time(there.round_trip)
+        );
+        let _ = writeln!(out, "here: {};\nthere: {}", WHERE[0], WHERE[1]);
+    }
+    for doubt in report.doubts() {
         let _ = writeln!(out, "CAUTION: {doubt}");
     }
     for row in &report.workloads {
@@ -64,6 +76,13 @@ pub(crate) fn show(report: &Report) -> String {
             memory(m.bytes)
         );
     }
+    if let Some(large) = &report.large {
+        let most = mib(large.most());
+        let _ = writeln!(out, "\ndrivers of a large folder: {most:.1} MiB at most");
+        for held in &large.held {
+            let _ = writeln!(out, "  {held}");
+        }
+    }
     for (system, reason) in &report.absent {
         let _ = writeln!(out, "\n{}: {reason}", system.title());
     }
@@ -76,9 +95,26 @@ pub(crate) fn show(report: &Report) -> String {
             f.error
         );
     }
+    if !report.beside.is_empty() {
+        out.push_str("\ncost relative to the other build\n");
+    }
+    for (name, over) in &report.beside {
+        let _ = writeln!(
+            out,
+            "  {name:<56} {:.2} ({:.2} .. {:.2})",
+            over.median, over.low, over.high
+        );
+    }
     out.push('\n');
     for t in &report.targets {
         let sign = if t.at_most { "<=" } else { ">=" };
+        let typical = match t.typical {
+            Some(e) => format!(
+                "  by median latencies {:.2} ({:.2} .. {:.2})",
+                e.median, e.low, e.high
+            ),
+            None => String::new(),
+        };
         let (value, mark) = match (t.value, t.met()) {
             (Some(e), Some(met)) => (
                 format!("{:.2} ({:.2} .. {:.2})", e.median, e.low, e.high),
@@ -86,11 +122,12 @@ pub(crate) fn show(report: &Report) -> String {
             ),
             _ => (String::new(), "not measured"),
         };
-        let _ = writeln!(
-            out,
-            "{:<58} {:>26}  target {sign} {:<5} {mark}",
+        let line = format!(
+            "{:<58} {:>26}  target {sign} {:<5} {mark:<12}{typical}",
             t.name, value, t.limit
         );
+        out.push_str(line.trim_end());
+        out.push('\n');
     }
     out
 }

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::model::{Cell, OverFloor, Report, Round};
+use crate::memory;
 use crate::run::plan::{Floor, Workload, workloads};
 use crate::stats::Estimate;
 use crate::systems::System;
@@ -17,6 +18,10 @@ pub(crate) struct Judged {
     pub(crate) name: String,
     /// Nothing when what it compares was not all measured.
     pub(crate) value: Option<Estimate>,
+    /// The same by the median latencies, where one step is done at a time: what other work on
+    /// the machine takes away now and then is not in it.
+    #[serde(default)]
+    pub(crate) typical: Option<Estimate>,
     pub(crate) at_most: bool,
     pub(crate) limit: f64,
 }
@@ -36,6 +41,8 @@ impl Judged {
 struct View<'a> {
     report: &'a Report,
     round: Option<usize>,
+    /// Rates are what they would be if each step took the median latency.
+    typical: bool,
 }
 
 impl View<'_> {
@@ -55,7 +62,14 @@ impl View<'_> {
 
     /// Steps per second.
     fn rate(&self, workload: &str, system: System) -> Option<f64> {
-        self.value(workload, system, |c| c.rate.median, Round::rate)
+        fn of_all(cell: &Cell) -> f64 {
+            let medians: Vec<f64> = cell.rounds.iter().map(|r| r.latency.p50).collect();
+            Estimate::of(&medians).map_or(f64::NAN, |e| 1e6 / e.median)
+        }
+        match self.typical {
+            true => self.value(workload, system, of_all, |r| 1e6 / r.latency.p50),
+            false => self.value(workload, system, |c| c.rate.median, Round::rate),
+        }
     }
 
     /// Seconds per step.
@@ -78,21 +92,25 @@ impl View<'_> {
     }
 
     fn floor(&self, floor: Floor, workload: &str) -> Option<f64> {
-        let trip = || self.cost("round-trip-4k", System::Quic);
+        let trip = || self.cost(workload, System::Quic);
         match floor {
             Floor::Plain => self.cost(workload, System::Plain),
             Floor::PlainAndTrips(n) => {
                 Some(self.cost(workload, System::Plain)? + f64::from(n) * trip()?)
             }
-            Floor::Stream => Some(1.0 / self.throughput("stream", System::Quic)?),
+            Floor::Stream => Some(1.0 / self.throughput(workload, System::Quic)?),
             Floor::None => None,
         }
     }
 }
 
 /// A ratio of the medians, with the quartiles of the rounds' ratios.
-fn ratio(report: &Report, of: &dyn Fn(&View) -> Option<f64>) -> Option<Estimate> {
-    let view = |round| View { report, round };
+fn ratio(report: &Report, typical: bool, of: &dyn Fn(&View) -> Option<f64>) -> Option<Estimate> {
+    let view = |round| View {
+        report,
+        round,
+        typical,
+    };
     let median = of(&view(None)).filter(|v| v.is_finite())?;
     let each = |n| of(&view(Some(n))).filter(|v| v.is_finite());
     let rounds: Vec<f64> = (0..report.flags.rounds).filter_map(each).collect();
@@ -119,7 +137,7 @@ fn floor_title(floor: Floor) -> String {
 /// or that acknowledges later; the floors have none themselves.
 fn floor_of(workload: &Workload, system: System) -> Floor {
     match system {
-        System::Twinfold | System::Gluster | System::Strict => workload.floor,
+        System::Twinfold | System::Other | System::Gluster | System::Strict => workload.floor,
         System::Flush | System::Alone => Floor::Plain,
         System::Bare | System::Plain | System::Quic | System::Tcp => Floor::None,
     }
@@ -142,7 +160,7 @@ pub(crate) fn add_floors(report: &mut Report) {
                 };
                 Some(cost / view.floor(floor, name)?)
             };
-            let over = ratio(report, &over).map(|ratio| OverFloor {
+            let over = ratio(report, false, &over).map(|ratio| OverFloor {
                 floor: floor_title(floor),
                 ratio,
             });
@@ -160,8 +178,9 @@ pub(crate) fn add_floors(report: &mut Report) {
 
 type Figure = fn(&View) -> Option<f64>;
 
-/// Names, figures, whether they are to be low, and targets.
-const FIGURES: &[(&str, Figure, bool, f64)] = &[
+/// Names, figures, whether they are to be low, targets; and whether what they compare is
+/// done one step at a time.
+const FIGURES: &[(&str, Figure, bool, f64, bool)] = &[
     (
         "4 KiB write, depth 1 / (pass-through + QUIC round trip)",
         |v| {
@@ -172,6 +191,7 @@ const FIGURES: &[(&str, Figure, bool, f64)] = &[
         },
         true,
         1.25,
+        true,
     ),
     (
         "4 KiB O_DIRECT, depth 32 / depth 1",
@@ -181,18 +201,21 @@ const FIGURES: &[(&str, Figure, bool, f64)] = &[
         },
         false,
         4.0,
+        false,
     ),
     (
         "4 KiB O_DIRECT, depth 32 / GlusterFS",
         |v| gluster(v, "direct-4k-d32", System::Gluster),
         false,
         10.0,
+        false,
     ),
     (
         "4 KiB O_DIRECT, depth 32 / GlusterFS, no write-behind",
         |v| gluster(v, "direct-4k-d32", System::Strict),
         false,
         10.0,
+        false,
     ),
     (
         "4 KiB write + fsync / (pass-through + QUIC round trip)",
@@ -204,63 +227,73 @@ const FIGURES: &[(&str, Figure, bool, f64)] = &[
         },
         true,
         1.3,
+        true,
     ),
     (
         "4 KiB write + fsync / GlusterFS",
         |v| gluster(v, "fsync-4k-d1", System::Gluster),
         false,
         8.0,
+        true,
     ),
     (
         "1 MiB sequential write / QUIC stream",
         |v| {
-            let stream = v.throughput("stream", System::Quic)?;
+            let stream = v.throughput("write-1m", System::Quic)?;
             Some(v.throughput("write-1m", System::Twinfold)? / stream)
         },
         false,
         0.6,
+        false,
     ),
     (
         "1 MiB sequential write / GlusterFS",
         |v| gluster(v, "write-1m", System::Gluster),
         false,
         1.5,
+        false,
     ),
     (
         "1 MiB sequential write / GlusterFS, no write-behind",
         |v| gluster(v, "write-1m", System::Strict),
         false,
         1.5,
+        false,
     ),
     (
         "4 KiB read, cached / pass-through",
         |v| plain(v, "read-4k-cached", System::Twinfold),
         false,
         0.95,
+        true,
     ),
     (
         "4 KiB read, direct / pass-through",
         |v| plain(v, "read-4k-direct", System::Twinfold),
         false,
         0.95,
+        true,
     ),
     (
         "create + write 4 KiB + close + unlink / GlusterFS",
         |v| gluster(v, "create-unlink", System::Gluster),
         false,
         5.0,
+        true,
     ),
     (
         "no peer: cost of a 4 KiB write / pass-through",
         |v| plain(v, "write-4k-d1", System::Alone).map(|rate| 1.0 / rate),
         true,
         1.1,
+        true,
     ),
     (
         "ack flush: cost of a 4 KiB write / pass-through",
         |v| plain(v, "write-4k-d1", System::Flush).map(|rate| 1.0 / rate),
         true,
         1.2,
+        true,
     ),
     (
         "p99.9 of 4 KiB writes during a resync / without",
@@ -270,6 +303,7 @@ const FIGURES: &[(&str, Figure, bool, f64)] = &[
         },
         true,
         3.0,
+        false,
     ),
 ];
 
@@ -283,15 +317,40 @@ fn plain(view: &View, workload: &str, system: System) -> Option<f64> {
     Some(view.rate(workload, system)? / view.rate(workload, System::Plain)?)
 }
 
+/// The cost of a step of each workload relative to the other build's.
+pub(crate) fn beside(report: &Report) -> Vec<(String, Estimate)> {
+    let mut all = Vec::new();
+    for row in &report.workloads {
+        let over = |view: &View| {
+            let other = view.cost(&row.name, System::Other)?;
+            Some(view.cost(&row.name, System::Twinfold)? / other)
+        };
+        all.extend(ratio(report, false, &over).map(|over| (row.title.clone(), over)));
+    }
+    all
+}
+
 /// All figures of the report.
 pub(crate) fn judge(report: &Report) -> Vec<Judged> {
-    let judged = |(name, figure, at_most, limit): &(&str, Figure, bool, f64)| Judged {
-        name: (*name).to_owned(),
-        value: ratio(report, figure),
-        at_most: *at_most,
-        limit: *limit,
+    let judged =
+        |(name, figure, at_most, limit, single): &(&str, Figure, bool, f64, bool)| Judged {
+            name: (*name).to_owned(),
+            value: ratio(report, false, figure),
+            typical: single.then(|| ratio(report, true, figure)).flatten(),
+            at_most: *at_most,
+            limit: *limit,
+        };
+    let large = report.large.as_ref();
+    let size = report.flags.large.as_ref();
+    let size = size.map(|s| format!(", {} files, {} GiB image", s.files, s.image_gib));
+    let memory = Judged {
+        name: format!("memory of a driver{}, in MiB", size.unwrap_or_default()),
+        value: large.map(|l| Estimate::exactly(memory::mib(l.most()))),
+        typical: None,
+        at_most: true,
+        limit: memory::TARGET as f64,
     };
-    FIGURES.iter().map(judged).collect()
+    FIGURES.iter().map(judged).chain([memory]).collect()
 }
 
 #[cfg(test)]
@@ -339,13 +398,19 @@ mod tests {
                 resync_mib: 1,
                 only: None,
                 skip: Vec::new(),
+                beside: None,
+                large: None,
+                peer: None,
             },
             seconds: 1.0,
             workloads: rows.iter().map(row).collect(),
             memory: Vec::new(),
+            large: None,
+            there: None,
             absent: BTreeMap::new(),
             failures: Vec::new(),
             targets: Vec::new(),
+            beside: Vec::new(),
         };
         add_floors(&mut report);
         report.targets = judge(&report);
@@ -360,11 +425,12 @@ mod tests {
     #[test]
     fn a_write_is_held_against_the_pass_through_and_a_round_trip() {
         // 50 us and 50 us, and 120 us.
-        let folders = [(System::Plain, 20_000.0), (System::Twinfold, 1e6 / 120.0)];
-        let report = report(&[
-            ("round-trip-4k", &[(System::Quic, 20_000.0)]),
-            ("write-4k-d1", &folders),
-        ]);
+        let measured = [
+            (System::Plain, 20_000.0),
+            (System::Twinfold, 1e6 / 120.0),
+            (System::Quic, 20_000.0),
+        ];
+        let report = report(&[("write-4k-d1", &measured)]);
         let over = report.cell("write-4k-d1", System::Twinfold).unwrap();
         let over = over.floor.as_ref().unwrap();
         assert!((over.ratio.median - 1.2).abs() < 0.01, "{over:?}");
@@ -388,6 +454,82 @@ mod tests {
         let report = report(&[("direct-4k-d32", &[(System::Twinfold, 1000.0)])]);
         let peer = figure(&report, "4 KiB O_DIRECT, depth 32 / GlusterFS");
         assert_eq!((peer.value, peer.met()), (None, None));
+    }
+
+    #[test]
+    fn stalls_are_in_a_figure_and_not_in_the_one_of_median_latencies() {
+        let folders = [(System::Plain, 20_000.0), (System::Alone, 20_000.0)];
+        let mut report = report(&[("write-4k-d1", &folders)]);
+        let row = report
+            .workloads
+            .iter_mut()
+            .find(|r| r.name == "write-4k-d1");
+        let alone = &mut row.unwrap().cells[1];
+        assert_eq!(alone.system, System::Alone);
+        alone.rate.median /= 3.0;
+        for round in &mut alone.rounds {
+            round.seconds *= 3.0;
+        }
+        let judged = judge(&report);
+        let figure = judged
+            .iter()
+            .find(|j| j.name.starts_with("no peer"))
+            .unwrap();
+        assert!((figure.value.unwrap().median - 3.0).abs() < 0.01);
+        assert!((figure.typical.unwrap().median - 1.0).abs() < 0.01);
+        assert_eq!(figure.met(), Some(false));
+        let deep = judged.iter().find(|j| j.name.contains("depth 32")).unwrap();
+        assert!(deep.typical.is_none());
+    }
+
+    #[test]
+    fn the_most_that_either_driver_has_held_is_judged() {
+        let held = |primary: u64, secondary: Option<u64>| memory::Held {
+            when: "once".into(),
+            primary: primary << 20,
+            secondary: secondary.map(|s| s << 20),
+        };
+        let mut report = report(&[]);
+        let judged = |report: &Report| {
+            let all = judge(report);
+            let row = all
+                .iter()
+                .find(|j| j.name.starts_with("memory of a driver"));
+            let row = row.unwrap();
+            (row.value.map(|v| v.median), row.met(), row.name.clone())
+        };
+        assert_eq!(judged(&report).1, None);
+        let size = memory::Size {
+            files: 1_000_000,
+            image_gib: 100,
+            writes: 1,
+        };
+        report.flags.large = Some(size);
+        let mut large = memory::Large {
+            size,
+            held: vec![held(50, Some(200)), held(90, None)],
+        };
+        report.large = Some(large.clone());
+        let (most, met, name) = judged(&report);
+        assert_eq!((most, met), (Some(200.0), Some(true)));
+        assert_eq!(
+            name,
+            "memory of a driver, 1000000 files, 100 GiB image, in MiB"
+        );
+        large.held.push(held(201, Some(10)));
+        report.large = Some(large);
+        assert_eq!(judged(&report).1, Some(false));
+    }
+
+    #[test]
+    fn another_build_is_held_against_this_one() {
+        let folders = [(System::Twinfold, 20_000.0), (System::Other, 10_000.0)];
+        let report = report(&[("write-4k-d1", &folders), ("read-1m", &folders[..1])]);
+        let [(name, over)] = &beside(&report)[..] else {
+            panic!("{:?}", beside(&report));
+        };
+        assert_eq!(name, "write-4k-d1");
+        assert!((over.median - 0.5).abs() < 0.001, "{over:?}");
     }
 
     #[test]

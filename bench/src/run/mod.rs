@@ -5,7 +5,6 @@
 //! measurement the local file system is flushed, so that nobody pays for what the one
 //! before has left in the page cache.
 
-mod interrupt;
 pub(crate) mod plan;
 mod progress;
 mod resync;
@@ -13,6 +12,7 @@ mod stage;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -21,10 +21,11 @@ use hdrhistogram::Histogram;
 
 use crate::floors::{quic, tcp};
 use crate::load::{self, Amount, Measured};
-use crate::process;
+use crate::peer::{Peer, Token};
 use crate::report::model::{self, Cell, Failure, Flags, Report, Round, Row};
 use crate::report::{self, Machine, targets};
 use crate::systems::{Place, Running, System};
+use crate::{interrupt, memory, process};
 use plan::{Floor, Work, Workload};
 use progress::Progress;
 use stage::Stage;
@@ -48,6 +49,10 @@ pub(crate) struct Options {
     pub(crate) dir: PathBuf,
     /// Where the report goes.
     pub(crate) out: PathBuf,
+    /// What the other machine printed, if there is one.
+    pub(crate) token: Option<Token>,
+    /// Also with a program of another commit there.
+    pub(crate) different_commits: bool,
 }
 
 /// A workload on a system, so far.
@@ -65,13 +70,14 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let dir = options.dir.join(name);
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     interrupt::catch();
-    let measured = measure(options, &dir);
+    let measured = on_both(options, &dir);
     // Whatever was mounted is gone by now.
     let removed = std::fs::remove_dir_all(&dir);
     let mut report = measured?;
     removed.with_context(|| format!("cannot remove {}", dir.display()))?;
     targets::add_floors(&mut report);
     report.targets = targets::judge(&report);
+    report.beside = targets::beside(&report);
     print!("{}", report::show(&report));
     let page = report::save(&report, &options.out)?;
     println!("\n{}", page.display());
@@ -82,29 +88,50 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     })
 }
 
-/// The workloads that were asked for, and those that their floors need.
+/// The workloads that were asked for.
 fn chosen(only: Option<&str>) -> Vec<Workload> {
-    let all = plan::workloads();
     let asked = |w: &Workload| only.is_none_or(|o| o.split(',').any(|part| w.name.contains(part)));
-    let needs = |floor: fn(&Floor) -> bool| all.iter().any(|w| asked(w) && floor(&w.floor));
-    let trips = needs(|f| matches!(f, Floor::PlainAndTrips(_)));
-    let stream = needs(|f| *f == Floor::Stream);
-    let needed = |w: &Workload| match w.work {
-        Work::RoundTrips => trips,
-        Work::Stream => stream,
-        _ => false,
-    };
-    all.iter()
-        .filter(|w| asked(w) || needed(w))
-        .cloned()
-        .collect()
+    plan::workloads().into_iter().filter(asked).collect()
 }
 
-fn measure(options: &Options, dir: &Path) -> Result<Report> {
+/// Measures, with the other machine if there is one.
+fn on_both(options: &Options, dir: &Path) -> Result<Report> {
+    let machine = Machine::here(dir);
+    let Some((to, token)) = options.flags.peer.as_ref().zip(options.token.as_ref()) else {
+        return measure(options, dir, machine, None);
+    };
+    let peer = Peer::connect(to, token)?;
+    let differ = machine.differs(&peer.machine);
+    if let Some(how) = differ.as_ref().filter(|_| !options.different_commits) {
+        anyhow::bail!(
+            "the two machines have different programs: {how}; copy one to the other machine, or \
+             measure all the same with --different-commits"
+        );
+    }
+    let there = model::There {
+        address: peer.address.to_string(),
+        round_trip: peer.round_trip()?,
+        machine: peer.machine.clone(),
+        differs: differ,
+    };
+    let mut report = measure(options, dir, machine, Some(&peer))?;
+    peer.leave().context("it could not clean up")?;
+    report.there = Some(there);
+    Ok(report)
+}
+
+fn measure(
+    options: &Options,
+    dir: &Path,
+    machine: Machine,
+    peer: Option<&Arc<Peer>>,
+) -> Result<Report> {
     let begun = Instant::now();
     let flags = &options.flags;
-    let machine = Machine::here(dir);
-    let workloads = chosen(flags.only.as_deref());
+    let mut workloads = chosen(flags.only.as_deref());
+    if flags.beside.is_some() {
+        workloads.iter_mut().for_each(Workload::add_other);
+    }
     anyhow::ensure!(
         !workloads.is_empty(),
         "no workload's name contains {:?}; there are: {}",
@@ -115,19 +142,28 @@ fn measure(options: &Options, dir: &Path) -> Result<Report> {
             .collect::<Vec<_>>()
             .join(", ")
     );
-    let mut stage = Stage::set(&workloads, &flags.skip, dir, flags.file_mib << 20)?;
+    let mut stage = Stage::set(&workloads, flags, dir, peer)?;
     let paces = paces(options, &workloads, &mut stage)?;
     let series = rounds(options, &workloads, &paces, &mut stage)?;
+    let (held, absent) = (stage.memory()?, stage.absent());
+    drop(stage);
+    let large = flags.large.map(|size| {
+        eprintln!("the memory of the drivers of a large folder");
+        memory::measure(&size, dir, &|held| eprintln!("{held}"))
+    });
     let mut report = Report {
         format: model::FORMAT,
         machine,
         flags: flags.clone(),
         seconds: begun.elapsed().as_secs_f64(),
         workloads: Vec::new(),
-        memory: stage.memory(),
-        absent: stage.absent(),
+        memory: held,
+        large: large.transpose()?,
+        there: None,
+        absent,
         failures: Vec::new(),
         targets: Vec::new(),
+        beside: Vec::new(),
     };
     for (workload, pace) in workloads.iter().zip(paces) {
         report.workloads.push(Row {
@@ -209,6 +245,7 @@ fn rounds(
             for one in behind.iter_mut().chain(before) {
                 progress.step(round, workload.title, one.system.title());
                 interrupt::check()?;
+                stage.check()?;
                 if one.failure.is_none() {
                     one.add(&once, workload, stage.running(one.system)?)?;
                 }
@@ -260,12 +297,14 @@ impl Once<'_> {
             size: self.options.flags.file_mib << 20,
         };
         flush(&self.options.dir)?;
+        running.flush_there()?;
         if let Work::DuringResync(load, depth) = workload.work {
             let mib = self.options.flags.resync_mib;
             return resync::measure(load, amount(depth, None), running, mib, self.round);
         }
         let me = std::process::id();
-        let before = (running.cpu(), process::cpu(me));
+        let line = running.line()?;
+        let before = (running.cpu()?, process::cpu(me));
         let never = AtomicBool::new(false);
         let measured = match (workload.work, &running.place) {
             (Work::Folder(load, depth), Place::Folder(folder)) => {
@@ -274,22 +313,30 @@ impl Once<'_> {
             (Work::Paced(load, depth), Place::Folder(folder)) => {
                 load::measure(load, folder, amount(depth, self.rate), &never)?
             }
-            // A connection of its own each time: nobody keeps it alive in between.
-            (Work::RoundTrips, Place::Quic(client)) => {
-                quic::Client::connect(client)?.round_trips(REQUEST, time)?
+            // A connection of its own each time: nobody keeps it alive in between. Beside
+            // other work it is that work's floor.
+            (work, Place::Quic(client)) => {
+                let client = quic::Client::connect(client, quic::Tuning::Driver)?;
+                match (work, workload.floor) {
+                    (Work::Stream, _) | (_, Floor::Stream) => client.stream(time)?,
+                    _ => client.round_trips(REQUEST, time)?,
+                }
             }
-            (Work::RoundTrips, Place::Tcp(port)) => tcp::round_trips(*port, REQUEST, time)?,
-            (Work::Stream, Place::Quic(client)) => quic::Client::connect(client)?.stream(time)?,
-            (Work::Stream, Place::Tcp(port)) => tcp::stream(*port, time)?,
+            (Work::RoundTrips, Place::Tcp(server)) => tcp::round_trips(server, REQUEST, time)?,
+            (Work::Stream, Place::Tcp(server)) => tcp::stream(server, time)?,
             (work, place) => anyhow::bail!("{work:?} cannot be done on {place:?}"),
         };
-        let after = (running.cpu(), process::cpu(me));
+        let after = (running.cpu()?, process::cpu(me));
+        anyhow::ensure!(
+            running.line()? == line,
+            "the two nodes lost each other during the measurement"
+        );
         Ok((measured, (after.0 - before.0, after.1 - before.1)))
     }
 }
 
 /// Flushes the file system of the folders.
-fn flush(dir: &Path) -> Result<()> {
+pub(crate) fn flush(dir: &Path) -> Result<()> {
     let file = std::fs::File::open(dir)?;
     rustix::fs::syncfs(&file).with_context(|| format!("cannot flush {}", dir.display()))
 }
@@ -299,15 +346,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_chosen_workload_brings_its_floor() {
+    fn workloads_are_chosen_by_parts_of_their_names() {
         let names = |only| {
             chosen(Some(only))
                 .iter()
                 .map(|w| w.name)
                 .collect::<Vec<_>>()
         };
-        assert_eq!(names("write-1m"), ["stream", "write-1m"]);
-        assert_eq!(names("direct-4k-d1"), ["round-trip-4k", "direct-4k-d1"]);
+        assert_eq!(names("write-1m"), ["write-1m"]);
         assert_eq!(names("read-1m,vm"), ["read-1m", "vm-image"]);
         assert!(names("nothing").is_empty());
         assert_eq!(chosen(None).len(), plan::workloads().len());

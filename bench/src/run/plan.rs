@@ -41,7 +41,16 @@ pub(crate) struct Workload {
     pub(crate) title: &'static str,
     pub(crate) work: Work,
     pub(crate) floor: Floor,
-    pub(crate) systems: &'static [System],
+    pub(crate) systems: Vec<System>,
+}
+
+impl Workload {
+    /// Where this build is measured, another one is, too.
+    pub(crate) fn add_other(&mut self) {
+        if self.systems.contains(&System::Twinfold) {
+            self.systems.push(System::Other);
+        }
+    }
 }
 
 const PAGE: usize = 4096;
@@ -104,12 +113,16 @@ const SYNC: Load = file(Act::WriteSync, PAGE, false, false);
 pub(crate) fn workloads() -> Vec<Workload> {
     use Floor::{Plain, PlainAndTrips};
     use Work::{Folder, Paced};
-    let row = |name, title, work, floor, systems| Workload {
+    let row = |name, title, work, floor, systems: &[System]| Workload {
         name,
         title,
         work,
         floor,
-        systems,
+        // In the same turns as what it is the floor of.
+        systems: match floor {
+            PlainAndTrips(_) | Floor::Stream => [systems, &[System::Quic]].concat(),
+            Plain | Floor::None => systems.to_vec(),
+        },
     };
     let one = PlainAndTrips(1);
     vec![
@@ -271,11 +284,14 @@ mod tests {
     #[test]
     fn what_a_floor_needs_is_measured_beside_it() {
         for w in workloads() {
-            let needs = match w.floor {
-                Floor::Plain | Floor::PlainAndTrips(_) => w.systems.contains(&System::Plain),
-                Floor::Stream | Floor::None => true,
+            let has = |system| w.systems.contains(&system);
+            let measured = match w.floor {
+                Floor::Plain => has(System::Plain),
+                Floor::PlainAndTrips(_) => has(System::Plain) && has(System::Quic),
+                Floor::Stream => has(System::Quic),
+                Floor::None => true,
             };
-            assert!(needs, "{}", w.name);
+            assert!(measured, "{}", w.name);
         }
     }
 

@@ -37,13 +37,13 @@ pub(super) fn measure(
     pair.start_secondary()?;
     wait(pair, moves)?;
     let me = std::process::id();
-    let before = (running.cpu(), process::cpu(me));
+    let before = (running.cpu()?, process::cpu(me));
     let pair = running.pair()?;
     let stop = AtomicBool::new(false);
     let measured = std::thread::scope(|scope| {
         let worker = scope.spawn(|| load::measure(load, &folder, amount, &stop));
         let over = loop {
-            match worker.is_finished() || is_paired(pair)? {
+            match worker.is_finished() || pair.is_paired()? {
                 true => break Ok(()),
                 false => std::thread::sleep(LOOK),
             }
@@ -55,7 +55,7 @@ pub(super) fn measure(
         };
         over.and(measured)
     })?;
-    let after = (running.cpu(), process::cpu(me));
+    let after = (running.cpu()?, process::cpu(me));
     let pair = running.pair()?;
     wait(pair, |status| status["link"] == "paired")?;
     if measured.ops == 0 {
@@ -79,10 +79,6 @@ fn moves(status: &serde_json::Value) -> bool {
     let running = ["comparing", "moving", "flushing"];
     let phase = status["resync"]["phase"].as_str();
     status["link"] == "paired" || phase.is_some_and(|p| running.contains(&p))
-}
-
-fn is_paired(pair: &Pair) -> Result<bool> {
-    Ok(pair.status()?["link"] == "paired")
 }
 
 fn wait(pair: &Pair, until: impl Fn(&serde_json::Value) -> bool) -> Result<()> {

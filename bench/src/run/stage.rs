@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
 use super::plan::Workload;
-use crate::process;
-use crate::report::model::Memory;
+use crate::peer::Peer;
+use crate::report::model::{Flags, Memory};
 use crate::systems::{Running, Started, System};
 
 /// All systems that the workloads are done on.
@@ -15,32 +16,34 @@ use crate::systems::{Running, Started, System};
 pub(super) struct Stage {
     running: BTreeMap<System, Running>,
     absent: BTreeMap<System, String>,
+    peer: Option<Arc<Peer>>,
 }
 
 impl Stage {
-    /// Starts what `workloads` need below `dir`, but not what is to be skipped, with files of
-    /// `size` bytes.
+    /// Starts what `workloads` need below `dir`, and on the other machine if there is one, but
+    /// not what is to be skipped.
     pub(super) fn set(
         workloads: &[Workload],
-        skip: &[System],
+        flags: &Flags,
         dir: &Path,
-        size: u64,
+        peer: Option<&Arc<Peer>>,
     ) -> Result<Stage> {
         let mut stage = Stage {
+            peer: peer.cloned(),
             running: BTreeMap::new(),
             absent: BTreeMap::new(),
         };
-        for system in workloads.iter().flat_map(|w| w.systems) {
+        for system in workloads.iter().flat_map(|w| &w.systems) {
             if stage.has(*system) || stage.absent.contains_key(system) {
                 continue;
             }
-            if skip.contains(system) {
+            if flags.skip.contains(system) {
                 stage.absent.insert(*system, "left out as asked".into());
                 continue;
             }
             eprintln!("starting: {}", system.title());
             let home = dir.join(format!("{system:?}").to_lowercase());
-            let started = Running::start(*system, &home, size)
+            let started = Running::start(*system, &home, flags, peer)
                 .with_context(|| format!("{} does not start", system.title()));
             match started {
                 Ok(Started::Running(running)) => {
@@ -72,22 +75,24 @@ impl Stage {
         self.absent.clone()
     }
 
+    /// Fails when the other machine is not there any more.
+    pub(super) fn check(&self) -> Result<()> {
+        self.peer.as_ref().map_or(Ok(()), |peer| peer.check())
+    }
+
     /// The most memory each process has held.
-    pub(super) fn memory(&self) -> Vec<Memory> {
+    pub(super) fn memory(&self) -> Result<Vec<Memory>> {
         let mut all = Vec::new();
         for (system, running) in &self.running {
-            for (process, id) in running.processes() {
-                let bytes = process::peak(id);
-                // Servers leave children behind that have ended.
-                if bytes > 0 {
-                    all.push(Memory {
-                        system: *system,
-                        process,
-                        bytes,
-                    });
-                }
+            // Servers leave children behind that have ended.
+            for used in running.usage()?.into_iter().filter(|u| u.peak > 0) {
+                all.push(Memory {
+                    system: *system,
+                    process: used.process,
+                    bytes: used.peak,
+                });
             }
         }
-        all
+        Ok(all)
     }
 }

@@ -1,17 +1,23 @@
 //! What is measured side by side: folders and wires, each with its processes.
 
 mod gluster;
+pub(crate) mod node;
 pub(crate) mod pair;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use fs_driver::state::Ack;
 use serde::{Deserialize, Serialize};
 
-use crate::floors::quic;
+use crate::floors::{quic, tcp};
 use crate::load;
-use crate::process::{self, Process};
+use crate::peer::Peer;
+use crate::process::{Process, Usage};
+use crate::report::model::Flags;
 use gluster::Gluster;
 use pair::Pair;
 
@@ -30,6 +36,8 @@ pub(crate) enum System {
     Plain,
     /// Two nodes, acknowledging from memory.
     Twinfold,
+    /// The same with another build of this program.
+    Other,
     /// Two nodes, acknowledging after the local apply.
     Flush,
     /// A primary whose secondary has left.
@@ -51,6 +59,7 @@ impl System {
             System::Bare => "bare directory",
             System::Plain => "plain pass-through",
             System::Twinfold => "twinfold",
+            System::Other => "twinfold, other build",
             System::Flush => "twinfold, ack flush",
             System::Alone => "twinfold, no peer",
             System::Gluster => "GlusterFS replica 2",
@@ -73,14 +82,16 @@ pub(crate) enum Place {
     Folder(PathBuf),
     /// Keys and settings of the asking end of QUIC.
     Quic(PathBuf),
-    /// The TCP server's port.
-    Tcp(u16),
+    /// The TCP server.
+    Tcp(tcp::Server),
 }
 
 #[derive(Debug)]
 enum Holder {
     Nobody,
     Process(Process),
+    /// On the other machine.
+    There(Arc<Peer>),
     Pair(Pair),
     Gluster(Gluster),
 }
@@ -102,23 +113,43 @@ pub(crate) enum Started {
 }
 
 impl Running {
-    /// Starts `system` below `dir`, with files of `size` bytes for the load.
-    pub(crate) fn start(system: System, dir: &Path, size: u64) -> Result<Started> {
+    /// Starts `system` below `dir`, with files for the load; its other end on the other
+    /// machine, if there is one.
+    pub(crate) fn start(
+        system: System,
+        dir: &Path,
+        flags: &Flags,
+        peer: Option<&Arc<Peer>>,
+    ) -> Result<Started> {
         std::fs::create_dir_all(dir)?;
         let folder = |path: &Path| Place::Folder(path.to_owned());
+        let pair = |ack| match peer {
+            Some(peer) => Pair::with(peer, system, dir, ack),
+            None => Pair::start(dir, ack),
+        };
         let (place, holder) = match system {
             System::Bare => (folder(dir), Holder::Nobody),
             System::Plain => {
                 let (process, mount) = pass_through(dir)?;
                 (Place::Folder(mount), Holder::Process(process))
             }
+            System::Other => {
+                let other = flags.beside.as_ref().context("which other build?")?;
+                let pair = Pair::of(other, dir, Ack::Memory)?;
+                (folder(&pair.mount), Holder::Pair(pair))
+            }
             System::Twinfold | System::Alone => {
-                let pair = Pair::start(dir, "memory")?;
+                let pair = pair(Ack::Memory)?;
                 (folder(&pair.mount), Holder::Pair(pair))
             }
             System::Flush => {
-                let pair = Pair::start(dir, "flush")?;
+                let pair = pair(Ack::Flush)?;
                 (folder(&pair.mount), Holder::Pair(pair))
+            }
+            System::Gluster | System::Strict if peer.is_some() => {
+                return Ok(Started::Absent(
+                    "runs here in namespaces of one machine, not between two".into(),
+                ));
             }
             System::Gluster | System::Strict => {
                 match Gluster::start(dir, system == System::Strict)? {
@@ -126,14 +157,7 @@ impl Running {
                     Err(reason) => return Ok(Started::Absent(reason)),
                 }
             }
-            System::Quic => {
-                let (process, client) = quic_server(dir)?;
-                (Place::Quic(client), Holder::Process(process))
-            }
-            System::Tcp => {
-                let (process, port) = tcp_server(dir)?;
-                (Place::Tcp(port), Holder::Process(process))
-            }
+            System::Quic | System::Tcp => wire(system, dir, peer)?,
         };
         let mut running = Running {
             system,
@@ -141,7 +165,7 @@ impl Running {
             holder,
         };
         if let Place::Folder(folder) = &running.place {
-            load::prepare(folder, size)?;
+            load::prepare(folder, flags.file_mib << 20)?;
         }
         if system == System::Alone {
             running.pair()?.stop_secondary()?;
@@ -157,29 +181,42 @@ impl Running {
         }
     }
 
-    /// Its processes: what they are, and their numbers.
-    pub(crate) fn processes(&self) -> Vec<(String, u32)> {
-        match &self.holder {
-            Holder::Nobody => Vec::new(),
-            Holder::Process(process) => vec![("server".into(), process.id())],
-            Holder::Pair(pair) => {
-                let [one, two] = &pair.drivers;
-                let mut all = vec![("primary".to_owned(), one.id())];
-                if self.system != System::Alone {
-                    all.push(("secondary".to_owned(), two.id()));
-                }
-                all
-            }
-            Holder::Gluster(gluster) => gluster.processes(),
+    /// Which connection of its two nodes lasts, if they are to be connected: waited for, and
+    /// another one after each loss.
+    pub(crate) fn line(&self) -> Result<Option<String>> {
+        match (&self.holder, self.system) {
+            (Holder::Pair(_), System::Alone) => Ok(None),
+            (Holder::Pair(pair), _) => pair.generation().map(Some),
+            _ => Ok(None),
         }
     }
 
+    /// Flushes the file system of the other machine, if something of it is there.
+    pub(crate) fn flush_there(&self) -> Result<()> {
+        match &self.holder {
+            Holder::There(peer) => peer.flush(),
+            Holder::Pair(pair) => pair.flush_there(),
+            _ => Ok(()),
+        }
+    }
+
+    /// What its processes have used so far, on both machines.
+    pub(crate) fn usage(&self) -> Result<Vec<Usage>> {
+        Ok(match &self.holder {
+            Holder::Nobody => Vec::new(),
+            Holder::Process(process) => vec![Usage::of("server", process.id())],
+            Holder::There(peer) => peer.usage(self.system)?,
+            Holder::Pair(pair) => pair.usage()?,
+            Holder::Gluster(gluster) => {
+                let all = gluster.processes().into_iter();
+                all.map(|(process, id)| Usage::of(process, id)).collect()
+            }
+        })
+    }
+
     /// CPU seconds its processes have used so far.
-    pub(crate) fn cpu(&self) -> f64 {
-        self.processes()
-            .iter()
-            .map(|(_, id)| process::cpu(*id))
-            .sum()
+    pub(crate) fn cpu(&self) -> Result<f64> {
+        Ok(self.usage()?.iter().map(|u| u.cpu).sum())
     }
 }
 
@@ -222,19 +259,48 @@ fn words(log: &Path) -> String {
     lines.into_iter().rev().collect::<Vec<_>>().join("; ")
 }
 
-/// The answering end of QUIC, and the directory of the asking one.
-pub(crate) fn quic_server(dir: &Path) -> Result<(Process, PathBuf)> {
-    let [ps, pc] = pair::ports()?;
-    let (server, client) = quic::prepare(dir, (ps, pc))?;
-    let args = ["quic-server", &server.to_string_lossy()];
-    let process = Process::start(&args, None, &dir.join("quic.log"))?;
-    Ok((process, client))
+/// Starts the answering end of bare QUIC or TCP: where it is found, and who holds it.
+fn wire(system: System, dir: &Path, peer: Option<&Arc<Peer>>) -> Result<(Place, Holder)> {
+    Ok(match (system, peer) {
+        (System::Quic, None) => {
+            let (process, client) = quic_pair(dir, quic::Tuning::Driver)?;
+            (Place::Quic(client), Holder::Process(process))
+        }
+        (System::Quic, Some(peer)) => {
+            let client = dir.join("quic-client");
+            peer.start_quic(&client)?;
+            (Place::Quic(client), Holder::There(peer.clone()))
+        }
+        (_, None) => {
+            let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+            let key = tcp::key();
+            let process = tcp_server(dir, free, &key)?;
+            let server = tcp::Server { address: free, key };
+            (Place::Tcp(server), Holder::Process(process))
+        }
+        (_, Some(peer)) => (Place::Tcp(peer.start_tcp()?), Holder::There(peer.clone())),
+    })
 }
 
-fn tcp_server(dir: &Path) -> Result<(Process, u16)> {
-    let free = std::net::TcpListener::bind("127.0.0.1:0")?
-        .local_addr()?
-        .port();
-    let args = ["tcp-server", &free.to_string()];
-    Ok((Process::start(&args, None, &dir.join("tcp.log"))?, free))
+/// Both ends of QUIC here: the answering one, and the directory of the asking one.
+pub(crate) fn quic_pair(dir: &Path, tuning: quic::Tuning) -> Result<(Process, PathBuf)> {
+    let [server, client] = ["quic-server", "quic-client"].map(|name| dir.join(name));
+    let [s, c] = pair::ports()?.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    let (sid, cid) = (quic::identity(&server)?, quic::identity(&client)?);
+    quic::settle(&client, c, &sid, s)?;
+    quic::settle(&server, s, &cid, c)?;
+    Ok((quic_server(&server, tuning)?, client))
+}
+
+/// Starts the answering end of QUIC with what is settled in `dir`.
+pub(crate) fn quic_server(dir: &Path, tuning: quic::Tuning) -> Result<Process> {
+    let args = ["quic-server", &dir.to_string_lossy(), tuning.word()];
+    Process::start(&args, None, &dir.join("log"))
+}
+
+/// Starts the answering end of TCP.
+pub(crate) fn tcp_server(dir: &Path, address: SocketAddr, key: &str) -> Result<Process> {
+    let path = tcp::keep(key, dir)?;
+    let args = ["tcp-server", &address.to_string(), &path.to_string_lossy()];
+    Process::start(&args, None, &dir.join("log"))
 }

@@ -27,6 +27,17 @@ pub(crate) fn ask<T: DeserializeOwned>(
     path: &str,
     body: Option<&impl Serialize>,
 ) -> Result<T> {
+    let bytes = fetch(socket, method, path, body)?;
+    serde_json::from_slice(&bytes).context("the daemon's answer is not understood")
+}
+
+/// The same, with the answer as it is.
+pub(crate) fn fetch(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Option<&impl Serialize>,
+) -> Result<Bytes> {
     let body = match body {
         Some(body) => serde_json::to_vec(body)?,
         None => Vec::new(),
@@ -65,5 +76,5 @@ pub(crate) fn ask<T: DeserializeOwned>(
             |s| s.text
         ));
     }
-    serde_json::from_slice(&bytes).context("the daemon's answer is not understood")
+    Ok(bytes)
 }

@@ -5,14 +5,24 @@
 //! | `GET /api/v1/state` | the node, its networks, all modules |
 //! | `GET /api/v1/modules/{module}` | one module |
 //! | `POST /api/v1/modules/{module}/command` | `{"command":"start"}` |
+//! | `POST /api/v1/modules/{module}/resource` | `{"resource":"custom.x","state":"down"}` |
 //! | `GET /api/v1/modules/{module}/log?from=0&most=300` | events behind a byte of the log |
+//! | `GET`, `POST`, `DELETE /api/v1/modules/{module}/config` | what is applied; apply what is edited to both nodes; take the module away from both |
+//! | `POST /api/v1/modules/{module}/apply` | a configuration, from the other node |
+//! | `GET /api/v1/snapshot` | state, configuration and logs in a zip archive |
+//! | `GET /api/v1/metrics` | figures for Prometheus |
 //! | `GET /api/v1/openapi.json` | this, for programs |
+//! | `/api/v1/nodes/{node}/...` | the same of the other node |
 
 pub(crate) mod client;
+mod config;
+mod metrics;
+pub(crate) mod remote;
+mod snapshot;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -23,19 +33,26 @@ use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{any, delete, get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use utoipa::{OpenApi, ToSchema};
 
+pub(crate) use config::{Applied, check_name};
+pub(crate) use snapshot::Snapshot;
+
+use crate::config::ResourceState;
 use crate::daemon::Node;
 use crate::runner::events::{self, EventLine};
 use crate::runner::{Command, Handle, Input, ModuleState};
 
 /// Longest request, in bytes.
 const MAX_BODY: usize = 64 << 10;
+
+/// Longest configuration on its way, in bytes: base64 and JSON are longer than what is in it.
+const MAX_CONFIGURATION: usize = crate::versions::MAX_BYTES * 2;
 
 /// Events in one answer, at most.
 const MAX_EVENTS: usize = 2000;
@@ -87,6 +104,15 @@ pub(crate) struct CommandRequest {
     pub(crate) command: Command,
 }
 
+/// The state of a resource.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct ResourceRequest {
+    /// Its name, as class.id.
+    pub(crate) resource: String,
+    /// What it is.
+    pub(crate) state: ResourceState,
+}
+
 /// What follows from a command, or why it was refused.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Said {
@@ -115,7 +141,18 @@ struct LogQuery {
 #[derive(OpenApi)]
 #[openapi(
     info(title = "twinfold", description = "The local API of a node's daemon."),
-    paths(state, module, command, log)
+    paths(
+        state,
+        module,
+        command,
+        resource,
+        log,
+        config::config,
+        config::deconfig,
+        config::confinfo,
+        metrics::metrics,
+        snapshot::snapshot
+    )
 )]
 struct Description;
 
@@ -123,12 +160,15 @@ struct Description;
 #[derive(Clone, Debug)]
 struct Caller {
     user: Option<u32>,
+    /// The other node.
+    peer: bool,
 }
 
 impl Connected<IncomingStream<'_, UnixListener>> for Caller {
     fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Caller {
         Caller {
             user: stream.io().peer_cred().ok().map(|c| c.uid()),
+            peer: false,
         }
     }
 }
@@ -155,6 +195,7 @@ async fn only_owner(
     let own = rustix::process::geteuid().as_raw();
     match caller.user {
         Some(user) if user == 0 || user == own => next.run(request).await,
+        None if caller.peer => next.run(request).await,
         _ => refuse(StatusCode::FORBIDDEN, "only root may use this"),
     }
 }
@@ -162,8 +203,13 @@ async fn only_owner(
 /// The node and all its modules.
 #[utoipa::path(get, path = "/api/v1/state", responses((status = 200, body = NodeState)))]
 async fn state(State(node): State<Arc<Node>>) -> Json<NodeState> {
+    Json(node_state(&node))
+}
+
+fn node_state(node: &Node) -> NodeState {
     let networks = node.hub.networks();
-    Json(NodeState {
+    let modules = node.modules();
+    NodeState {
         node: node.hub.cluster.node.clone(),
         peer: node.hub.cluster.peer.clone(),
         networks: networks
@@ -175,8 +221,8 @@ async fn state(State(node): State<Arc<Node>>) -> Json<NodeState> {
                 trouble: n.trouble,
             })
             .collect(),
-        modules: node.modules.values().map(shown).collect(),
-        broken: node
+        modules: modules.running.values().map(shown).collect(),
+        broken: modules
             .broken
             .iter()
             .map(|(module, reason)| Broken {
@@ -184,20 +230,21 @@ async fn state(State(node): State<Arc<Node>>) -> Json<NodeState> {
                 reason: reason.clone(),
             })
             .collect(),
-    })
+    }
 }
 
 /// A network without a heartbeat for so long is shown as lost.
 const LOST: Duration = Duration::from_secs(1);
 
-fn shown(handle: &Handle) -> ModuleState {
+pub(crate) fn shown(handle: &Handle) -> ModuleState {
     let shown = handle.shown.lock();
     shown.unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-fn find<'a>(node: &'a Node, module: &str) -> Result<&'a Handle, Refusal> {
-    let found = node.modules.get(module);
-    found.ok_or_else(|| match node.broken.get(module) {
+fn find(node: &Node, module: &str) -> Result<Handle, Refusal> {
+    let modules = node.modules();
+    let found = modules.running.get(module).cloned();
+    found.ok_or_else(|| match modules.broken.get(module) {
         Some(reason) => Refusal(StatusCode::CONFLICT, reason.clone()),
         None => Refusal(
             StatusCode::NOT_FOUND,
@@ -218,7 +265,7 @@ async fn module(
     axum::extract::Path(module): axum::extract::Path<String>,
 ) -> Response {
     match find(&node, &module) {
-        Ok(handle) => Json(shown(handle)).into_response(),
+        Ok(handle) => Json(shown(&handle)).into_response(),
         Err(refused) => refused.into_response(),
     }
 }
@@ -246,15 +293,53 @@ async fn command(
         Err(error) => return refuse(error.status(), error.body_text()),
     };
     let handle = match find(&node, &module) {
+        Ok(handle) => handle,
+        Err(refused) => return refused.into_response(),
+    };
+    ask(handle, move |answer| {
+        Input::Command(request.command, answer)
+    })
+    .await
+}
+
+/// Says what state a resource is in.
+#[utoipa::path(
+    post,
+    path = "/api/v1/modules/{module}/resource",
+    params(("module" = String, Path, description = "its name")),
+    request_body = ResourceRequest,
+    responses(
+        (status = 202, body = Said),
+        (status = 400, body = Said),
+        (status = 404, body = Said),
+        (status = 409, body = Said)
+    )
+)]
+async fn resource(
+    State(node): State<Arc<Node>>,
+    axum::extract::Path(module): axum::extract::Path<String>,
+    request: Result<Json<ResourceRequest>, JsonRejection>,
+) -> Response {
+    let request = match request {
+        Ok(Json(request)) => request,
+        Err(error) => return refuse(error.status(), error.body_text()),
+    };
+    let handle = match find(&node, &module) {
         Ok(handle) => handle.clone(),
         Err(refused) => return refused.into_response(),
     };
+    let ResourceRequest { resource, state } = request;
+    ask(handle, move |answer| Input::Set(resource, state, answer)).await
+}
+
+/// Gives a module something to answer.
+async fn ask(
+    handle: Handle,
+    input: impl FnOnce(Sender<Result<String, String>>) -> Input + Send + 'static,
+) -> Response {
     let asked = tokio::task::spawn_blocking(move || {
         let (answer, answered) = channel();
-        handle
-            .inbox
-            .send(Input::Command(request.command, answer))
-            .ok()?;
+        handle.inbox.send(input(answer)).ok()?;
         answered.recv_timeout(ANSWER).ok()
     });
     match asked.await {
@@ -280,7 +365,7 @@ async fn log(
     Query(query): Query<LogQuery>,
 ) -> Response {
     let logs = match find(&node, &module) {
-        Ok(handle) => handle.logs.clone(),
+        Ok(handle) => handle.logs,
         Err(refused) => return refused.into_response(),
     };
     let most = query.most.unwrap_or(MAX_EVENTS).min(MAX_EVENTS);
@@ -301,8 +386,19 @@ fn router(node: Arc<Node>) -> Router {
         .route("/api/v1/state", get(state))
         .route("/api/v1/modules/{module}", get(module))
         .route("/api/v1/modules/{module}/command", post(command))
+        .route("/api/v1/modules/{module}/resource", post(resource))
         .route("/api/v1/modules/{module}/log", get(log))
+        .route("/api/v1/modules/{module}/config", get(config::confinfo))
+        .route("/api/v1/modules/{module}/config", post(config::config))
+        .route("/api/v1/modules/{module}/config", delete(config::deconfig))
+        .route(
+            "/api/v1/modules/{module}/apply",
+            post(config::apply).layer(DefaultBodyLimit::max(MAX_CONFIGURATION)),
+        )
+        .route("/api/v1/snapshot", get(snapshot::snapshot))
+        .route("/api/v1/metrics", get(metrics::metrics))
         .route("/api/v1/openapi.json", get(description))
+        .route("/api/v1/nodes/{node}/{*rest}", any(remote::pass_on))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn(only_owner))
         .with_state(node)
@@ -328,6 +424,13 @@ pub(crate) fn serve(path: &Path, node: Arc<Node>) -> Result<Socket> {
     listener.set_nonblocking(true)?;
     let serve = async move {
         let listener = UnixListener::from_std(listener)?;
+        match remote::listen(&node.hub.cluster) {
+            Ok(from_peer) => {
+                let service = router(node.clone()).into_make_service_with_connect_info::<Caller>();
+                tokio::spawn(async move { axum::serve(from_peer, service).await });
+            }
+            Err(error) => tracing::error!(%error, "commands of the other node are not served"),
+        }
         let service = router(node).into_make_service_with_connect_info::<Caller>();
         axum::serve(listener, service).await
     };

@@ -70,8 +70,7 @@ pub(super) fn init(places: &Places, node: &str, minutes: u64) -> Result<()> {
         places.pair().display()
     );
     let path = places.cluster();
-    let cluster = std::fs::read_to_string(&path)
-        .with_context(|| format!("cannot read {}: write it first", path.display()))?;
+    let cluster = crate::config::text(&path).context("write it first")?;
     let (lans, peer) = lans(&path.display().to_string(), &cluster, node)?;
     let identity = Identity::load_or_create(&places.etc)?;
     let mut secret = [0; SECRET];

@@ -51,6 +51,8 @@ pub(crate) struct Lan {
     pub(crate) name: String,
     pub(crate) here: SocketAddr,
     pub(crate) there: SocketAddr,
+    /// Commands to the other node go over it.
+    pub(crate) command: bool,
 }
 
 /// This node and its peer.
@@ -64,13 +66,31 @@ pub(crate) struct Cluster {
     pub(crate) lans: Vec<Lan>,
 }
 
+/// The port behind it is the one for commands.
+fn next_port(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip(), address.port().saturating_add(1))
+}
+
 impl Cluster {
+    /// The ports at which the daemon of this node listens.
+    pub(crate) fn ports(&self) -> Vec<u16> {
+        let all = self.lans.iter().map(|lan| lan.here);
+        all.flat_map(|here| [here.port(), next_port(here).port()])
+            .collect()
+    }
+
+    /// Where this node and the other one listen for commands of each other.
+    pub(crate) fn commands(&self) -> Vec<(SocketAddr, SocketAddr)> {
+        let lans = self.lans.iter().filter(|lan| lan.command);
+        lans.map(|lan| (next_port(lan.here), next_port(lan.there)))
+            .collect()
+    }
+
     /// Reads `cluster.xml`, `pair.json` and the key.
     pub(crate) fn load(places: &Places) -> Result<Cluster> {
         let pair = Pair::load(places)?;
         let path = places.cluster();
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
+        let text = config::text(&path)?;
         let identity = Identity::load(&places.etc)?;
         let peer_identity = Fingerprint::parse(&pair.peer_identity)
             .with_context(|| format!("in {}", places.pair().display()))?;
@@ -112,6 +132,7 @@ fn lans(name: &str, text: &str, node: &str) -> Result<(Vec<Lan>, String)> {
                 None => resolve(&mine.address, cluster.port)?,
             },
             there: resolve(&theirs.address, cluster.port)?,
+            command: lan.command,
         });
     }
     let peer = peers.pop_first().context("there is no lan")?;

@@ -1,5 +1,7 @@
-//! Who settles which of two separated nodes goes on: a fence command, or an etcd cluster.
+//! Who settles which of two separated nodes goes on: a fence command, an etcd cluster, or
+//! addresses that the one that goes on can reach.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -30,12 +32,29 @@ pub(crate) struct Etcd {
     pub(crate) timeout: Duration,
 }
 
+/// Addresses of which a node that goes on without its peer has to reach one.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub(crate) struct Splitbrain {
+    pub(crate) ident: String,
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
 /// How long an etcd cluster may take unless configured: an election of its own takes a second or
 /// two.
 const ETCD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a fence command may take unless configured: a machine is not off at once.
 const FENCE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long it may take. Without any time nobody would ever have the right to go on.
+fn limit(file: &str, element: &Element, unless: Duration, found: &mut Findings) -> Duration {
+    let limit = duration(Some(element), "timeout", Duration::from_secs(1), unless);
+    if limit.is_zero() {
+        let text = "timeout must be longer than nothing, as 5s".into();
+        found.wrong(file, element.at, text);
+    }
+    limit
+}
 
 pub(super) fn read_etcd(file: &str, service: &Element, found: &mut Findings) -> Option<Etcd> {
     let etcd = service.child("etcd")?;
@@ -51,12 +70,61 @@ pub(super) fn read_etcd(file: &str, service: &Element, found: &mut Findings) -> 
         found.wrong(file, etcd.at, text);
         return None;
     };
+    let timeout = limit(file, etcd, ETCD_TIMEOUT, found);
     Some(Etcd {
         endpoints: endpoints.to_owned(),
         ca: ca.to_owned(),
         cert: etcd.get("cert").map(str::to_owned),
         key: etcd.get("key").map(str::to_owned),
-        timeout: duration(Some(etcd), "timeout", Duration::from_secs(1), ETCD_TIMEOUT),
+        timeout,
+    })
+}
+
+pub(super) fn read_splitbrain(
+    file: &str,
+    service: &Element,
+    found: &mut Findings,
+) -> Option<Splitbrain> {
+    let mut all = service
+        .child("check")
+        .into_iter()
+        .flat_map(|c| c.all("splitbrain"));
+    let element = all.next()?;
+    if let Some(other) = all.next() {
+        let text = "one <splitbrain> is enough: its arg takes several addresses".into();
+        found.wrong(file, other.at, text);
+    }
+    for decides in ["fence", "etcd"] {
+        if service.child(decides).is_some() {
+            let text =
+                format!("<splitbrain> and <{decides}> cannot be combined: one of them decides");
+            found.wrong(file, element.at, text);
+        }
+    }
+    let names = element.get("arg").unwrap_or_default();
+    let mut addresses = Vec::new();
+    for name in names.split([',', ';', ' ']).filter(|n| !n.is_empty()) {
+        match name.parse() {
+            Ok(address) => addresses.push(address),
+            Err(_) => {
+                let text = format!(
+                    "arg holds {name:?}, which is no IPv4 or IPv6 address: an isolated node \
+                     cannot look a name up"
+                );
+                found.wrong(file, element.at, text);
+            }
+        }
+    }
+    found.note(
+        file,
+        element.at,
+        "both nodes may reach the witness, and both then go on, when only the network between \
+         them is cut; <etcd> and <fence> keep that from happening"
+            .into(),
+    );
+    Some(Splitbrain {
+        ident: element.get("ident").unwrap_or_default().to_owned(),
+        addresses,
     })
 }
 
@@ -68,11 +136,6 @@ pub(super) fn read_fence(file: &str, service: &Element, found: &mut Findings) ->
     };
     Some(Fence {
         command: command.to_owned(),
-        timeout: duration(
-            Some(fence),
-            "timeout",
-            Duration::from_secs(1),
-            FENCE_TIMEOUT,
-        ),
+        timeout: limit(file, fence, FENCE_TIMEOUT, found),
     })
 }

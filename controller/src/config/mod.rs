@@ -3,9 +3,14 @@
 //! Every mistake in a file is reported, all at once, with its line and column and what
 //! would be right. A configuration with a mistake is not used, not even in part.
 
+mod addresses;
 mod arbiter;
 mod check;
+mod checkers;
+mod file;
 mod macros;
+mod notify;
+mod replication;
 mod rules;
 mod schema;
 #[cfg(test)]
@@ -18,9 +23,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub(crate) use arbiter::{Etcd, Fence};
+pub(crate) use addresses::VirtualAddress;
+pub(crate) use arbiter::{Etcd, Fence, Splitbrain};
 pub(crate) use check::Findings;
-use rules::Rule;
+pub(crate) use checkers::{Checker, Probe, Processes, When};
+pub(crate) use file::text;
+pub(crate) use notify::{Mail, Notify, Way};
+pub(crate) use replication::Replication;
+pub(crate) use rules::{Action, Expr, ResourceState, Rule};
 use xml::Element;
 
 /// `cluster.xml`: the nodes, and the networks between them.
@@ -55,14 +65,21 @@ pub(crate) struct Module {
     pub(crate) service: Service,
     pub(crate) heart: Heart,
     pub(crate) folders: Vec<String>,
+    pub(crate) replication: Replication,
     pub(crate) addresses: Vec<VirtualAddress>,
     pub(crate) variables: Vec<(String, String)>,
     pub(crate) checkers: Vec<Checker>,
     pub(crate) rules: Vec<Rule>,
+    /// How long what a rule asks for has to hold before it is done.
+    #[serde(serialize_with = "time")]
+    pub(crate) handle_time: Duration,
     /// What ends the peer before this node goes on without it.
     pub(crate) fence: Option<Fence>,
+    pub(crate) notify: Vec<Notify>,
     /// Who gives the right to go on without the peer to one of the nodes.
     pub(crate) etcd: Option<Etcd>,
+    /// What has to be reached by who goes on.
+    pub(crate) splitbrain: Option<Splitbrain>,
     /// What is asked for that the daemon does not do yet: it does not run a module without it.
     #[serde(skip)]
     pub(crate) unserved: Vec<String>,
@@ -71,10 +88,22 @@ pub(crate) struct Module {
     pub(crate) stop_timeouts: [Duration; 2],
 }
 
+/// Whether a module starts when its node does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Boot {
+    /// Yes.
+    On,
+    /// No.
+    Off,
+    /// If it was to run before.
+    Auto,
+}
+
 /// How a module behaves.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub(crate) struct Service {
-    pub(crate) boot: bool,
+    pub(crate) boot: Boot,
     #[serde(serialize_with = "time")]
     pub(crate) boot_delay: Duration,
     pub(crate) failover: bool,
@@ -84,6 +113,9 @@ pub(crate) struct Service {
     #[serde(serialize_with = "time")]
     pub(crate) loop_interval: Duration,
     pub(crate) isolation_alone: bool,
+    /// A copy that was equal to the peer's less long ago may go on without it after a boot.
+    #[serde(serialize_with = "time")]
+    pub(crate) syncdelta: Duration,
 }
 
 /// How the nodes hear of each other.
@@ -97,29 +129,6 @@ pub(crate) struct Heart {
     pub(crate) lans: Vec<String>,
 }
 
-/// An address that goes with the primary.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub(crate) struct VirtualAddress {
-    pub(crate) address: IpAddr,
-    pub(crate) prefix: Option<u8>,
-    pub(crate) interface: Option<String>,
-    pub(crate) check: bool,
-}
-
-/// Something that is looked at and sets a resource.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub(crate) struct Checker {
-    pub(crate) class: String,
-    pub(crate) ident: String,
-    pub(crate) when: String,
-    pub(crate) action: String,
-    pub(crate) to: Option<String>,
-    #[serde(serialize_with = "time")]
-    pub(crate) interval: Duration,
-    #[serde(serialize_with = "time")]
-    pub(crate) timeout: Duration,
-}
-
 fn time<S: serde::Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(&units::show(*time))
 }
@@ -131,6 +140,10 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a stop script may take unless configured.
 const STOP_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How long what a rule asks for has to hold unless configured: what passes by itself is
+/// no reason to stop an application.
+const HANDLE_TIME: Duration = Duration::from_secs(15);
 
 /// Heartbeats in one timeout, at least: fewer would let single lost packets count.
 const MIN_PULSES: u32 = 3;
@@ -307,11 +320,17 @@ fn read_module(file: &str, root: &Element, found: &mut Findings) -> Option<Modul
             "<rfs> needs at least one <replicated dir=...>".into(),
         );
     }
-    let rules = read_rules(file, service, found);
+    let addresses = addresses::read(file, service, found);
+    let checkers = checkers::read(file, service, &addresses, found);
+    let rules = read_rules(file, service, &checkers, found);
     let user = service.child("user");
     Some(Module {
         service: Service {
-            boot: matches!(service.get("boot"), Some("on" | "auto")),
+            boot: match service.get("boot") {
+                Some("on") => Boot::On,
+                Some("auto") => Boot::Auto,
+                _ => Boot::Off,
+            },
             boot_delay: duration(
                 Some(service),
                 "boot_delay",
@@ -331,18 +350,28 @@ fn read_module(file: &str, root: &Element, found: &mut Findings) -> Option<Modul
                 Duration::from_secs(86_400),
             ),
             isolation_alone: service.get("isolation") != Some("wait"),
+            syncdelta: duration(rfs, "syncdelta", Duration::from_secs(60), Duration::ZERO),
         },
         heart,
         folders,
-        addresses: read_addresses(file, service, found),
+        replication: replication::read(file, rfs, found),
+        addresses,
         variables: user
             .into_iter()
             .flat_map(|u| u.all("var"))
             .filter_map(|v| Some((v.get("name")?.to_owned(), v.get("value")?.to_owned())))
             .collect(),
-        checkers: read_checkers(file, service, found),
+        checkers,
+        handle_time: duration(
+            service.child("failover"),
+            "handle_time",
+            Duration::from_millis(1),
+            HANDLE_TIME,
+        ),
         fence: arbiter::read_fence(file, service, found),
+        notify: notify::read(file, service, found),
         etcd: arbiter::read_etcd(file, service, found),
+        splitbrain: arbiter::read_splitbrain(file, service, found),
         unserved: unserved(service),
         stop_timeouts: ["nicestoptimeout", "forcestoptimeout"]
             .map(|name| duration(user, name, Duration::from_secs(1), STOP_TIMEOUT)),
@@ -352,36 +381,27 @@ fn read_module(file: &str, root: &Element, found: &mut Findings) -> Option<Modul
 
 /// Elements and attributes that are understood and not served yet.
 fn unserved(service: &Element) -> Vec<String> {
-    const ELEMENTS: [&str; 4] = ["vip", "check", "errd", "failover"];
-    const ATTRIBUTES: [(&str, &[&str]); 3] = [
-        (
-            "rfs",
-            &[
-                "ack",
-                "async",
-                "syncdelta",
-                "reiallowedbw",
-                "sendtimeout",
-                "checkpoint",
-            ],
-        ),
+    const ATTRIBUTES: [(&str, &[&str]); 2] = [
         ("user", &["logging", "userlogsize"]),
         ("heart", &["port", "permanent_arp", "pulse"]),
     ];
-    let elements = ELEMENTS
-        .into_iter()
-        .filter(|name| service.child(name).is_some())
-        .map(|name| format!("<{name}>"));
     let of = |element: &Element, names: &[&str]| {
         let there = names.iter().filter(|name| element.get(name).is_some());
         let shown = there.map(|name| format!("the attribute {name} of <{}>", element.name));
         shown.collect::<Vec<_>>()
     };
-    let mut all: Vec<_> = elements.chain(of(service, &["boot_delay"])).collect();
+    let checks = service.child("check").into_iter().flat_map(|c| &c.children);
+    let mut all: Vec<_> = checks
+        .filter(|c| c.name == "module" && c.child("to").is_some())
+        .map(|_| "<to> in <module> (both run on these two nodes)".to_owned())
+        .collect();
     for (name, attributes) in ATTRIBUTES {
         let there = service.child(name);
         all.extend(there.into_iter().flat_map(|e| of(e, attributes)));
     }
+    let processes = service.child("errd").into_iter();
+    let processes = processes.flat_map(|e| e.all("proc"));
+    all.extend(processes.flat_map(|p| of(p, &["service"])));
     let beats = service.child("heart").into_iter();
     let beats = beats.flat_map(|h| h.all("heartbeat"));
     all.extend(beats.flat_map(|b| of(b, &["ident", "pulse", "timeout"])));
@@ -414,127 +434,22 @@ fn read_heart(file: &str, service: &Element, found: &mut Findings) -> Heart {
     }
 }
 
-fn read_addresses(file: &str, service: &Element, found: &mut Findings) -> Vec<VirtualAddress> {
-    let mut all: Vec<VirtualAddress> = Vec::new();
-    let mut open: Vec<(&Element, Option<&str>)> = service
-        .child("vip")
-        .into_iter()
-        .map(|v| (v, None))
-        .collect();
-    while let Some((element, interface)) = open.pop() {
-        let interface = match element.name.as_str() {
-            "interface" => element.get("name"),
-            _ => interface,
-        };
-        if element.name == "virtual_addr" {
-            let Some(address) = element.get("addr").and_then(|a| a.parse::<IpAddr>().ok()) else {
-                continue;
-            };
-            let prefix = element.get("netmask").map(|mask| prefix_of(mask, address));
-            if prefix == Some(None) {
-                let text =
-                    "netmask is neither a number of bits nor a mask like 255.255.255.0".into();
-                found.wrong(file, element.at, text);
-            }
-            if all.iter().any(|a| a.address == address) {
-                found.wrong(file, element.at, format!("{address} is there twice"));
-            }
-            all.push(VirtualAddress {
-                address,
-                prefix: prefix.flatten(),
-                interface: interface.map(str::to_owned),
-                check: switch(Some(element), "check", true),
-            });
-        }
-        open.extend(element.children.iter().map(|c| (c, interface)));
-    }
-    all.sort_by_key(|a| a.address);
-    all
-}
-
-/// The bits of a network mask, as a number or in four parts.
-fn prefix_of(mask: &str, address: IpAddr) -> Option<u8> {
-    let most = if address.is_ipv4() { 32 } else { 128 };
-    if let Ok(bits) = mask.parse::<u8>() {
-        return (bits <= most).then_some(bits);
-    }
-    let bits = u32::from(mask.parse::<std::net::Ipv4Addr>().ok()?);
-    let ones = bits.leading_ones();
-    (bits.count_ones() == ones && address.is_ipv4()).then_some(ones as u8)
-}
-
-fn read_checkers(file: &str, service: &Element, found: &mut Findings) -> Vec<Checker> {
-    let mut all: Vec<Checker> = Vec::new();
-    let second = Duration::from_secs(1);
-    let checks = service.child("check").into_iter().flat_map(|c| &c.children);
-    let processes = service
-        .child("errd")
-        .into_iter()
-        .flat_map(|e| e.all("proc"));
-    for element in checks.chain(processes) {
-        let ident = element
-            .get("ident")
-            .or(element.get("name"))
-            .unwrap_or_default();
-        if all
-            .iter()
-            .any(|c| c.class == element.name && c.ident == ident)
-        {
-            let text = format!("there is another <{}> with the name {ident}", element.name);
-            found.wrong(file, element.at, text);
-        }
-        let to = element.child("to");
-        if to.is_none() && matches!(element.name.as_str(), "tcp" | "ping" | "ip") {
-            found.wrong(
-                file,
-                element.at,
-                format!("<{}> needs <to addr=...>", element.name),
-            );
-        }
-        if element.name == "tcp"
-            && let Some(to) = to
-            && to.get("port").is_none()
-        {
-            found.wrong(file, to.at, "<to> of <tcp> needs the attribute port".into());
-        }
-        let (when, action) = match element.name.as_str() {
-            "ping" | "intf" | "module" => ("pre", "wait"),
-            "splitbrain" => ("pre", "wait"),
-            "ip" => ("prim", "stopstart"),
-            "tcp" => ("prim", "restart"),
-            "proc" => ("prim", "stopstart"),
-            _ => ("pre", "noaction"),
-        };
-        let when = element.get("when").or(element.get("class")).unwrap_or(when);
-        all.push(Checker {
-            class: element.name.clone(),
-            ident: ident.to_owned(),
-            when: when.to_owned(),
-            action: element.get("action").unwrap_or(action).to_owned(),
-            to: to.and_then(|t| {
-                let host = t.get("addr")?;
-                Some(match t.get("port") {
-                    Some(port) => format!("{host} port {port}"),
-                    None => host.to_owned(),
-                })
-            }),
-            interval: duration(to, "interval", second, Duration::from_secs(10)),
-            timeout: duration(to, "timeout", second, Duration::from_secs(5)),
-        });
-    }
-    all
-}
-
-fn read_rules(file: &str, service: &Element, found: &mut Findings) -> Vec<Rule> {
+fn read_rules(
+    file: &str,
+    service: &Element,
+    checkers: &[Checker],
+    found: &mut Findings,
+) -> Vec<Rule> {
     let failover = service.child("failover");
     let mut rules = Vec::new();
     if switch(failover, "extends", true) {
         let place = xml::Place { line: 1, column: 1 };
         rules = rules::parse("built-in", place, rules::BUILT_IN, found);
     }
+    rules.extend(checkers::rules(checkers));
     if let Some(failover) = failover {
         let own = rules::parse(file, failover.text_at, &failover.text, found);
-        // A rule of one's own replaces a built-in one of the same label.
+        // A rule of one's own replaces a built-in one, or a checker's, of the same label.
         rules.retain(|r| own.iter().all(|o| o.label != r.label));
         rules.extend(own);
     }

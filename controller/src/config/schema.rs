@@ -164,7 +164,8 @@ pub(super) const CLUSTER: &[Rule] = &[
         "lans",
         &["cluster"],
         &[
-            a("port", Kind::Number(1, 65_535)),
+            // The one behind it is used as well.
+            a("port", Kind::Number(1, 65_534)),
             a("pulse", Kind::Millis),
             a("mlost_count", Kind::Number(1, 1000)),
             a("slost_count", Kind::Number(1, 1000)),
@@ -237,6 +238,22 @@ pub(super) const MODULE: &[Rule] = &[
         &["service"],
         &[own("command", Kind::Path), own("timeout", Kind::Seconds)],
     ),
+    many(
+        "notify",
+        &["service"],
+        &[
+            own("command", Kind::Path),
+            own("mail", Kind::Name),
+            own("from", Kind::Name),
+            own("server", Kind::Host),
+            own("port", Kind::Number(1, 65_535)),
+            own("user", Kind::Name),
+            own("passwordfile", Kind::Path),
+            own("ca", Kind::Path),
+            own("events", Kind::Name),
+            own("timeout", Kind::Seconds),
+        ],
+    ),
     rule(
         "etcd",
         &["service"],
@@ -255,7 +272,7 @@ pub(super) const MODULE: &[Rule] = &[
             a("async", Kind::OneOf(&["second", "none"])),
             own("ack", Kind::OneOf(&["disk", "memory", "flush"])),
             a("syncdelta", Kind::Minutes),
-            a("reiallowedbw", Kind::Number(1, u64::MAX)),
+            a("reiallowedbw", Kind::Number(16, u64::MAX)),
             a("sendtimeout", Kind::Seconds),
             own("checkpoint", Kind::Seconds),
             needless("acl", "access control lists are always replicated"),
@@ -325,7 +342,7 @@ pub(super) const MODULE: &[Rule] = &[
         &[
             a("check", Kind::Switch),
             a("name", Kind::Name),
-            a("arpreroute", Kind::Switch),
+            needless("arpreroute", "addresses are always announced again"),
             a("arpinterval", Kind::Seconds),
             a("arpelapse", Kind::Seconds),
         ],
@@ -336,10 +353,7 @@ pub(super) const MODULE: &[Rule] = &[
         &["real_interface", "interface", "vip"],
         &[
             must("addr", Kind::Address),
-            a(
-                "where",
-                Kind::OneOf(&["one_side_alias", "one_side", "alias"]),
-            ),
+            a("where", Kind::OneOf(&["one_side_alias", "one_side"])),
             a("check", Kind::Switch),
             a("netmask", Kind::Text),
             needless("connections", "connections are not counted"),
@@ -475,7 +489,7 @@ pub(super) const MODULE: &[Rule] = &[
             &["service"],
             &[
                 a("extends", Kind::Switch),
-                a("period", Kind::Millis),
+                needless("period", "rules are looked at whenever something changes"),
                 a("handle_time", Kind::Millis),
             ],
         )

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::{Findings, cluster, module};
+use super::{Findings, Way, cluster, module};
 
 fn said(found: &Findings) -> Vec<String> {
     found.mistakes.iter().map(ToString::to_string).collect()
@@ -60,19 +60,29 @@ fn a_configuration_as_this_field_writes_it_is_read() {
     let checkers: Vec<_> = read
         .checkers
         .iter()
-        .map(|c| (c.class.as_str(), c.action.as_str()))
+        .map(|c| (c.resource(), c.action.as_str()))
         .collect();
+    let expected = [
+        ("tcp.web", "restart"),
+        ("ping.router", "wait"),
+        ("proc.qemu", "restart"),
+        ("ip.192.0.2.10", "stopstart"),
+    ];
     assert_eq!(
         checkers,
-        [("tcp", "restart"), ("ping", "wait"), ("proc", "restart")]
+        expected.map(|(name, action)| (name.to_owned(), action))
     );
+    assert_eq!(read.checkers[2].interval, Duration::from_secs(10));
+    assert_eq!(read.handle_time, Duration::from_secs(15));
     let labels: Vec<_> = read.rules.iter().map(|r| r.label.as_str()).collect();
     assert_eq!(
         labels,
         [
             "interface_failure",
             "module_failure",
-            "splitbrain_failure",
+            "t_web",
+            "p_router",
+            "proc_qemu",
             "web_down",
             "ip_failure"
         ]
@@ -83,7 +93,7 @@ fn a_configuration_as_this_field_writes_it_is_read() {
         .iter()
         .map(|n| n.text.split(' ').next().unwrap())
         .collect();
-    assert_eq!(notes, ["acl", "nbrei", "namespacepolicy"]);
+    assert_eq!(notes, ["acl", "nbrei", "namespacepolicy", "arpreroute"]);
 }
 
 #[test]
@@ -92,8 +102,11 @@ fn the_defaults_find_a_dead_node_in_three_seconds() {
     let read = module("f", text, none).0.unwrap();
     assert_eq!(read.heart.pulse, Duration::from_millis(200));
     assert_eq!(read.heart.timeout, Duration::from_secs(3));
-    assert_eq!((read.service.boot, read.service.failover), (false, true));
-    assert_eq!(read.rules.len(), 4);
+    assert_eq!(
+        (read.service.boot, read.service.failover),
+        (super::Boot::Off, true)
+    );
+    assert_eq!(read.rules.len(), 3);
 }
 
 /// Each mistake alone: what the file says, and where.
@@ -182,6 +195,22 @@ fn each_mistake_is_told_with_its_place_and_what_would_be_right() {
         (
             service("<check><ping ident='a'/></check>"),
             "f:2:17: <ping> needs <to addr=...>",
+        ),
+        (
+            service("<check><splitbrain ident='a' arg='router'/></check>"),
+            "f:2:17: arg holds \"router\", which is no IPv4 or IPv6 address: an isolated node cannot look a name up",
+        ),
+        (
+            service("<fence command='/x'/><check><splitbrain ident='a' arg='::1'/></check>"),
+            "f:2:38: <splitbrain> and <fence> cannot be combined: one of them decides",
+        ),
+        (
+            service("<errd><proc name='a' argregex='('/></errd>"),
+            "f:2:16: argregex: regex parse error:\n    (\n    ^\nerror: unclosed group",
+        ),
+        (
+            service("<check><ip ident='a'><to addr='host'/></ip></check>"),
+            "f:2:17: <to> of <ip> needs an IPv4 or IPv6 address",
         ),
         (
             service("<check><custom ident='a'/></check>"),
@@ -305,15 +334,39 @@ fn a_cluster_has_two_nodes_on_each_of_its_networks() {
 }
 
 #[test]
+fn how_a_folder_is_replicated_is_said_with_the_units_that_are_known() {
+    let text = |rfs: &str| {
+        format!("<safe><service><rfs {rfs}><replicated dir=\"/vm\"/></rfs></service></safe>")
+    };
+    let read = |rfs: &str| module("f", &text(rfs), none).0.unwrap().replication;
+    assert_eq!(read(""), super::Replication::default());
+    let all = read("async=\"none\" reiallowedbw=\"1000\" sendtimeout=\"30\" checkpoint=\"1m\"");
+    assert_eq!(all.ack, Some(fs_driver::state::Ack::Disk));
+    assert_eq!(all.limit, Some(1_024_000));
+    assert_eq!(
+        (all.patience_ms, all.checkpoint_s),
+        (Some(30_000), Some(60))
+    );
+    assert_eq!(
+        read("ack=\"flush\"").ack,
+        Some(fs_driver::state::Ack::Flush)
+    );
+    let (both, found) = module("f", &text("ack=\"disk\" async=\"none\""), none);
+    assert_eq!(both, None);
+    assert!(found.mistakes[0].to_string().contains("say the same"));
+}
+
+#[test]
 fn what_the_daemon_does_not_do_yet_is_named_and_what_it_does_is_not() {
     let text = "<safe><service boot_delay=\"5\"><heart pulse=\"700\" timeout=\"3s\"/>\
-                <rfs ack=\"disk\"><replicated dir=\"/vm\"/></rfs><vip/></service></safe>";
+                <rfs ack=\"disk\"><replicated dir=\"/vm\"/></rfs><vip/><failover/>\
+                <check><module name=\"db\"><to addr=\"x\"/></module><ping ident=\"r\"><to addr=\"::1\"/></ping></check>\
+                <errd><proc name=\"x\" service=\"y\"/></errd></service></safe>";
     let read = module("f", text, none).0.unwrap();
     let named = [
-        "<vip>",
-        "the attribute boot_delay of <service>",
-        "the attribute ack of <rfs>",
+        "<to> in <module> (both run on these two nodes)",
         "the attribute pulse of <heart>",
+        "the attribute service of <proc>",
     ];
     assert_eq!(read.unserved, named);
     let text = "<safe><service boot=\"on\" isolation=\"wait\"><heart timeout=\"3s\"/>\
@@ -335,4 +388,95 @@ fn what_the_daemon_does_not_do_yet_is_named_and_what_it_does_is_not() {
         said.iter().any(|s| s.contains("endpoints and ca")),
         "{said:?}"
     );
+}
+
+#[test]
+fn commands_that_are_told_name_kinds_of_events_that_exist() {
+    let text = "<safe><service><rfs><replicated dir=\"/vm\"/></rfs>\
+                <notify command=\"/a\"/><notify command=\"/b\" events=\"peer, driver\"/>\
+                </service></safe>";
+    let (read, found) = module("f", text, none);
+    let read = read.unwrap_or_else(|| panic!("{:?}", found.mistakes));
+    assert_eq!(read.notify[0].events, ["state", "error"]);
+    assert_eq!(read.notify[1].events, ["peer", "driver"]);
+    let text = text
+        .replace("peer, driver", "pear")
+        .replace("command=\"/a\"", "");
+    let (_, found) = module("f", &text, none);
+    let said: Vec<_> = found.mistakes.iter().map(ToString::to_string).collect();
+    assert!(
+        said.iter().any(|m| m.contains("\"pear\" is none of")),
+        "{said:?}"
+    );
+    assert!(
+        said.iter()
+            .any(|m| m.contains("either the attribute command or")),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn a_mail_has_addresses_a_server_and_no_password() {
+    let text = "<safe><service><rfs><replicated dir=\"/vm\"/></rfs>\
+                <notify mail=\"a@example.org, b@example.org\" from=\"t@example.org\" \
+                server=\"mail.example.org\" user=\"t\" passwordfile=\"/secret\"/>\
+                </service></safe>";
+    let (read, found) = module("f", text, none);
+    let read = read.unwrap_or_else(|| panic!("{:?}", found.mistakes));
+    let Way::Mail(mail) = &read.notify[0].way else {
+        panic!("{:?}", read.notify)
+    };
+    assert_eq!(mail.to.len(), 2);
+    assert_eq!(mail.port, 587);
+    assert_eq!(read.notify[0].events, ["state", "error"]);
+    for (right, wrong, says) in [
+        ("b@example.org", "b@", "\"b@\" is no mail address"),
+        (" from=\"t@example.org\"", "", "needs the attribute from"),
+        (
+            " server=\"mail.example.org\"",
+            "",
+            "needs the attribute server",
+        ),
+        (" user=\"t\"", "", "user and passwordfile go together"),
+        (
+            "<notify",
+            "<notify command=\"/a\"",
+            "either the attribute command or",
+        ),
+        (
+            "mail=\"a@example.org, b@example.org\"",
+            "command=\"/a\"",
+            "from is for mail=",
+        ),
+        (
+            "passwordfile=\"/secret\"",
+            "password=\"secret\"",
+            "password",
+        ),
+    ] {
+        let (read, found) = module("f", &text.replacen(right, wrong, 1), none);
+        let said: Vec<_> = found.mistakes.iter().map(ToString::to_string).collect();
+        assert!(
+            read.is_none() && said.iter().any(|m| m.contains(says)),
+            "{said:?}"
+        );
+    }
+}
+
+#[test]
+fn an_arbiter_has_some_time_to_answer() {
+    for arbiter in [
+        "<fence command=\"/f\" timeout=\"0\"/>",
+        "<etcd endpoints=\"https://x:1\" ca=\"/ca\" timeout=\"0s\"/>",
+    ] {
+        let text = format!(
+            "<safe><service>{arbiter}<rfs><replicated dir=\"/vm\"/></rfs></service></safe>"
+        );
+        let (_, found) = module("f", &text, |_| None);
+        let said: Vec<_> = found.mistakes.iter().map(ToString::to_string).collect();
+        assert!(
+            said.iter().any(|s| s.contains("longer than nothing")),
+            "{said:?}"
+        );
+    }
 }

@@ -194,16 +194,10 @@ impl Node {
     /// The driver's state, or nothing while it does not answer yet.
     pub(crate) fn state(&self) -> Result<Option<State>> {
         self.check()?;
-        match control::ask(&self.layout, Request::Status) {
-            Ok(Some(state)) => {
-                let state: State = serde_json::from_value(state)
-                    .context("the driver's state is not understood")?;
-                match &state.fenced {
-                    Some(why) => bail!("{} is fenced: {why}{}", self.name, self.last_words()),
-                    None => Ok(Some(state)),
-                }
-            }
-            Ok(None) | Err(_) => Ok(None),
+        let state = ask(&self.layout)?;
+        match state.as_ref().and_then(|state| state.fenced.as_ref()) {
+            Some(why) => bail!("{} is fenced: {why}{}", self.name, self.last_words()),
+            None => Ok(state),
         }
     }
 
@@ -224,6 +218,16 @@ impl Node {
     /// The stored copy itself.
     pub(crate) fn data(&self) -> PathBuf {
         self.layout.data()
+    }
+}
+
+/// What the driver of a folder says of itself, or nothing while it does not answer.
+pub(crate) fn ask(layout: &Layout) -> Result<Option<State>> {
+    match control::ask(layout, Request::Status) {
+        Ok(Some(state)) => serde_json::from_value(state)
+            .context("the driver's state is not understood")
+            .map(Some),
+        Ok(None) | Err(_) => Ok(None),
     }
 }
 

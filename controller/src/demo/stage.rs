@@ -40,6 +40,8 @@ struct Props {
     /// Nothing may be put up any more.
     cleared: bool,
     children: Vec<(u32, Child)>,
+    /// Processes that end with one of these children.
+    others: Vec<u32>,
     /// Files outside the directory, such as control sockets.
     files: Vec<PathBuf>,
 }
@@ -81,6 +83,24 @@ impl Stage {
     /// A file elsewhere that is to be removed at the end.
     pub(crate) fn note_file(&self, path: PathBuf) {
         self.props().files.push(path);
+    }
+
+    /// A process that ends by itself when a child is killed.
+    pub(crate) fn note_process(&self, id: u32) {
+        self.props().others.push(id);
+    }
+
+    /// Waits for the end of one.
+    pub(crate) fn wait_for_the_end(&self, id: u32) -> Result<()> {
+        let until = Instant::now() + TO_DIE;
+        while Path::new(&format!("/proc/{id}")).exists() {
+            if Instant::now() > until {
+                bail!("process {id} does not end");
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.props().others.retain(|known| *known != id);
+        Ok(())
     }
 
     /// Starts a process that dies with this one, its output going to `log`. Call it
@@ -166,6 +186,15 @@ impl Stage {
         let mut left = Vec::new();
         for (id, mut child) in props.children.drain(..) {
             while child.try_wait()?.is_none() {
+                if Instant::now() > until {
+                    left.push(id);
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        for id in std::mem::take(&mut props.others) {
+            while Path::new(&format!("/proc/{id}")).exists() {
                 if Instant::now() > until {
                     left.push(id);
                     break;

@@ -14,7 +14,9 @@ pub(crate) struct Outcome {
     pub(crate) acknowledged: u64,
     /// Of these, those not found where they must be.
     pub(crate) lost: u64,
-    /// From the kill to the first write that succeeded on the other node.
+    /// From the power cut until the application was started on the other node.
+    pub(crate) started_ms: u64,
+    /// From the power cut to the first write that succeeded on the other node.
     pub(crate) writable_ms: u64,
     /// Bytes of data changed while one node was away.
     pub(crate) bytes_changed: u64,
@@ -22,6 +24,8 @@ pub(crate) struct Outcome {
     pub(crate) bytes_moved: u64,
     /// From the start of the old primary until both copies were equal.
     pub(crate) resync_ms: u64,
+    /// From the last write on one node to the first one on the other, in a swap.
+    pub(crate) swap_ms: u64,
     /// Objects in the folder that were compared.
     pub(crate) compared_objects: u64,
     /// Both copies are equal in all.
@@ -50,7 +54,14 @@ impl fmt::Display for Outcome {
             &grouped(self.acknowledged),
             "",
         )?;
-        row(f, "lost", &grouped(self.lost), bad(self.lost > 0))?;
+        row(
+            f,
+            "acknowledged writes lost",
+            &grouped(self.lost),
+            bad(self.lost > 0),
+        )?;
+        let started = grouped(self.started_ms);
+        row(f, "application started after, ms", &started, "")?;
         row(
             f,
             "writable again after, ms",
@@ -70,6 +81,7 @@ impl fmt::Display for Outcome {
             &format!("   x {factor:.3}{}", bad(!self.moved_little())),
         )?;
         row(f, "resync, ms", &grouped(self.resync_ms), "")?;
+        row(f, "swap, ms without a write", &grouped(self.swap_ms), "")?;
         let identical = match self.identical {
             true => "yes",
             false => "no",
@@ -111,10 +123,12 @@ mod tests {
         let good = Outcome {
             acknowledged: 100_000,
             lost: 0,
+            started_ms: 11,
             writable_ms: 12,
             bytes_changed: 1_000_000,
             bytes_moved: 1_200_000,
             resync_ms: 800,
+            swap_ms: 40,
             compared_objects: 10,
             identical: true,
             seconds: 1.0,

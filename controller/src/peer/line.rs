@@ -1,6 +1,5 @@
 //! The connections: dialling, accepting, frames.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,12 +8,12 @@ use anyhow::{Context, Result, bail, ensure};
 use fs_driver::link::{SERVER_NAME, pinned_configs};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use twinfold_protocol::ids::Side;
 
-use super::{Hub, PULSE, WireView, lock};
+use super::{Hub, PULSE, WireView, knock, lock};
 
 /// The protocol's name in TLS.
 const PROTOCOL: &[u8] = b"twinfold-controller/1";
@@ -22,15 +21,16 @@ const PROTOCOL: &[u8] = b"twinfold-controller/1";
 /// The version of the frames.
 const VERSION: u32 = 1;
 
-/// Longest frame, in bytes: a view with the longest history has a few thousand.
+/// Longest frame, in bytes: a view with the longest history, the longest reason and all
+/// resources fits.
 const MAX_FRAME: usize = 64 << 10;
 
 /// How long a connection, a handshake or the write of a frame may take. Shorter than any
 /// sensible timeout of heartbeats, so that there is time for another try.
-const STEP: Duration = Duration::from_secs(1);
+pub(super) const STEP: Duration = Duration::from_secs(1);
 
 /// Pause between two tries.
-const RETRY: Duration = Duration::from_millis(100);
+pub(super) const RETRY: Duration = Duration::from_millis(100);
 
 /// A network without a word for so long gets a new connection: what was lost on the old one
 /// may be sent again only much later.
@@ -44,8 +44,13 @@ enum Frame {
         version: u32,
         node: String,
         run: u64,
+        /// Callers at this node's address on this network are let in while its daemon lives.
+        #[serde(default)]
+        listens: bool,
     },
-    Pulse,
+    Pulse {
+        works: Vec<String>,
+    },
     View {
         module: String,
         number: u64,
@@ -66,9 +71,15 @@ pub(super) async fn run(hub: &Arc<Hub>) {
     for lan in 0..hub.lans.len() {
         tasks.spawn(count_silence(hub.clone(), lan));
         match hub.cluster.side {
-            Side::Even => tasks.spawn(dial(hub.clone(), lan, TlsConnector::from(client.clone()))),
-            Side::Odd => tasks.spawn(listen(hub.clone(), lan, TlsAcceptor::from(server.clone()))),
-        };
+            Side::Even => {
+                tasks.spawn(knock::let_in(hub.clone(), lan));
+                tasks.spawn(dial(hub.clone(), lan, TlsConnector::from(client.clone())));
+            }
+            Side::Odd => {
+                tasks.spawn(knock::call(hub.clone(), lan));
+                tasks.spawn(listen(hub.clone(), lan, TlsAcceptor::from(server.clone())));
+            }
+        }
     }
     while tasks.join_next().await.is_some() {}
 }
@@ -85,6 +96,10 @@ async fn count_silence(hub: Arc<Hub>, lan: usize) {
         hub.lans[lan]
             .quiet
             .fetch_add(counted.as_millis() as u64, Ordering::AcqRel);
+        if lan == 0 {
+            hub.listened
+                .fetch_add(counted.as_millis() as u64, Ordering::AcqRel);
+        }
     }
 }
 
@@ -98,19 +113,9 @@ async fn dial(hub: Arc<Hub>, lan: usize, tls: TlsConnector) {
 }
 
 async fn dial_once(hub: &Arc<Hub>, lan: usize, tls: &TlsConnector) -> Result<()> {
-    let (here, there) = (hub.cluster.lans[lan].here, hub.cluster.lans[lan].there);
-    let connect = async {
-        let socket = match there {
-            SocketAddr::V4(_) => TcpSocket::new_v4()?,
-            SocketAddr::V6(_) => TcpSocket::new_v6()?,
-        };
-        // From this network's own address: another one would not tell of this network.
-        socket.bind(SocketAddr::new(here.ip(), 0))?;
-        socket.connect(there).await
-    };
-    let tcp = timeout(STEP, connect)
+    let there = hub.cluster.lans[lan].there;
+    let tcp = knock::connect(hub, lan)
         .await
-        .with_context(|| format!("{there} did not answer"))?
         .with_context(|| format!("no connection to {there}"))?;
     tcp.set_nodelay(true)?;
     let name = SERVER_NAME.try_into().context("the name is one")?;
@@ -134,6 +139,7 @@ async fn listen(hub: Arc<Hub>, lan: usize, tls: TlsAcceptor) {
         }
         tokio::time::sleep(RETRY).await;
     };
+    hub.lans[lan].open.store(true, Ordering::Release);
     let mut current: Option<tokio::task::JoinHandle<()>> = None;
     let (tell, mut shaken) = tokio::sync::mpsc::channel(1);
     loop {
@@ -201,11 +207,17 @@ async fn talk<S: AsyncRead + AsyncWrite>(hub: &Arc<Hub>, lan: usize, stream: S) 
         version: VERSION,
         node: hub.cluster.node.clone(),
         run: hub.run,
+        listens: hub.lans[lan].open.load(Ordering::Acquire),
     };
     send(&mut tx, &hello).await?;
     let first = timeout(STEP, receive(&mut rx)).await;
-    let run = match first.context("the peer said no hello")?? {
-        Frame::Hello { version, node, run } => {
+    let (run, listens) = match first.context("the peer said no hello")?? {
+        Frame::Hello {
+            version,
+            node,
+            run,
+            listens,
+        } => {
             ensure!(
                 version == VERSION,
                 "the peer speaks version {version} and this node {VERSION}: install the same release"
@@ -215,24 +227,29 @@ async fn talk<S: AsyncRead + AsyncWrite>(hub: &Arc<Hub>, lan: usize, stream: S) 
                 "the peer calls itself {node:?} and cluster.xml {:?}: it differs on the two nodes",
                 hub.cluster.peer
             );
-            run
+            (run, listens)
         }
         _ => bail!("the peer's first frame was no hello"),
     };
     let name = &hub.cluster.lans[lan].name;
     tracing::info!(lan = name, "the peer is heard");
     *lock(&hub.lans[lan].trouble) = None;
+    let _talks = hub.talks(lan, listens);
+    hub.begins(run);
     let mut heard = Instant::now();
     let mut changed = hub.changed.subscribe();
     let mut sent = 0;
     let mut pulse = tokio::time::interval(PULSE);
+    // Most pulses say what the last one said: such a one is not written, nor read, again.
+    let (mut works, mut own_pulse) = (Vec::new(), Vec::new());
+    let mut peer_pulse: Option<(Vec<u8>, Vec<String>)> = None;
     // Reading is never broken off in the middle of a frame.
-    let (tell, mut frames) = tokio::sync::mpsc::channel(16);
+    let (tell, mut bodies) = tokio::sync::mpsc::channel(16);
     let read = async move {
         loop {
-            let frame = receive(&mut rx).await;
-            let failed = frame.is_err();
-            if tell.send(frame).await.is_err() || failed {
+            let body = receive_body(&mut rx).await;
+            let failed = body.is_err();
+            if tell.send(body).await.is_err() || failed {
                 return std::future::pending::<()>().await;
             }
         }
@@ -240,46 +257,78 @@ async fn talk<S: AsyncRead + AsyncWrite>(hub: &Arc<Hub>, lan: usize, stream: S) 
     tokio::pin!(read);
     loop {
         for (module, number, view) in hub.newer(sent) {
-            send(
-                &mut tx,
-                &Frame::View {
-                    module,
-                    number,
-                    view: Box::new(view),
-                },
-            )
-            .await?;
+            let name = module.clone();
+            let view = Box::new(view);
+            match encoded(&Frame::View {
+                module,
+                number,
+                view,
+            }) {
+                Ok(bytes) => write(&mut tx, &bytes).await?,
+                // The other modules have done nothing.
+                Err(error) => tracing::error!(module = name, "the peer is not told: {error:#}"),
+            }
             sent = number;
         }
         tokio::select! {
             () = &mut read => {}
-            frame = frames.recv() => {
-                let frame = frame.context("the reader ended")??;
+            body = bodies.recv() => {
+                let body = body.context("the reader ended")??;
+                let again = peer_pulse.as_ref().is_some_and(|(pulse, _)| *pulse == body);
+                let frame = match again {
+                    true => None,
+                    false => Some(decoded(&body)?),
+                };
                 heard = Instant::now();
-                hub.lans[lan].quiet.store(0, Ordering::Release);
-                hub.lans[lan].heard.store(true, Ordering::Release);
+                hub.heard(lan);
                 match frame {
-                    Frame::Pulse => {}
-                    Frame::View { module, number, view } => hub.learn(module, run, number, *view),
-                    Frame::Hello { .. } => bail!("the peer said hello twice"),
+                    None => {}
+                    Some(Frame::Pulse { mut works }) => {
+                        works.sort_unstable();
+                        peer_pulse = Some((body, works));
+                    }
+                    Some(Frame::View { module, number, view }) => {
+                        hub.learn(module, run, number, *view);
+                        continue;
+                    }
+                    Some(Frame::Hello { .. }) => bail!("the peer said hello twice"),
+                }
+                if let Some((_, works)) = &peer_pulse {
+                    hub.learn_works(works);
                 }
             }
             _ = pulse.tick() => {
                 ensure!(heard.elapsed() < STALE, "the peer is silent");
-                send(&mut tx, &Frame::Pulse).await?;
+                if hub.working(&mut works) || own_pulse.is_empty() {
+                    own_pulse = encoded(&Frame::Pulse { works: works.clone() })?;
+                }
+                write(&mut tx, &own_pulse).await?;
             }
             _ = changed.changed() => {}
         }
     }
 }
 
-async fn send(tx: &mut (impl AsyncWrite + Unpin), frame: &Frame) -> Result<()> {
+/// A frame with its length.
+fn encoded(frame: &Frame) -> Result<Vec<u8>> {
     let body = serde_json::to_vec(frame)?;
-    ensure!(body.len() <= MAX_FRAME, "a frame is too long");
+    ensure!(
+        body.len() <= MAX_FRAME,
+        "a frame of {} bytes is too long",
+        body.len()
+    );
     let mut bytes = (body.len() as u32).to_le_bytes().to_vec();
     bytes.extend(body);
+    Ok(bytes)
+}
+
+async fn send(tx: &mut (impl AsyncWrite + Unpin), frame: &Frame) -> Result<()> {
+    write(tx, &encoded(frame)?).await
+}
+
+async fn write(tx: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<()> {
     let write = async {
-        tx.write_all(&bytes).await?;
+        tx.write_all(bytes).await?;
         tx.flush().await
     };
     timeout(STEP, write)
@@ -289,6 +338,14 @@ async fn send(tx: &mut (impl AsyncWrite + Unpin), frame: &Frame) -> Result<()> {
 }
 
 async fn receive(rx: &mut (impl AsyncRead + Unpin)) -> Result<Frame> {
+    decoded(&receive_body(rx).await?)
+}
+
+fn decoded(body: &[u8]) -> Result<Frame> {
+    serde_json::from_slice(body).context("the peer sends what is no frame")
+}
+
+async fn receive_body(rx: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>> {
     let mut length = [0; 4];
     rx.read_exact(&mut length)
         .await
@@ -302,22 +359,89 @@ async fn receive(rx: &mut (impl AsyncRead + Unpin)) -> Result<Frame> {
     rx.read_exact(&mut body)
         .await
         .context("the peer's daemon closed the line")?;
-    serde_json::from_slice(&body).context("the peer sends what is no frame")
+    Ok(body)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ResourceState;
+    use crate::runner::{MAX_NAME, MAX_RESOURCES};
 
     async fn read(bytes: &[u8]) -> Result<Frame> {
         receive(&mut &bytes[..]).await
     }
 
+    #[test]
+    fn a_view_with_all_that_it_may_have_fits_in_a_frame() {
+        use twinfold_protocol::automaton::{State, Status, View};
+        use twinfold_protocol::handshake::{CopyState, Role};
+        use twinfold_protocol::ids::{Generation, ModuleId, SessionId};
+        let longest = u128::MAX;
+        let all = vec![Generation(longest); twinfold_protocol::limits::MAX_HISTORY];
+        let view = View {
+            state: State::Second,
+            status: Status::Transient,
+            copy: CopyState {
+                module: ModuleId(longest),
+                current: Generation(longest),
+                bases: all.clone(),
+                history: all,
+                ..CopyState::default()
+            },
+            was: Some(Role::Secondary),
+            serves: false,
+            session: Some(SessionId(longest)),
+            asks: Some(Generation(longest)),
+            yielded: Some(Generation(longest)),
+            willing: false,
+            swaps: false,
+            rules: longest,
+        };
+        // Each of these takes six bytes.
+        let reason = "\u{1}".repeat(1 << 20);
+        let mut view = WireView::new(&view, reason.clone(), Some("f".repeat(64)));
+        view.waits(Status::Transient, &reason);
+        view.has_hardware(&[[0xff; 6]; crate::net::vips::MAX_HARDWARE]);
+        view.resources = (0..MAX_RESOURCES)
+            .map(|n| (format!("{n:0>MAX_NAME$}"), ResourceState::Unknown))
+            .collect();
+        let module = "m".repeat(twinfold_protocol::limits::MAX_MODULE_NAME);
+        let frame = Frame::View {
+            module,
+            number: u64::MAX,
+            view: Box::new(view),
+        };
+        let length = encoded(&frame).unwrap().len();
+        assert!(length > MAX_FRAME / 2, "{length}: it has nothing in it");
+    }
+
+    #[tokio::test]
+    async fn a_hello_of_an_earlier_release_says_nothing_of_callers() {
+        let text = br#"{"hello":{"version":1,"node":"a","run":7}}"#;
+        let mut bytes = (text.len() as u32).to_le_bytes().to_vec();
+        bytes.extend(text);
+        let read = read(&bytes).await;
+        assert!(
+            matches!(
+                &read,
+                Ok(Frame::Hello {
+                    run: 7,
+                    listens: false,
+                    ..
+                })
+            ),
+            "{read:?}"
+        );
+    }
+
     #[tokio::test]
     async fn frames_are_bounded_before_they_are_read() {
         let mut bytes = Vec::new();
-        send(&mut bytes, &Frame::Pulse).await.unwrap();
-        assert!(matches!(read(&bytes).await, Ok(Frame::Pulse)));
+        let works = vec!["vm".to_owned()];
+        send(&mut bytes, &Frame::Pulse { works }).await.unwrap();
+        let told = read(&bytes).await;
+        assert!(matches!(told, Ok(Frame::Pulse { works }) if works == ["vm"]));
         assert!(read(&bytes[..bytes.len() - 1]).await.is_err());
         let huge = read(&u32::MAX.to_le_bytes()).await.unwrap_err();
         assert!(huge.to_string().contains("4294967295"), "{huge}");

@@ -3,36 +3,49 @@
 //!
 //! ```text
 //! even node: dials        odd node: listens       (by the order of their identities)
-//! {"hello":{"version":1,"node":"a","run":7}}      first, in both directions
-//! {"pulse":null}                                  each 200 ms
+//! {"hello":{"version":1,"node":"a","run":7,"listens":true}}   first, in both directions
+//! {"pulse":{"works":["vm"]}}                      each 200 ms; the modules whose thread works
 //! {"view":{"module":"vm","number":12,"view":{...}}}   when it changed, and all of them at first
 //! ```
 //!
 //! A frame is its length in four bytes (little endian) and that much JSON. It runs on a thread
 //! of its own, at a real-time priority where that is permitted, so that a busy machine does not
-//! look like a dead one. Silence counts only while this node could have listened: one that was
+//! look like a dead one. What it says of a module counts while that one's thread works: a daemon
+//! that lives and cannot run a module does not decide for it. Silence counts only while this node could have listened: one that was
 //! frozen does not take its peer for dead when it is thawed.
+//!
+//! The kernel of the peer's machine is heard as well: where the daemon has died, it refuses
+//! callers (`knock`). So the even node lets them in, too, and says that it does.
 
+mod knock;
 mod line;
 mod view;
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::cluster::Cluster;
 use crate::runner::Input;
 
+pub(crate) use knock::{Answer, knock};
 pub(crate) use view::{StateName, StatusName, WireView, part};
 
 /// How often a node says that it lives.
 pub(crate) const PULSE: Duration = Duration::from_millis(200);
+
+/// A module whose thread has not come round for so long when it should have does not work: it
+/// waits for a disk.
+const WORKS: Duration = Duration::from_secs(2);
+
+/// A peer that was not heard of for so long and is heard again is looked at at once.
+const MISSED: Duration = PULSE.saturating_mul(2);
 
 /// What both sides know of each other.
 #[derive(Debug)]
@@ -48,6 +61,31 @@ pub(crate) struct Hub {
     /// The newest that the peer said: its run, the number, the view.
     told: Mutex<HashMap<String, (u64, u64, WireView)>>,
     modules: Mutex<HashMap<String, Sender<Input>>>,
+    /// When the threads of this node's modules come round at the latest.
+    rounds: Mutex<BTreeMap<String, Instant>>,
+    /// Milliseconds this node has listened.
+    listened: AtomicU64,
+    worked: Mutex<Worked>,
+}
+
+/// Which modules of the peer work.
+#[derive(Debug, Default)]
+struct Worked {
+    /// How many milliseconds this node had listened when one was last said to.
+    at: HashMap<String, u64>,
+    /// The same of those that the last pulse named, which are rarely others than before.
+    named: Vec<String>,
+    named_at: u64,
+}
+
+impl Worked {
+    fn last(&self, module: &str) -> Option<u64> {
+        let named = self
+            .named
+            .binary_search_by(|name| name.as_str().cmp(module));
+        let named = named.is_ok().then_some(self.named_at);
+        named.max(self.at.get(module).copied())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +95,31 @@ struct LanState {
     /// Something was heard since the start.
     heard: AtomicBool,
     trouble: Mutex<Option<String>>,
+    /// Callers are let in here.
+    open: AtomicBool,
+    /// Lines on which the peer is talked to.
+    lines: AtomicUsize,
+    /// One of them has ended.
+    ended: Notify,
+    /// The peer has said that it lets callers in.
+    listens: AtomicBool,
+    /// The peer's kernel refused the last call, and nothing was heard since.
+    refused: AtomicBool,
+    /// Frames heard since the start.
+    words: AtomicU64,
+    /// A line has begun, and nothing was heard on it yet.
+    begins: AtomicBool,
+}
+
+/// The peer is talked to on a network, until this is dropped.
+#[derive(Debug)]
+struct Talks<'a>(&'a LanState);
+
+impl Drop for Talks<'_> {
+    fn drop(&mut self) {
+        self.0.lines.fetch_sub(1, Ordering::AcqRel);
+        self.0.ended.notify_one();
+    }
 }
 
 /// How a network is.
@@ -67,6 +130,19 @@ pub(crate) struct Network {
     pub(crate) quiet_ms: u64,
     pub(crate) heard: bool,
     pub(crate) trouble: Option<String>,
+}
+
+/// Whether so many milliseconds are more than there may be between two pulses.
+fn was_missed(quiet: u64) -> bool {
+    Duration::from_millis(quiet) >= MISSED
+}
+
+/// These modules look at how the peer is.
+fn look<'a>(modules: impl IntoIterator<Item = &'a Sender<Input>>) {
+    for module in modules {
+        // One that has ended looks at nothing.
+        let _ = module.send(Input::Look);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -85,6 +161,9 @@ impl Hub {
             changed: watch::Sender::new(0),
             told: Mutex::default(),
             modules: Mutex::default(),
+            rounds: Mutex::default(),
+            listened: AtomicU64::new(0),
+            worked: Mutex::default(),
         })
     }
 
@@ -94,7 +173,93 @@ impl Hub {
         if let Some((_, _, view)) = told.get(module) {
             let _ = to.send(Input::Peer(Box::new(view.clone())));
         }
+        // Only from now on it is listened for: one that begins late has not been silent.
+        let now = self.listened.load(Ordering::Acquire);
+        lock(&self.worked).at.insert(module.to_owned(), now);
         lock(&self.modules).insert(module.to_owned(), to);
+    }
+
+    /// The module is no more; what the peer says of it goes nowhere.
+    pub(crate) fn unfollow(&self, module: &str) {
+        lock(&self.modules).remove(module);
+        lock(&self.own).remove(module);
+        lock(&self.rounds).remove(module);
+    }
+
+    /// The module's thread works, and comes round at this time at the latest.
+    pub(crate) fn works(&self, module: &str, until: Instant) {
+        let mut rounds = lock(&self.rounds);
+        match rounds.get_mut(module) {
+            Some(at) => *at = until,
+            None => {
+                rounds.insert(module.to_owned(), until);
+            }
+        }
+    }
+
+    /// The modules of this node whose threads work, in order; whether they are others than these,
+    /// where they are put then.
+    fn working(&self, known: &mut Vec<String>) -> bool {
+        let rounds = lock(&self.rounds);
+        let works = || {
+            let works = rounds.iter().filter(|(_, at)| at.elapsed() < WORKS);
+            works.map(|(module, _)| module)
+        };
+        let same = works().eq(known.iter());
+        if !same {
+            *known = works().cloned().collect();
+        }
+        !same
+    }
+
+    /// The peer says that these modules of its work; they are in order.
+    fn learn_works(&self, modules: &[String]) {
+        let now = self.listened.load(Ordering::Acquire);
+        let mut worked = lock(&self.worked);
+        let here = lock(&self.modules);
+        let same = worked.named == modules;
+        if !same || was_missed(now.saturating_sub(worked.named_at)) {
+            let missed = |module: &&String| {
+                let last = worked.last(module).unwrap_or(now);
+                was_missed(now.saturating_sub(last))
+            };
+            look(modules.iter().filter(missed).filter_map(|m| here.get(m)));
+        }
+        if !same {
+            // These and no others: names that are of no use do not pile up.
+            let (named, at) = (std::mem::take(&mut worked.named), worked.named_at);
+            for module in named {
+                let last = worked.at.entry(module).or_default();
+                *last = at.max(*last);
+            }
+            worked.at.retain(|module, _| here.contains_key(module));
+            worked.named = modules.to_vec();
+        }
+        worked.named_at = now;
+    }
+
+    /// Something was heard on a network.
+    fn heard(&self, lan: usize) {
+        let quiet = self.lans[lan].quiet.swap(0, Ordering::AcqRel);
+        self.lans[lan].heard.store(true, Ordering::Release);
+        self.lans[lan].words.fetch_add(1, Ordering::AcqRel);
+        // Before a line begins the peer may have been gone.
+        let begins = self.lans[lan].begins.swap(false, Ordering::AcqRel);
+        if begins || was_missed(quiet) {
+            look(lock(&self.modules).values());
+        }
+    }
+
+    /// The peer's daemon was started again: what the one before said of modules counts no more.
+    fn begins(&self, run: u64) {
+        lock(&self.told).retain(|_, (of, _, _)| *of >= run);
+    }
+
+    /// How long the peer's module has not been said to work.
+    pub(crate) fn idle(&self, module: &str) -> Duration {
+        let now = self.listened.load(Ordering::Acquire);
+        let last = lock(&self.worked).last(module).unwrap_or(0);
+        Duration::from_millis(now.saturating_sub(last))
     }
 
     /// Tells the peer, at once.
@@ -115,12 +280,63 @@ impl Hub {
 
     /// How long nothing was heard on any of these networks (all, if none is named).
     pub(crate) fn quiet(&self, names: &[String]) -> Duration {
-        let all = self.cluster.lans.iter().zip(&self.lans);
-        let quiet = all
-            .filter(|(lan, _)| names.is_empty() || names.contains(&lan.name))
-            .map(|(_, state)| state.quiet.load(Ordering::Acquire))
+        let quiet = self
+            .of(names)
+            .map(|state| state.quiet.load(Ordering::Acquire))
             .min();
         Duration::from_millis(quiet.unwrap_or(u64::MAX))
+    }
+
+    /// A line on this network begins; whether the peer lets callers in there.
+    fn talks(&self, lan: usize, listens: bool) -> Talks<'_> {
+        let state = &self.lans[lan];
+        state.listens.store(listens, Ordering::Release);
+        state.refused.store(false, Ordering::Release);
+        state.begins.store(true, Ordering::Release);
+        state.lines.fetch_add(1, Ordering::AcqRel);
+        Talks(state)
+    }
+
+    /// What the peer's kernel answered to a call on this network. That it has begun to refuse
+    /// them is told to all modules.
+    fn answers(&self, lan: usize, answer: Answer) {
+        let state = &self.lans[lan];
+        let refused = answer == Answer::Refused && state.lines.load(Ordering::Acquire) == 0;
+        if state.refused.swap(refused, Ordering::AcqRel) || !refused {
+            return;
+        }
+        for to in lock(&self.modules).values() {
+            let _ = to.send(Input::Refused);
+        }
+    }
+
+    /// Whether the peer's kernel says that no daemon runs there: it refuses callers on one of these
+    /// networks (all, if none is named), and on each of the others, too, unless nothing was heard
+    /// there for `silence` anyway.
+    pub(crate) fn refuses(&self, names: &[String], silence: Duration) -> bool {
+        let mut any = false;
+        for state in self.of(names) {
+            let quiet = Duration::from_millis(state.quiet.load(Ordering::Acquire));
+            let refused = state.refused.load(Ordering::Acquire);
+            if state.lines.load(Ordering::Acquire) > 0 || (!refused && quiet < silence) {
+                return false;
+            }
+            any |= refused;
+        }
+        any
+    }
+
+    /// How much was heard on these networks (all, if none is named).
+    pub(crate) fn words(&self, names: &[String]) -> u64 {
+        self.of(names)
+            .map(|state| state.words.load(Ordering::Acquire))
+            .sum()
+    }
+
+    fn of(&self, names: &[String]) -> impl Iterator<Item = &LanState> {
+        let all = self.cluster.lans.iter().zip(&self.lans);
+        all.filter(|(lan, _)| names.is_empty() || names.contains(&lan.name))
+            .map(|(_, state)| state)
     }
 
     /// All networks.
@@ -142,12 +358,48 @@ impl Hub {
             .map(|(_, _, view)| view.clone())
     }
 
+    /// The node on which a module serves, its application started; an error says how it stands.
+    /// Who was not heard for so long serves nobody as far as is known.
+    pub(crate) fn serving(&self, module: &str, silence: Duration) -> Result<&str> {
+        let own = lock(&self.own).get(module).map(|(_, view)| view.clone());
+        let heard = self.quiet(&[]) < silence;
+        let told = self.told(module).filter(|_| heard);
+        let (here, there) = (self.cluster.node.as_str(), self.cluster.peer.as_str());
+        let mut stands = Vec::new();
+        for (node, view) in [(here, own), (there, told)] {
+            let Some(view) = view else { continue };
+            let serves = matches!(view.state, StateName::Alone | StateName::Prim);
+            if serves && view.status == StatusName::Ready {
+                return Ok(node);
+            }
+            stands.push(format!(
+                "{} {} on {node}",
+                view.state.text(),
+                view.status.text()
+            ));
+        }
+        match stands.is_empty() {
+            true => bail!("there is no module {module}"),
+            false => bail!("{module} is {}", stands.join(" and ")),
+        }
+    }
+
     /// What arrived counts if it is newer than what is known; the networks are not equally fast.
     fn learn(&self, module: String, run: u64, number: u64, view: WireView) {
+        let now = self.listened.load(Ordering::Acquire);
+        let last = {
+            let mut worked = lock(&self.worked);
+            let last = worked.last(&module);
+            worked.at.insert(module.clone(), now);
+            last
+        };
         let mut told = lock(&self.told);
         if let Some((r, n, _)) = told.get(&module)
             && (*r, *n) >= (run, number)
         {
+            if was_missed(now.saturating_sub(last.unwrap_or(now))) {
+                look(lock(&self.modules).get(&module));
+            }
             return;
         }
         if let Some(to) = lock(&self.modules).get(&module) {
@@ -199,19 +451,20 @@ fn raise_priority() {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use fs_driver::link::Identity;
     use twinfold_protocol::automaton::{Arbiter, Automaton, Config, Copy, Isolation};
     use twinfold_protocol::ids::Side;
 
-    fn hub() -> Arc<Hub> {
+    pub(crate) fn hub() -> Arc<Hub> {
         let identity = Identity::generate().unwrap();
         let peer_identity = Identity::generate().unwrap().fingerprint();
         let lan = |name: &str| crate::cluster::Lan {
             name: name.into(),
             here: "127.0.0.1:1".parse().unwrap(),
             there: "127.0.0.1:2".parse().unwrap(),
+            command: false,
         };
         Hub::new(
             Cluster {
@@ -226,6 +479,11 @@ mod tests {
         )
     }
 
+    /// What the peer's kernel answered last on this network.
+    pub(crate) fn answered(hub: &Hub, lan: usize, answer: Answer) {
+        hub.answers(lan, answer);
+    }
+
     fn view(reason: &str) -> WireView {
         let config = Config {
             side: Side::Even,
@@ -233,6 +491,7 @@ mod tests {
             isolation: Isolation::Wait,
             failover: true,
             default_prim: None,
+            rules: 0,
         };
         let copy = Copy {
             state: Default::default(),
@@ -240,8 +499,13 @@ mod tests {
             shared: false,
             current: false,
             session: None,
+            recent: false,
         };
-        WireView::new(&Automaton::new(config, copy, None).view(), reason.into())
+        WireView::new(
+            &Automaton::new(config, copy, None).view(),
+            reason.into(),
+            None,
+        )
     }
 
     #[test]
@@ -256,12 +520,166 @@ mod tests {
     }
 
     #[test]
+    fn a_daemon_that_lives_and_does_not_run_a_module_is_silent_about_it() {
+        let hub = hub();
+        let (to, _told) = std::sync::mpsc::channel();
+        hub.follow("vm", to);
+        hub.learn("vm".into(), 1, 5, view("of its first run"));
+        let works = |modules: &[&str]| {
+            let modules: Vec<_> = modules.iter().map(|m| (*m).to_owned()).collect();
+            hub.learn_works(&modules);
+            hub.listened.fetch_add(1000, Ordering::AcqRel);
+        };
+        works(&["db", "vm"]);
+        works(&["db", "vm"]);
+        works(&["db"]);
+        works(&["db"]);
+        assert_eq!(hub.idle("vm"), Duration::from_secs(3));
+        assert_eq!(hub.idle("db"), Duration::from_secs(1));
+        works(&["db", "vm"]);
+        assert_eq!(hub.idle("vm"), Duration::from_secs(1));
+        // Its second run: nothing is known, until it says something.
+        hub.begins(1);
+        assert!(hub.told("vm").is_some());
+        hub.begins(2);
+        assert!(hub.told("vm").is_none());
+        hub.learn("vm".into(), 2, 1, view("of its second run"));
+        hub.begins(2);
+        assert!(hub.told("vm").is_some());
+    }
+
+    #[test]
+    fn a_module_that_begins_late_has_not_been_silent() {
+        let hub = hub();
+        hub.listened.fetch_add(90_000, Ordering::AcqRel);
+        // Nobody here had a use for this.
+        hub.learn_works(&["vm".into()]);
+        hub.follow("vm", std::sync::mpsc::channel().0);
+        assert_eq!(hub.idle("vm"), Duration::ZERO);
+        hub.listened.fetch_add(4000, Ordering::AcqRel);
+        assert_eq!(hub.idle("vm"), Duration::from_secs(4));
+    }
+
+    #[test]
+    fn a_module_works_while_its_thread_comes_round() {
+        let hub = hub();
+        let mut known = Vec::new();
+        assert!(!hub.working(&mut known));
+        let later = Duration::from_secs(3600);
+        hub.works("vm", Instant::now() + later);
+        assert!(hub.working(&mut known));
+        assert_eq!(known, ["vm"], "it sleeps");
+        hub.works("vm", Instant::now());
+        assert!(!hub.working(&mut known));
+        assert_eq!(known, ["vm"]);
+        hub.works("vm", Instant::now().checked_sub(WORKS).unwrap());
+        assert!(hub.working(&mut known));
+        assert_eq!(known, [""; 0]);
+    }
+
+    #[test]
+    fn modules_that_sleep_look_when_a_peer_is_heard_again() {
+        let hub = hub();
+        let [(to, looks), (other, sleeps)] = [(); 2].map(|()| std::sync::mpsc::channel());
+        hub.follow("vm", to);
+        hub.follow("db", other);
+        let both = |lan: usize| {
+            hub.heard(lan);
+            [&looks, &sleeps].map(|inputs| {
+                let all = inputs.try_iter();
+                all.filter(|input| matches!(input, Input::Look)).count()
+            })
+        };
+        assert_eq!(both(0), [0, 0], "nothing was missing");
+        let missed = MISSED.as_millis() as u64;
+        hub.lans[0].quiet.store(missed, Ordering::Release);
+        assert_eq!(both(0), [1, 1]);
+        assert_eq!(hub.quiet(&["fast".into()]), Duration::ZERO);
+        // The peer's daemon lives, and does not run one of them.
+        let all = ["db".to_owned(), "vm".to_owned()];
+        hub.learn_works(&all);
+        hub.listened.fetch_add(missed, Ordering::AcqRel);
+        hub.learn_works(&all[1..]);
+        assert_eq!(both(0), [1, 0]);
+        hub.listened.fetch_add(missed, Ordering::AcqRel);
+        hub.learn_works(&all[1..]);
+        assert_eq!(both(0), [1, 0], "the same ones as before");
+        // Nor was it told anything new of the other one.
+        hub.learn("db".into(), 1, 5, view("said"));
+        assert_eq!(both(0), [0, 0], "it was told");
+        hub.listened.fetch_add(missed, Ordering::AcqRel);
+        hub.learn("db".into(), 1, 5, view("said"));
+        assert_eq!(both(0), [0, 1]);
+    }
+
+    #[test]
     fn a_module_that_follows_late_is_told_what_was_said() {
         let hub = hub();
         hub.learn("vm".into(), 1, 5, view("said"));
         let (to, told) = std::sync::mpsc::channel();
         hub.follow("vm", to);
         assert!(matches!(told.try_recv(), Ok(Input::Peer(v)) if v.reason == "said"));
+    }
+
+    #[test]
+    fn a_module_serves_on_the_node_that_says_so_and_is_heard() {
+        let hub = hub();
+        let soon = Duration::from_secs(5);
+        let error = |hub: &Hub| hub.serving("db", soon).unwrap_err().to_string();
+        assert_eq!(error(&hub), "there is no module db");
+        let mut here = view("here");
+        hub.tell("db", here.clone());
+        assert_eq!(error(&hub), "db is STOP NotReady on a");
+        let mut there = view("there");
+        (there.state, there.status) = (StateName::Prim, StatusName::Transient);
+        hub.learn("db".into(), 1, 1, there.clone());
+        assert_eq!(
+            error(&hub),
+            "db is STOP NotReady on a and PRIM Transient on b"
+        );
+        there.status = StatusName::Ready;
+        hub.learn("db".into(), 1, 2, there);
+        assert_eq!(hub.serving("db", soon).unwrap(), "b");
+        for lan in &hub.lans {
+            lan.quiet.store(5000, Ordering::Release);
+        }
+        assert_eq!(error(&hub), "db is STOP NotReady on a");
+        (here.state, here.status) = (StateName::Alone, StatusName::Ready);
+        hub.tell("db", here);
+        assert_eq!(hub.serving("db", soon).unwrap(), "a");
+    }
+
+    #[test]
+    fn a_peer_refuses_when_it_does_on_all_networks_on_which_it_could_be_heard() {
+        let hub = hub();
+        let silence = Duration::from_secs(3);
+        let (to, told) = std::sync::mpsc::channel();
+        hub.follow("vm", to);
+        assert!(!hub.refuses(&[], silence), "nobody was asked");
+        let slow = hub.talks(1, true);
+        hub.answers(0, Answer::Refused);
+        hub.answers(0, Answer::Refused);
+        assert!(matches!(told.try_recv(), Ok(Input::Refused)));
+        assert!(told.try_recv().is_err(), "it is told once");
+        // A network that only one of the two knows of decides for those that listen to it alone.
+        assert!(!hub.refuses(&[], silence));
+        assert!(hub.refuses(&["fast".into()], silence));
+        // A call that was under way when the line began.
+        hub.answers(1, Answer::Refused);
+        assert!(!hub.refuses(&[], silence));
+        drop(slow);
+        assert!(!hub.refuses(&[], silence), "it may come back there");
+        hub.lans[1].quiet.store(3000, Ordering::Release);
+        assert!(hub.refuses(&[], silence));
+        hub.lans[1].quiet.store(0, Ordering::Release);
+        hub.answers(1, Answer::Refused);
+        assert!(hub.refuses(&[], silence));
+        hub.answers(1, Answer::Nothing);
+        assert!(!hub.refuses(&[], silence));
+        hub.answers(1, Answer::Open);
+        assert!(!hub.refuses(&[], silence));
+        let _fast = hub.talks(0, true);
+        assert!(!hub.refuses(&["fast".into()], silence));
     }
 
     #[test]

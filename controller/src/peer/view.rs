@@ -1,10 +1,16 @@
 //! What two daemons tell each other of a module, as it goes over the wire.
 
+use std::collections::BTreeMap;
+
 use fs_driver::control::{Hex, History, PartName};
 use serde::{Deserialize, Serialize};
 use twinfold_protocol::automaton::{State, Status, View};
 use twinfold_protocol::handshake::{CopyState, Role};
 use twinfold_protocol::ids::{Generation, SessionId};
+
+use crate::config::ResourceState;
+use crate::net::announce::{read, show};
+use crate::runner::events::beginning;
 
 /// A state, by the name that operators know.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -91,6 +97,10 @@ impl From<StatusName> for Status {
     }
 }
 
+/// Longest reason, in bytes: it may name everything that is down, and why. With the longest list
+/// of resources it has room in a frame.
+const MAX_REASON: usize = 2000;
+
 /// A [`View`] on the wire.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct WireView {
@@ -105,6 +115,17 @@ pub(crate) struct WireView {
     yielded: Option<Hex>,
     willing: bool,
     swaps: bool,
+    /// The hardware addresses of the node's interfaces.
+    hardware: Vec<String>,
+    /// Its resources.
+    pub(crate) resources: BTreeMap<String, ResourceState>,
+    rules: Hex,
+    /// Its driver lets callers in at the TCP port beside its link's, while it lives.
+    #[serde(default)]
+    pub(crate) present: bool,
+    /// Which configuration it runs with.
+    #[serde(default)]
+    pub(crate) config: Option<String>,
 }
 
 pub(crate) fn part(role: Role) -> PartName {
@@ -115,11 +136,11 @@ pub(crate) fn part(role: Role) -> PartName {
 }
 
 impl WireView {
-    pub(crate) fn new(view: &View, reason: String) -> WireView {
+    pub(crate) fn new(view: &View, reason: String, config: Option<String>) -> WireView {
         WireView {
             state: view.state.into(),
             status: view.status.into(),
-            reason,
+            reason: beginning(&reason, MAX_REASON).to_owned(),
             copy: History::from(&view.copy),
             was: view.was.map(part),
             serves: view.serves,
@@ -128,7 +149,29 @@ impl WireView {
             yielded: view.yielded.map(|g| Hex(g.0)),
             willing: view.willing,
             swaps: view.swaps,
+            hardware: Vec::new(),
+            resources: BTreeMap::new(),
+            rules: Hex(view.rules),
+            present: false,
+            config,
         }
+    }
+
+    /// It waits, for this reason.
+    pub(crate) fn waits(&mut self, status: Status, why: &str) {
+        self.state = StateName::Wait;
+        self.status = status.into();
+        beginning(why, MAX_REASON).clone_into(&mut self.reason);
+    }
+
+    /// The node's interfaces have these hardware addresses.
+    pub(crate) fn has_hardware(&mut self, all: &[[u8; 6]]) {
+        self.hardware = all.iter().map(|one| show(*one)).collect();
+    }
+
+    /// The hardware addresses of the node's interfaces; what is none is left out.
+    pub(crate) fn hardware(&self) -> Vec<[u8; 6]> {
+        self.hardware.iter().filter_map(|text| read(text)).collect()
     }
 
     /// Whether the copy is up to date.
@@ -150,6 +193,7 @@ impl From<&WireView> for View {
             yielded: told.yielded.map(|g| Generation(g.0)),
             willing: told.willing,
             swaps: told.swaps,
+            rules: told.rules.0,
         }
     }
 }
@@ -169,7 +213,9 @@ mod tests {
                 current: Generation(1 << 127),
                 bases: vec![Generation(3)],
                 history: vec![Generation(4), Generation(5)],
-                up_to_date: true,
+                up_to_date: false,
+                cut: true,
+                gave_way: true,
                 given_up: false,
                 forced: true,
             },
@@ -180,8 +226,9 @@ mod tests {
             yielded: Some(Generation(9)),
             willing: true,
             swaps: true,
+            rules: u128::MAX - 1,
         };
-        let text = serde_json::to_string(&WireView::new(&view, "why".into())).unwrap();
+        let text = serde_json::to_string(&WireView::new(&view, "why".into(), None)).unwrap();
         let told: WireView = serde_json::from_str(&text).unwrap();
         assert_eq!(View::from(&told), view);
         assert!(text.contains("\"SECOND\""), "{text}");

@@ -1,13 +1,15 @@
-//! The application: its scripts one after the other, on a thread of their own.
+//! The application: its addresses and scripts one after the other, on a thread of their own.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::time::Instant;
 
 use anyhow::{Context, Result};
-use twinfold_protocol::automaton::{Event, State};
+use twinfold_protocol::automaton::{Event, State, Wanted};
 
 use super::memory::{AppName, WantedName};
+use super::perform::spawn;
 use super::{Done, Input, Runner};
+use crate::net::vips::Vips;
 use crate::peer::StateName;
 use crate::scripts::{Call, Scripts};
 
@@ -28,16 +30,45 @@ pub(crate) enum Job {
     Poststop(&'static str),
 }
 
-/// Starts the thread; jobs are done in the order in which they come. `down`: nothing of the
-/// application runs.
-pub(super) fn start(scripts: Scripts, inbox: Sender<Input>, down: bool) -> Result<Sender<Job>> {
-    let (jobs, queue) = channel::<Job>();
+/// A job, and what it is done with.
+#[derive(Debug)]
+pub(super) struct Work {
+    job: Job,
+    scripts: Scripts,
+    vips: Arc<Vips>,
+}
+
+/// Starts the thread; jobs are done in the order in which they come. `serves`: the application
+/// runs; `nothing_runs`: nor does anything of it that follows.
+pub(super) fn start(
+    inbox: Sender<Input>,
+    vips: Arc<Vips>,
+    serves: bool,
+    nothing_runs: bool,
+) -> Result<Sender<Work>> {
+    let (jobs, queue) = channel::<Work>();
     std::thread::Builder::new()
         .name("scripts".into())
         .spawn(move || {
-            let mut both = !down;
-            for job in queue {
-                let result = carry_out(&scripts, job, &mut both).map_err(|e| format!("{e:#}"));
+            let said = inbox.clone();
+            let say = |text: String| drop(said.send(Input::Done(Done::Said(text))));
+            match serves {
+                true => vips.keep_announcing(),
+                // An earlier daemon, or a boot's scripts, may have left them.
+                false => take_away(&vips, &say).unwrap_or_else(|e| say(format!("{e:#}"))),
+            }
+            let mut both = !nothing_runs;
+            for Work { job, scripts, vips } in queue {
+                let result = match job {
+                    Job::StartPrim(..) => vips.set(&say),
+                    _ => Ok(()),
+                };
+                let mut result = result.and_then(|()| carry_out(&scripts, job, &mut both));
+                // Whatever its scripts said: who does not serve has no address.
+                if !matches!(job, Job::StartPrim(..)) {
+                    result = result.and(take_away(&vips, &say));
+                }
+                let result = result.map_err(|e| format!("{e:#}"));
                 if inbox.send(Input::Done(Done::Job(job, result))).is_err() {
                     return;
                 }
@@ -45,6 +76,13 @@ pub(super) fn start(scripts: Scripts, inbox: Sender<Input>, down: bool) -> Resul
         })
         .context("cannot start the thread of the scripts")?;
     Ok(jobs)
+}
+
+fn take_away(vips: &Vips, say: &dyn Fn(String)) -> Result<()> {
+    for address in vips.remove()? {
+        say(format!("{address} is removed"));
+    }
+    Ok(())
 }
 
 /// `both`: `start_both` has run.
@@ -78,7 +116,13 @@ fn carry_out(scripts: &Scripts, job: Job, both: &mut bool) -> Result<()> {
             begin(from, to)?;
             call("start_second", from, to, "start")
         }
-        Job::StopPrim(from, to) => call("stop_prim", from, to, "stop"),
+        Job::StopPrim(from, to) => {
+            let stopped = call("stop_prim", from, to, "stop");
+            if stopped.is_err() {
+                scripts.kill_application();
+            }
+            stopped
+        }
         Job::StopSecond(from, to) => call("stop_second", from, to, "stop"),
         Job::Poststop(from) => {
             if std::mem::take(both) {
@@ -92,14 +136,49 @@ fn carry_out(scripts: &Scripts, job: Job, both: &mut bool) -> Result<()> {
 impl Runner {
     pub(super) fn job(&self, job: Job) {
         // The thread lives as long as this one.
-        let _ = self.jobs.send(job);
+        let _ = self.jobs.send(Work {
+            job,
+            scripts: self.setup.scripts.clone(),
+            vips: self.setup.vips.clone(),
+        });
     }
 
     fn state(&self) -> &'static str {
         StateName::from(self.seen.0).text()
     }
 
+    /// Who has lost the right to serve has no address from now on, however long its application
+    /// takes to stop: the peer sets them.
+    pub(super) fn withdraw_addresses(&mut self) {
+        let app = self.memory.get().app;
+        let reached = self.automaton.may_be_reached();
+        if !reached && app != AppName::Down && !self.withdrawn {
+            self.withdrawn = true;
+            let (vips, inbox) = (self.setup.vips.clone(), self.inbox.clone());
+            vips.withdraw(true);
+            spawn(move || {
+                let say = |text| drop(inbox.send(Input::Done(Done::Said(text))));
+                match vips.remove_withdrawn() {
+                    Ok(removed) => {
+                        for address in removed {
+                            say(format!("{address} is removed: the peer is to serve"));
+                        }
+                    }
+                    // Tried again when the application has stopped.
+                    Err(error) => say(format!("{error:#}")),
+                }
+            });
+        }
+        if reached && app == AppName::Up && self.withdrawn {
+            // It was to stop, and goes on: its start sets them again.
+            self.withdrawn = false;
+            self.events.push_back(Event::Restart);
+        }
+    }
+
     pub(super) fn begin_app(&mut self) {
+        self.withdrawn = false;
+        self.setup.vips.withdraw(false);
         self.remember(|m| m.app = AppName::Starting);
         self.say("script", "the application starts");
         self.job(Job::StartPrim(self.state(), "ALONE"));
@@ -115,11 +194,6 @@ impl Runner {
         self.job(Job::StopPrim(self.state(), to));
     }
 
-    /// Stops the application; the automaton, told so, starts it again.
-    pub(super) fn restart_app(&mut self) {
-        self.end_app();
-    }
-
     pub(super) fn job_done(&mut self, job: Job, result: Result<(), String>) {
         if let Err(error) = &result {
             self.say("script", error.clone());
@@ -129,8 +203,13 @@ impl Runner {
                 if let Some(wanted) = self.next_want.take() {
                     match result {
                         Ok(()) => self.want(wanted),
-                        Err(_) => self.say("error", "prestart failed: the module stays stopped"),
+                        Err(_) => {
+                            self.say("error", "prestart failed: the module stays stopped");
+                            // Nothing runs yet, whatever was to.
+                            self.events.push_back(Event::Want(Wanted::Stopped));
+                        }
                     }
+                    self.forget_next();
                 }
             }
             Job::StartPrim(..) => match result {
@@ -139,6 +218,8 @@ impl Runner {
                     self.say("script", "the application is started");
                     self.events.push_back(Event::AppUp);
                 }
+                // Its addresses were withdrawn meanwhile, or else it has failed.
+                Err(_) if self.withdrawn => self.end_app(),
                 Err(_) => self.start_failed(),
             },
             Job::StopPrim(..) => {
@@ -148,33 +229,74 @@ impl Runner {
             }
             Job::Poststop(_) => {
                 self.setup.scripts.set_forced(false);
-                if std::mem::take(&mut self.again) && self.seen.0 == State::Stop {
-                    self.next_want = Some(WantedName::Running);
-                    self.job(Job::Prestart);
+                self.stopping = false;
+                if self.again && self.seen.0 == State::Stop {
+                    self.again = false;
+                    let next = self.memory.get().next;
+                    self.begin(next.unwrap_or(WantedName::Running));
                 }
             }
-            Job::StartSecond(..) | Job::StopSecond(..) => {}
+            Job::StartSecond(..) => self.remember(|m| {
+                // Unless its stop is waiting already.
+                if m.following == AppName::Starting {
+                    m.following = AppName::Up;
+                }
+            }),
+            Job::StopSecond(..) => self.remember(|m| {
+                if m.following == AppName::Stopping {
+                    m.following = AppName::Down;
+                }
+            }),
         }
     }
 
     /// What a failed start has begun is stopped, and it is tried again, a few times.
     fn start_failed(&mut self) {
-        let service = &self.setup.config.service;
-        let (interval, most) = (service.loop_interval, service.maxloop as usize);
-        self.loops.retain(|at| at.elapsed() < interval);
-        self.loops.push_back(Instant::now());
-        if self.loops.len() > most {
-            self.say(
-                "error",
-                format!(
-                    "maxloop: the application could not be started {} times; the module stops. \
-                     Repair it, then run `start`",
-                    self.loops.len()
-                ),
-            );
-            self.want(WantedName::Stopped);
-        }
+        self.loops_too_often("a failed start of the application");
         // Its end leads to the next start, or to the module's stop.
         self.end_app();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::ExitStatusExt;
+    use std::time::Duration;
+
+    #[test]
+    fn what_uses_the_folder_is_killed_when_the_application_does_not_stop() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bin, logs) = (dir.path().join("bin"), dir.path().join("log"));
+        let folder = dir.path().join("vm");
+        for directory in [&bin, &logs, &folder] {
+            std::fs::create_dir(directory).unwrap();
+        }
+        let _mounted = crate::process::tests::Mounted::new(&folder);
+        let script = bin.join("stop_prim");
+        std::fs::write(&script, "#!/bin/sh\nexit 1\n").unwrap();
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let scripts = Scripts {
+            bin,
+            logs: logs.clone(),
+            folders: vec![folder.clone()],
+            environment: Vec::new(),
+            start: Duration::from_secs(60),
+            stop: [Duration::from_secs(60); 2],
+            forced: std::sync::Arc::default(),
+        };
+        let mut application = std::process::Command::new("sleep");
+        let mut application = application
+            .arg("1000")
+            .current_dir(&folder)
+            .spawn()
+            .unwrap();
+        let stopped = carry_out(&scripts, Job::StopPrim("PRIM", "WAIT"), &mut true);
+        let status = application.wait().unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGKILL));
+        assert!(stopped.is_err());
+        let said = std::fs::read_to_string(logs.join("application.log")).unwrap();
+        assert!(said.contains("and was killed"), "{said}");
     }
 }

@@ -23,10 +23,22 @@ pub(crate) struct EventLine {
     pub(crate) node: String,
     /// The module.
     pub(crate) module: String,
-    /// `state`, `command`, `script`, `driver`, `peer`, `error`.
+    /// `state`, `command`, `script`, `driver`, `peer`, `address`, `resource`, `rule`, `error`.
     pub(crate) kind: String,
     /// What happened and why.
     pub(crate) text: String,
+}
+
+/// As much of a text as an event may have.
+fn shortened(text: &str) -> &str {
+    beginning(text, MAX_TEXT)
+}
+
+/// The beginning of a text, so many bytes at most.
+pub(crate) fn beginning(text: &str, most: usize) -> &str {
+    let end = (0..=most.min(text.len())).rev();
+    let end = end.into_iter().find(|i| text.is_char_boundary(*i));
+    &text[..end.unwrap_or(0)]
 }
 
 /// The log, open for writing.
@@ -46,13 +58,10 @@ impl EventLog {
         }
     }
 
-    /// Writes an event. A log that cannot be written stops nothing.
-    pub(crate) fn say(&self, kind: &str, text: impl Into<String>) {
+    /// Writes an event, and returns it. A log that cannot be written stops nothing.
+    pub(crate) fn say(&self, kind: &str, text: impl Into<String>) -> EventLine {
         let mut text: String = text.into();
-        if text.len() > MAX_TEXT {
-            let end = (0..=MAX_TEXT).rev().find(|i| text.is_char_boundary(*i));
-            text.truncate(end.unwrap_or(0));
-        }
+        text.truncate(shortened(&text).len());
         tracing::info!(module = self.module, "{kind}: {text}");
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let line = EventLine {
@@ -65,6 +74,7 @@ impl EventLog {
         if let Err(error) = self.write(&line) {
             tracing::warn!(%error, path = %self.path.display(), "the event log cannot be written");
         }
+        line
     }
 
     fn write(&self, line: &EventLine) -> std::io::Result<()> {

@@ -26,6 +26,13 @@ pub(crate) enum WantedName {
     Second,
 }
 
+impl WantedName {
+    /// The operator says that this copy is the good one, whatever the peer has.
+    pub(crate) fn is_forced(self) -> bool {
+        self == WantedName::Primforce
+    }
+}
+
 impl From<WantedName> for Wanted {
     fn from(name: WantedName) -> Wanted {
         match name {
@@ -64,11 +71,45 @@ pub(crate) struct Memory {
     pub(crate) session: Option<Hex>,
     /// The generation that was yielded, as long as nothing came of it.
     pub(crate) yielded: Option<Hex>,
+    /// The rules for separations that both nodes had when the peer was heard last.
+    #[serde(default)]
+    pub(crate) agreed: Option<Hex>,
+    /// The generation for which the arbiter was asked, as long as something may come of it.
+    #[serde(default)]
+    pub(crate) asked: Option<Hex>,
     /// The application, in this boot.
     #[serde(default)]
     pub(crate) app: AppName,
+    /// What is wanted as soon as no rule says to wait.
+    #[serde(default)]
+    pub(crate) held: Option<WantedName>,
+    /// Checkers and rules are suspended.
+    #[serde(default)]
+    pub(crate) suspended: bool,
+    /// What runs of it on a node that follows, in this boot.
+    #[serde(default)]
+    pub(crate) following: AppName,
+    /// What shall be wanted as soon as the module has stopped, or is about to start.
+    #[serde(default)]
+    pub(crate) next: Option<WantedName>,
     /// The operating system's boot in which this was written.
     pub(crate) boot: String,
+    /// It was stopped only because the node was.
+    #[serde(default)]
+    pub(crate) until_boot: bool,
+    /// The operator's word on whether it starts when the node does, against the configuration.
+    #[serde(default)]
+    pub(crate) at_boot: Option<bool>,
+    /// When the copies were last equal, in seconds since 1970; to half a minute, and only
+    /// where that decides something.
+    #[serde(default)]
+    pub(crate) equal_at: u64,
+    /// Everything in this copy is to be compared before it is up to date.
+    #[serde(default)]
+    pub(crate) fullsync: bool,
+    /// The operator gives this copy up, should both nodes have gone on.
+    #[serde(default)]
+    pub(crate) discard: bool,
 }
 
 /// The memory and its file.
@@ -108,6 +149,12 @@ impl Remembered {
         }
         Ok(())
     }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |t| t.as_secs())
 }
 
 /// The operating system's boot.

@@ -13,54 +13,96 @@
 //! durably before it is acted on (`memory`).
 
 mod app;
+mod begin;
+mod board;
 mod command;
+mod configure;
 pub(crate) mod events;
 mod facts;
+mod gone;
+mod judge;
 mod memory;
+mod notify;
 mod perform;
 
-use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::cell::Cell;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use fs_driver::control::Standing;
-use fs_driver::setup::stopped;
+use fs_driver::control::{Hex, Standing};
 use serde::{Deserialize, Serialize};
 use twinfold_protocol::automaton::{
-    Arbiter, Automaton, Config, Copy, Effect, Event, Isolation, Link, State, Status, Wanted,
+    Automaton, Copy, Effect, Event, Link, Reason, State, Status, Wanted,
 };
-use twinfold_protocol::handshake::{CopyState, Role};
-use twinfold_protocol::ids::{Generation, SessionId};
+use twinfold_protocol::handshake::Role;
+use twinfold_protocol::ids::Generation;
 
+use crate::config::ResourceState;
 use crate::driver::Place;
+use crate::net::{hardware, vips::Vips};
 use crate::peer::{Hub, StateName, StatusName, WireView};
 use crate::scripts::Scripts;
-use app::Job;
+use app::{Job, Work};
+pub(crate) use begin::start;
+use board::Board;
+#[cfg(test)]
+pub(crate) use board::{MAX_NAME, MAX_RESOURCES};
 use events::EventLog;
-use memory::{AppName, Remembered, WantedName, boot_id};
+use memory::{AppName, Remembered, WantedName};
 
-/// How often silence and tries again are looked at.
-const TICK: Duration = Duration::from_millis(200);
+/// How long a module's thread sleeps at most: longer than the time after which a driver says again
+/// how it stands.
+const ROUND: Duration = Duration::from_millis(2500);
+
+/// How long it sleeps at least when something is due, which the clock may not show yet.
+const SOON: Duration = Duration::from_millis(20);
 
 /// What did not work is tried again when nothing has happened for so long.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// How long a driver that runs already may take to tell how it stands.
-const ADOPT: Duration = Duration::from_secs(15);
+/// What is wrong with rules that only one node has.
+const RULES_DIFFER: &str = "the nodes have different rules for a separation (<etcd>, <fence> or \
+    isolation): until they are equal, none goes on without the other";
+
+/// How long a driver may take to start, and its node to give way meanwhile.
+const STARTS: Duration = Duration::from_secs(30);
 
 /// Something that concerns a module.
 #[derive(Debug)]
 pub(crate) enum Input {
     /// How its driver stands.
     Standing(Box<Standing>),
+    /// It stands as it has said last.
+    StandsAsBefore { pid: u32 },
+    /// Something is different that the module looks at by itself.
+    Look,
     /// Its driver has ended.
     DriverGone { pid: u32, why: String },
     /// What the peer says.
     Peer(Box<WireView>),
+    /// The kernel of the peer's machine refuses callers at its daemon's port.
+    Refused,
+    /// What came of looking whether any process of the peer is left.
+    Looked(gone::Looked),
     /// What was begun has ended.
     Done(Done),
+    /// What the checker with this place in the configuration found, in which run of it.
+    Found(usize, u64, Box<crate::checkers::Found>),
+    /// A resource is in this state, says the operator or a checker of theirs.
+    Set(String, ResourceState, Sender<Result<String, String>>),
+    /// It gets another configuration; or would it?
+    Configure {
+        /// The new one.
+        setup: Box<Setup>,
+        /// Nothing is changed yet.
+        only_look: bool,
+        /// Whether it does, or why not.
+        answer: Sender<Result<(), String>>,
+    },
+    /// There is no such module any more.
+    Quit(Sender<Result<(), String>>),
     /// The operator wants something; the answer says what follows.
     Command(Command, Sender<Result<String, String>>),
 }
@@ -72,10 +114,16 @@ pub(crate) enum Done {
     Driver(u64, Result<(), String>),
     /// Of a yield: whether it was yielded.
     Yield(Generation, Result<bool, String>),
+    /// Nothing has ended; something happened to an address.
+    Said(String),
     /// Of scripts.
     Job(Job, Result<(), String>),
     /// Of the fence command, for the right to this generation.
     Fence(Generation, Result<(), String>),
+    /// Of the echoes to the witness, for the right to this generation: who answered.
+    Reached(Generation, Result<std::net::IpAddr, String>),
+    /// Of giving back what the witness granted in vain.
+    Released(Generation, Result<(), String>),
     /// Of the question to the witness, whether this node may go on from this generation.
     Asked(Generation, Result<bool, String>),
 }
@@ -100,8 +148,23 @@ pub(crate) enum Command {
     Primforce,
     /// Run as secondary, to begin with.
     Second,
+    /// The same, and compare everything with the primary's copy.
+    Fullsync,
+    /// The same; if both nodes went on alone, this one's copy is given up, and what only it has
+    /// goes into its archive.
+    Discard,
     /// Exchange the roles.
     Swap,
+    /// Look at nothing and follow no rules, for maintenance.
+    Suspend,
+    /// Do it again.
+    Resume,
+    /// Stop because the node does: what `boot="auto"` starts again.
+    Shutdown,
+    /// Start when the node does, whatever the configuration says.
+    BootOn,
+    /// Do not start when the node does.
+    BootOff,
 }
 
 /// What an operator sees of a module.
@@ -123,6 +186,12 @@ pub(crate) struct ModuleState {
     pub(crate) percent: Option<u8>,
     /// The driver's process.
     pub(crate) driver: Option<u32>,
+    /// The folder's private directory.
+    pub(crate) base: String,
+    /// What checkers and operators say of its resources.
+    pub(crate) resources: BTreeMap<String, ResourceState>,
+    /// Nothing is looked at, and no rules are followed.
+    pub(crate) suspended: bool,
     /// The same module on the peer, as far as it is known.
     pub(crate) peer: Option<PeerState>,
 }
@@ -146,9 +215,12 @@ pub(crate) struct PeerState {
 #[derive(Debug)]
 pub(crate) struct Setup {
     pub(crate) name: String,
+    /// Which of the applied configurations it is.
+    pub(crate) version: Option<crate::versions::Version>,
     pub(crate) config: crate::config::Module,
     pub(crate) place: Place,
     pub(crate) scripts: Scripts,
+    pub(crate) vips: Arc<Vips>,
     pub(crate) witness: Option<crate::etcd::Witness>,
     pub(crate) memory: std::path::PathBuf,
     pub(crate) logs: std::path::PathBuf,
@@ -177,8 +249,11 @@ struct Runner {
     setup: Setup,
     hub: Arc<Hub>,
     inbox: Sender<Input>,
-    jobs: Sender<Job>,
+    jobs: Sender<Work>,
+    /// There is no such module any more.
+    over: bool,
     log: EventLog,
+    notes: notify::Told,
     memory: Remembered,
     automaton: Automaton,
     events: VecDeque<Event>,
@@ -193,6 +268,7 @@ struct Runner {
     link: Option<Link>,
     peer: Option<WireView>,
     silent: bool,
+    presence: gone::Presence,
     pending: Option<Pending>,
     numbers: u64,
     /// Failures of the driver in a row.
@@ -203,14 +279,34 @@ struct Runner {
     next_want: Option<WantedName>,
     /// Start again when stopped.
     again: bool,
+    /// When the module starts after a boot.
+    boots_at: Option<Instant>,
+    /// The driver that was told to compare everything, and the session in which it was.
+    compares: Option<(u32, Hex)>,
     /// What was said of the arbiter last: it is asked again and again.
     verdict: String,
+    board: Board,
+    /// What `poststop` does is not done yet.
+    stopping: bool,
+    /// It starts with the node, and the peer was told so.
+    soon: bool,
+    /// Why a module that is to start waits, and whether somebody has to do something.
+    blocked: Option<(bool, String)>,
+    /// Since when the peer is asked to give way.
+    asked_at: Option<Instant>,
+    /// The addresses were removed because the peer is to serve.
+    withdrawn: bool,
+    /// The hardware addresses that the peer was told.
+    hardware: Vec<[u8; 6]>,
+    /// What is shown may not be what is so.
+    stale: Cell<bool>,
     busy: Instant,
 }
 
 impl Runner {
     fn say(&self, kind: &str, text: impl Into<String>) {
-        self.log.say(kind, text);
+        let event = self.log.say(kind, text);
+        self.notify(&event);
     }
 
     /// Notes what came of asking the arbiter, if that is new.
@@ -221,8 +317,9 @@ impl Runner {
         }
     }
 
-    /// Feeds what is waiting, and carries out what follows.
-    fn pump(&mut self) {
+    /// Feeds what is waiting, and carries out what follows; whether there was anything.
+    fn pump(&mut self) -> bool {
+        let any = !self.events.is_empty();
         while let Some(event) = self.events.pop_front() {
             self.busy = Instant::now();
             let effects = self.automaton.handle(event);
@@ -230,8 +327,36 @@ impl Runner {
             for effect in effects {
                 self.perform(effect);
             }
+            self.withdraw_addresses();
+            self.forget();
         }
-        self.publish();
+        self.tell_presence();
+        if self.stale.replace(false) || any {
+            self.publish();
+        }
+        any
+    }
+
+    /// What is used up, a word of the operator or a question to the arbiter, must not be found
+    /// again by the next daemon.
+    fn forget(&mut self) {
+        if !self.events.is_empty() {
+            return;
+        }
+        let word = matches!(
+            self.memory.get().wanted,
+            WantedName::Prim | WantedName::Primforce | WantedName::Second
+        );
+        let word = word && self.automaton.wanted() == Wanted::Running;
+        let asked = self.automaton.asked().is_some();
+        let agreed = self.automaton.agreed().map(Hex);
+        self.remember(|m| {
+            if word {
+                m.wanted = WantedName::Running;
+            }
+            m.asked = m.asked.filter(|_| asked);
+            m.agreed = agreed;
+        });
     }
 
     /// Notes a transition, with its reason.
@@ -251,38 +376,61 @@ impl Runner {
             ),
         );
         if before.0 == state {
+            // Of this alone the automaton tells nothing.
+            if before.1 == status {
+                self.tell_peer();
+            } else if (state, status) == (State::Stop, Status::NotReady) {
+                // What the daemon before had begun to stop.
+                self.stopping = true;
+                self.job(Job::Poststop(StateName::from(state).text()));
+            }
             return;
         }
         let (from, to) = (
             StateName::from(before.0).text(),
             StateName::from(state).text(),
         );
-        if before.0 == State::Second {
+        let following = self.memory.get().following;
+        let follows = matches!(following, AppName::Starting | AppName::Up);
+        // In WAIT a daemon that has just begun does not know yet whether it still follows.
+        if before.0 == State::Second || follows && !matches!(state, State::Second | State::Wait) {
+            self.remember(|m| m.following = AppName::Stopping);
             self.job(Job::StopSecond(from, to));
         }
-        if state == State::Second {
+        // What the daemon before has started runs on.
+        if state == State::Second && following != AppName::Up {
+            self.remember(|m| m.following = AppName::Starting);
             self.job(Job::StartSecond(from, to));
         }
         if state == State::Stop {
+            self.stopping = true;
             self.job(Job::Poststop(from));
         }
     }
 
     fn publish(&self) {
-        let (state, status, reason) = &self.seen;
+        let (mut state, mut status, mut reason) = self.seen.clone();
+        if let Some((how, why)) = self.waits() {
+            (state, status, reason) = (State::Wait, how, why);
+        }
         let standing = self.standing.as_ref();
         let new = ModuleState {
             module: self.setup.name.clone(),
-            state: StateName::from(*state).text().into(),
-            status: StatusName::from(*status).text().into(),
-            reason: reason.clone(),
+            state: StateName::from(state).text().into(),
+            status: StatusName::from(status).text().into(),
+            reason,
             up_to_date: self.copy.state.up_to_date,
-            trouble: standing.and_then(|s| {
-                let all = [&s.fenced, &s.conflict, &s.trouble];
-                all.into_iter().flatten().next().cloned()
-            }),
+            trouble: standing
+                .and_then(|s| {
+                    let all = [&s.fenced, &s.conflict, &s.trouble];
+                    all.into_iter().flatten().next().cloned()
+                })
+                .or_else(|| self.automaton.differs().then(|| RULES_DIFFER.to_owned())),
             percent: standing.and_then(|s| s.percent),
             driver: self.pid,
+            base: self.setup.place.layout.base.display().to_string(),
+            resources: self.board.states.clone(),
+            suspended: self.memory.get().suspended,
             peer: self.peer.as_ref().map(|v| PeerState {
                 state: v.state.text().into(),
                 status: v.status.text().into(),
@@ -300,24 +448,90 @@ impl Runner {
         }
     }
 
+    /// Sleeps until something happens or is due.
     fn run(&mut self, inbox: &Receiver<Input>) {
-        loop {
-            match inbox.recv_timeout(TICK) {
+        let mut until = Instant::now();
+        while !self.over {
+            self.hub.works(&self.setup.name, until);
+            let left = until.saturating_duration_since(Instant::now());
+            let input = inbox.recv_timeout(left);
+            // From now on it does not sleep, but may hang.
+            self.hub.works(&self.setup.name, Instant::now());
+            match input {
                 Ok(input) => self.take(input),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             self.tick();
-            self.pump();
+            self.judge();
+            until = match self.pump() {
+                // Checkers and rules look at what has come of it.
+                true => Instant::now(),
+                false => self.next_round(),
+            };
         }
     }
 
+    /// When something is due that no input tells of.
+    fn next_round(&self) -> Instant {
+        let now = Instant::now();
+        let heart = &self.setup.config.heart;
+        let unheard = self.hub.quiet(&heart.lans);
+        let unheard = unheard.max(self.hub.idle(&self.setup.name));
+        let silence = (!self.silent).then(|| now + heart.timeout.saturating_sub(unheard));
+        let answer = self.asked_at.map(|at| at + self.patience());
+        let again = self.tries_again().then(|| self.busy + RETRY);
+        let rule = self.board.due(self.setup.config.handle_time);
+        let due = [silence, answer, again, rule, self.boots_at];
+        let first = due.into_iter().flatten().min();
+        first.map_or(now + ROUND, |at| at.clamp(now + SOON, now + ROUND))
+    }
+
+    /// Whether what did not work is to be tried again.
+    fn tries_again(&self) -> bool {
+        let settled = matches!(self.seen.1, Status::Ready) || self.seen.0 == State::Stop;
+        !settled || self.automaton.asked().is_some()
+    }
+
     fn take(&mut self, input: Input) {
+        if !matches!(input, Input::StandsAsBefore { .. } | Input::Look) {
+            self.stale.set(true);
+        }
         match input {
             Input::Standing(standing) => self.stands(standing),
+            Input::StandsAsBefore { pid } => {
+                if self.pid == Some(pid) {
+                    self.settle();
+                    self.meet();
+                }
+            }
+            // It does so with each input.
+            Input::Look => {}
             Input::DriverGone { pid, why } => self.driver_gone(pid, &why),
             Input::Peer(view) => self.hears(*view),
+            Input::Refused => self.refused(),
+            Input::Looked(looked) => self.looked(looked),
             Input::Done(done) => self.done(done),
+            Input::Found(number, run, found) => self.found(number, run, *found),
+            Input::Set(name, state, answer) => {
+                let set = self.resource(&name, state, None);
+                // Whoever asked may have gone.
+                let _ = answer.send(set.map(|()| format!("{name} is {}", state.text())));
+            }
+            Input::Configure {
+                setup,
+                only_look,
+                answer,
+            } => {
+                let _ = answer.send(self.configure(*setup, only_look));
+            }
+            Input::Quit(answer) => {
+                self.over = self.seen.0 == State::Stop && self.memory.get().held.is_none();
+                let _ = answer.send(match self.over {
+                    true => Ok(()),
+                    false => Err("the module runs".into()),
+                });
+            }
             Input::Command(command, answer) => {
                 let answered = self.command(command);
                 self.pump();
@@ -328,6 +542,13 @@ impl Runner {
     }
 
     fn hears(&mut self, view: WireView) {
+        self.setup.vips.peer_has(&view.hardware());
+        if std::mem::take(&mut self.silent) {
+            self.say("peer", "heard again");
+            // What the peer has said meanwhile of the addresses may be wrong.
+            self.setup.vips.announce_now();
+            self.witness_is(ResourceState::Init, None);
+        }
         let before = self.peer.replace(view.clone());
         // What the peer's daemon knows at once, the connection between the drivers shows only
         // after its timeout.
@@ -340,216 +561,77 @@ impl Runner {
             self.disconnect();
         }
         self.events.push_back(Event::Heard((&view).into()));
+        self.meet();
     }
 
     fn tick(&mut self) {
-        let heart = &self.setup.config.heart;
-        let quiet = self.hub.quiet(&heart.lans);
-        let silent = quiet >= heart.timeout;
-        if silent && !self.silent {
-            self.silent = true;
-            self.say("peer", "no heartbeat on any network");
-            self.verdict.clear();
-            self.events.push_back(Event::Silent);
-        } else if !silent && self.silent {
-            self.silent = false;
-            self.say("peer", "heard again");
-            if let Some(view) = self.hub.told(&self.setup.name) {
-                self.hears(view);
+        if self.boots_at.is_some_and(|at| Instant::now() >= at) {
+            self.boots_at = None;
+            match self.differs() {
+                Some(why) => {
+                    self.say("error", format!("does not start with the node: {why}"));
+                    self.events.push_back(Event::Want(Wanted::Stopped));
+                }
+                None => {
+                    self.say("command", "starts with the node");
+                    self.begin(self.memory.get().wanted);
+                }
             }
         }
-        let settled = matches!(self.seen.1, Status::Ready) || self.seen.0 == State::Stop;
-        if !settled && self.busy.elapsed() >= RETRY {
+        self.setup.scripts.trim_log();
+        self.setup.place.trim_log();
+        let heart = &self.setup.config.heart;
+        let unheard = self.hub.quiet(&heart.lans) >= heart.timeout;
+        let gone = self.is_gone();
+        let silent = unheard || gone || self.hub.idle(&self.setup.name) >= heart.timeout;
+        if silent && !self.silent {
+            self.silent = true;
+            self.say(
+                "peer",
+                match (unheard, gone) {
+                    (true, _) => "no heartbeat on any network",
+                    (_, true) => "its daemon and its driver have died",
+                    _ => "is heard, and does not run this module",
+                },
+            );
+            self.verdict.clear();
+            self.events.push_back(Event::Silent);
+        } else if !silent
+            && self.silent
+            && let Some(view) = self.hub.told(&self.setup.name)
+        {
+            self.hears(view);
+        }
+        self.wait_for_answer();
+        if !self.setup.config.addresses.is_empty() && self.hardware != hardware::seen() {
+            self.hardware = hardware::seen();
+            self.tell_peer();
+        }
+        if self.tries_again() && self.busy.elapsed() >= RETRY {
             self.events.push_back(Event::Retry);
         }
     }
-}
 
-/// The automaton's configuration of a module.
-fn automaton_config(config: &crate::config::Module, hub: &Hub) -> Config {
-    let service = &config.service;
-    let other = match hub.cluster.side {
-        twinfold_protocol::ids::Side::Even => twinfold_protocol::ids::Side::Odd,
-        twinfold_protocol::ids::Side::Odd => twinfold_protocol::ids::Side::Even,
-    };
-    Config {
-        side: hub.cluster.side,
-        arbiter: match config.fence.is_some() || config.etcd.is_some() {
-            true => Arbiter::Asked,
-            false => Arbiter::None,
-        },
-        isolation: match service.isolation_alone {
-            true => Isolation::Alone,
-            false => Isolation::Wait,
-        },
-        failover: service.failover,
-        default_prim: service
-            .defaultprim
-            .as_ref()
-            .map(|name| match *name == hub.cluster.node {
-                true => hub.cluster.side,
-                false => other,
-            }),
-    }
-}
-
-/// Starts a module's thread; it takes over a driver that runs already.
-pub(crate) fn start(setup: Setup, hub: &Arc<Hub>) -> Result<Handle> {
-    let mut memory = Remembered::open(&setup.memory)?;
-    let boots = memory.get().boot != boot_id();
-    if boots {
-        let on = setup.config.service.boot;
-        memory.change(|m| {
-            m.boot = boot_id();
-            m.app = AppName::Down;
-            m.wanted = match on {
-                true => WantedName::Running,
-                false => WantedName::Stopped,
-            };
-        })?;
-    }
-    let (inbox, inputs) = channel();
-    let log = EventLog::new(&setup.logs, &hub.cluster.node, &setup.name);
-    let jobs = app::start(
-        setup.scripts.clone(),
-        inbox.clone(),
-        boots || memory.get().app == AppName::Down,
-    )?;
-    let running = setup.place.adopt(&inbox)?;
-    let first = match running {
-        None => None,
-        Some(_) => match inputs.recv_timeout(ADOPT) {
-            Ok(Input::Standing(standing)) => Some(standing),
-            _ => anyhow::bail!("the driver that runs already does not tell how it stands"),
-        },
-    };
-    let (history, shared, current) = match &first {
-        Some(s) => (s.copy.clone(), s.shared, s.current),
-        None => {
-            let (history, shared) = stopped::history(&setup.place.layout).with_context(|| {
-                format!(
-                    "{} is no replicated folder yet: `twinfold fs init` makes one",
-                    setup.place.mount.display()
-                )
-            })?;
-            (history, shared, false)
+    /// How long an answer of the peer is waited for.
+    fn patience(&self) -> Duration {
+        match self.role {
+            Some(Role::Primary) => self.setup.config.heart.timeout,
+            _ => self.setup.config.heart.timeout + STARTS,
         }
-    };
-    let copy = Copy {
-        state: CopyState::from(&history),
-        was: memory.get().was.map(Role::from),
-        shared,
-        current,
-        session: memory.get().session.map(|s| SessionId(s.0)),
-    };
-    let yielded = memory.get().yielded.map(|g| Generation(g.0));
-    let automaton = Automaton::new(automaton_config(&setup.config, hub), copy.clone(), yielded);
-    let (state, status, reason) = automaton.shown();
-    let shown = Arc::new(Mutex::new(ModuleState {
-        module: setup.name.clone(),
-        state: String::new(),
-        status: String::new(),
-        reason: String::new(),
-        up_to_date: false,
-        trouble: None,
-        percent: None,
-        driver: None,
-        peer: None,
-    }));
-    let handle = Handle {
-        inbox: inbox.clone(),
-        shown: shown.clone(),
-        logs: setup.logs.clone(),
-    };
-    let name = setup.name.clone();
-    let mut runner = Runner {
-        setup,
-        hub: hub.clone(),
-        inbox,
-        jobs,
-        log,
-        memory,
-        automaton,
-        events: VecDeque::new(),
-        shown,
-        seen: (state, status, reason.to_string()),
-        standing: None,
-        pid: None,
-        role: None,
-        copy,
-        link: None,
-        peer: None,
-        silent: false,
-        pending: None,
-        numbers: 0,
-        failures: 0,
-        loops: VecDeque::new(),
-        next_want: None,
-        again: false,
-        verdict: String::new(),
-        busy: Instant::now(),
-    };
-    runner.take_up(first);
-    runner.publish();
-    hub.follow(&name, runner.inbox.clone());
-    std::thread::Builder::new()
-        .name(format!("module {name}"))
-        .spawn(move || runner.run(&inputs))
-        .context("cannot start the module's thread")?;
-    Ok(handle)
-}
+    }
 
-impl Runner {
-    /// Goes on where the daemon before was, with the driver it left running, if it did.
-    fn take_up(&mut self, driver: Option<Box<Standing>>) {
-        let wanted = self.memory.get().wanted;
-        let app = self.memory.get().app;
-        match driver {
-            Some(standing) if wanted != WantedName::Stopped => {
-                self.say("driver", format!("process {} runs already", standing.pid));
-                // The automaton catches up with what is so; what it would begin for that has
-                // happened already.
-                let role = standing.role.map(Role::from);
-                self.pid = Some(standing.pid);
-                self.automaton.handle(Event::Want(Wanted::Running));
-                if let Some(role) = role {
-                    self.automaton.handle(Event::DriverUp(role));
-                    self.role = Some(role);
-                    if role == Role::Primary && app != AppName::Down {
-                        self.automaton.handle(Event::AppUp);
-                    }
-                }
-                self.remember(|m| m.wanted = WantedName::Running);
-                if role == Some(Role::Primary) {
-                    match app {
-                        // Started, as the automaton believes; what it began was not carried out.
-                        AppName::Up => {}
-                        AppName::Down => self.begin_app(),
-                        AppName::Starting | AppName::Stopping => self.restart_app(),
-                    }
-                } else if app != AppName::Down {
-                    self.automaton.handle(Event::AppUp);
-                    self.restart_app();
-                }
-                self.show();
-                self.stands(standing);
-            }
-            driver => {
-                if app != AppName::Down {
-                    self.events.push_back(Event::AppUp);
-                }
-                if let Some(standing) = driver {
-                    self.pid = Some(standing.pid);
-                    self.stands(standing);
-                }
-                if wanted != WantedName::Stopped && self.pid.is_none() && app == AppName::Down {
-                    self.next_want = Some(wanted);
-                    self.job(Job::Prestart);
-                } else if wanted != WantedName::Stopped {
-                    self.events.push_back(Event::Want(wanted.into()));
-                }
-            }
+    /// A peer that is heard and does not answer, because its disk hangs, is not waited for
+    /// longer than a silent one, as long as an application waits for it.
+    fn wait_for_answer(&mut self) {
+        if self.automaton.shown().2 != Reason::Asking {
+            self.asked_at = None;
+            return;
         }
-        self.pump();
+        let since = *self.asked_at.get_or_insert_with(Instant::now);
+        if since.elapsed() >= self.patience() {
+            self.say("peer", "was asked to give way, and does not answer");
+            self.asked_at = None;
+            self.events.push_back(Event::Unanswered);
+        }
     }
 }

@@ -1,17 +1,19 @@
 //! What the automaton wants of driver and peer, carried out by threads that may wait.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use fs_driver::control::{Hex, Request};
 use fs_driver::setup::stopped;
-use twinfold_protocol::automaton::{Effect, Event};
+use twinfold_protocol::automaton::{Claim, Effect, Event};
 use twinfold_protocol::handshake::Role;
 use twinfold_protocol::ids::{Generation, SessionId};
 
-use super::memory::WantedName;
 use super::{Done, Input, Pending, Runner};
+use crate::config::ResourceState;
 use crate::driver::Place;
 use crate::etcd::Witness;
+use crate::net::{hardware, ping};
 use crate::peer::WireView;
 
 /// The longest pause before something that failed again and again is tried once more.
@@ -20,6 +22,9 @@ const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// How often a primary's mount may be in use by what the stop scripts left, before it is taken
 /// away.
 const PATIENT_DEMOTIONS: u32 = 3;
+
+/// How long the witness may take to answer an echo, several times sent.
+const REACH: Duration = Duration::from_secs(2);
 
 /// How long a yield in place of a driver may wait for one that is starting or ending.
 const YIELD: Duration = Duration::from_secs(20);
@@ -30,22 +35,31 @@ const LOOK: Duration = Duration::from_millis(20);
 impl Runner {
     pub(super) fn perform(&mut self, effect: Effect) {
         match effect {
-            Effect::Tell => {
-                let view = WireView::new(&self.automaton.view(), self.seen.2.clone());
-                self.hub.tell(&self.setup.name, view);
-            }
+            Effect::Tell => self.tell_peer(),
             Effect::StartApp => self.begin_app(),
             Effect::StopApp => self.end_app(),
-            Effect::Ask(generation) => match self.setup.witness.clone() {
-                Some(witness) => self.ask(witness, generation),
-                None => self.fence(generation),
-            },
+            Effect::Ask(generation) => {
+                // What is not noted before would never be given back.
+                let asked = Some(Hex(generation.0));
+                self.remember(|m| m.asked = asked);
+                let splitbrain = self.setup.config.splitbrain.clone();
+                match (self.setup.witness.clone(), splitbrain) {
+                    _ if self.memory.get().asked != asked => {
+                        self.events.push_back(Event::Unreachable);
+                    }
+                    (Some(witness), _) => self.ask(witness, generation),
+                    (None, Some(splitbrain)) => self.reach(splitbrain.addresses, generation),
+                    (None, None) => self.fence(generation),
+                }
+            }
+            Effect::Release(generation) => self.release(generation),
             Effect::Yield(generation, session) => self.give_way(generation, session),
             Effect::GoAlone(question) => {
                 self.say("driver", "goes on without its peer");
                 let request = Request::GoOn { question };
                 self.work(0, Duration::ZERO, move |place| place.ask(request).map(drop));
             }
+            Effect::Forsake(question) => self.forsake(question),
             Effect::Start(role, force) => {
                 self.say("driver", format!("starts as {}", name(role)));
                 let inbox = self.inbox.clone();
@@ -53,13 +67,14 @@ impl Runner {
                     place.start(role, force, &inbox).map(drop)
                 });
             }
-            Effect::Promote(by_right) => {
+            Effect::Promote(claim) => {
                 let memory = self.memory.get();
-                let request = match (memory.wanted, by_right) {
-                    (WantedName::Primforce, _) => Request::Promote { force: true },
-                    (_, false) => Request::Promote { force: false },
-                    (_, true) => Request::Claim {
-                        yielded: memory.yielded == Some(Hex(self.copy.state.current.0)),
+                let request = match claim {
+                    Claim::Force => Request::Promote { force: true },
+                    Claim::Current => Request::Promote { force: false },
+                    Claim::Right => Request::Claim {
+                        yielded: memory.yielded == Some(Hex(self.copy.state.current.0))
+                            || self.copy.state.cut,
                     },
                 };
                 self.say("driver", "becomes primary");
@@ -76,6 +91,30 @@ impl Runner {
                 self.change(effect, move |place| place.stop(pid));
             }
         }
+    }
+
+    /// Tells the peer how this module is.
+    pub(super) fn tell_peer(&self) {
+        self.stale.set(true);
+        let config = self.setup.version.as_ref().map(|v| v.hash.clone());
+        let mut view = WireView::new(&self.automaton.view(), self.seen.2.clone(), config);
+        view.resources = self.board.states.clone();
+        view.present = self.standing.as_ref().is_some_and(|s| s.present);
+        if !self.setup.config.addresses.is_empty() {
+            // Interfaces come and go.
+            view.has_hardware(&hardware::seen());
+        }
+        if let Some((status, why)) = self.waits() {
+            view.waits(status, &why);
+        }
+        self.hub.tell(&self.setup.name, view);
+    }
+
+    /// What the primary holds is answered with an error: nobody can be stopped who waits for it.
+    pub(super) fn forsake(&self, question: u64) {
+        self.say("driver", "gives way: what waited for the peer has failed");
+        let request = Request::Forsake { question };
+        self.work(0, Duration::ZERO, move |place| place.ask(request).map(drop));
     }
 
     /// The connection to the peer's driver is closed: the peer's daemon says that it is gone.
@@ -97,6 +136,30 @@ impl Runner {
                 .ask(module, generation, &node)
                 .map_err(|e| format!("{e:#}"));
             let _ = inbox.send(Input::Done(Done::Asked(generation, result)));
+        });
+    }
+
+    /// Looks whether this node reaches the witness; who does has the right, as far as that goes.
+    fn reach(&self, addresses: Vec<IpAddr>, generation: Generation) {
+        let inbox = self.inbox.clone();
+        spawn(move || {
+            let result = ping::first(&addresses, REACH).map_err(|e| format!("{e:#}"));
+            let _ = inbox.send(Input::Done(Done::Reached(generation, result)));
+        });
+    }
+
+    /// Gives back what the witness may have granted in vain.
+    fn release(&mut self, generation: Generation) {
+        let Some(witness) = self.setup.witness.clone() else {
+            return self.events.push_back(Event::Released(generation));
+        };
+        let (module, inbox) = (self.copy.state.module, self.inbox.clone());
+        let node = self.hub.cluster.identity.fingerprint().to_string();
+        spawn(move || {
+            let result = witness
+                .release(module, generation, &node)
+                .map_err(|e| format!("{e:#}"));
+            let _ = inbox.send(Input::Done(Done::Released(generation, result)));
         });
     }
 
@@ -135,7 +198,7 @@ impl Runner {
         self.work(self.numbers, pause, work);
     }
 
-    fn work(
+    pub(super) fn work(
         &self,
         number: u64,
         pause: Duration,
@@ -183,9 +246,8 @@ impl Runner {
                 if let Err(error) = result {
                     self.say("driver", error);
                 }
-                // Whatever it says now is told again.
+                // Whatever it says next is told again; what it said last is from before this.
                 self.link = None;
-                self.settle();
             }
             Done::Driver(number, result) => self.changed(number, result),
             Done::Yield(generation, Ok(true)) => {
@@ -197,6 +259,7 @@ impl Runner {
                 self.say("error", format!("cannot give way: {error}"));
                 self.events.push_back(Event::Kept);
             }
+            Done::Said(text) => self.say("address", text),
             Done::Job(job, result) => self.job_done(job, result),
             Done::Asked(generation, Ok(granted)) => {
                 let (text, event) = match granted {
@@ -209,6 +272,33 @@ impl Runner {
             Done::Asked(_, Err(error)) => {
                 self.say_verdict("error", format!("the witness does not answer: {error}"));
                 self.events.push_back(Event::Unreachable);
+            }
+            Done::Reached(generation, Ok(address)) => {
+                self.say_verdict(
+                    "peer",
+                    format!(
+                        "the witness {address} answers: this node goes on (so does the peer, if \
+                         it lives and reaches it as well)"
+                    ),
+                );
+                self.witness_is(ResourceState::Up, None);
+                self.events.push_back(Event::Granted(generation));
+            }
+            Done::Reached(_, Err(error)) => {
+                self.witness_is(ResourceState::Down, Some(error.clone()));
+                self.say_verdict("error", format!("the witness is not reached: {error}"));
+                self.events.push_back(Event::Unreachable);
+            }
+            Done::Released(generation, Ok(())) => {
+                self.say_verdict("peer", "the witness decides anew next time".into());
+                self.events.push_back(Event::Released(generation));
+            }
+            Done::Released(_, Err(error)) => {
+                self.say_verdict(
+                    "error",
+                    format!("the witness still has what it granted in vain: {error}"),
+                );
+                self.events.push_back(Event::Unreleased);
             }
             Done::Fence(generation, Ok(())) => {
                 self.say("peer", "is ended; this node may go on without it");
@@ -239,11 +329,12 @@ impl Runner {
                     Effect::Demote => Role::Primary,
                     _ => Role::Secondary,
                 };
-                // What it says now decides what comes next.
+                self.events.push_back(Event::DriverStays(role));
+                // What it says now is newer, and decides what comes next: it may have become so
+                // although nobody heard the answer.
                 if let Some(standing) = self.standing.clone() {
                     self.stands(standing);
                 }
-                self.events.push_back(Event::DriverStays(role));
             }
             // Its end comes, or came, by itself.
             Effect::StopDriver => {}
@@ -264,7 +355,7 @@ fn name(role: Role) -> &'static str {
     }
 }
 
-fn spawn(work: impl FnOnce() + Send + 'static) {
+pub(super) fn spawn(work: impl FnOnce() + Send + 'static) {
     // Without a thread nothing can be done at all; the retry comes.
     if let Err(error) = std::thread::Builder::new().name("work".into()).spawn(work) {
         tracing::error!(%error, "no thread can be started");

@@ -12,11 +12,13 @@
 //!
 //! Arguments: the state, the next state, and `start` or `stop`. A stop script that fails or
 //! does not end in time is called again with `force` as its first argument; what is then left
-//! of its process group is killed. A script that is not there is nothing to do.
+//! of its process group is killed. What still uses the folder when `stop_prim` has failed also
+//! by force is killed, for the other node may start its own. A script that is not there is
+//! nothing to do.
 //!
 //! Environment: `TWINFOLD_MODULE`, `TWINFOLD_NODE`, `TWINFOLD_FOLDERS` (separated by colons),
-//! `TWINFOLD_BIN`, and the module's variables. What a script prints is in the
-//! application log of its run.
+//! `TWINFOLD_BIN`, `TWINFOLD_RUN` (a directory that a boot makes empty), and the module's
+//! variables. What a script prints is in the application log of its run.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -30,14 +32,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use crate::process::{kill_users, unblocked};
+
 /// How often it is looked whether a script has ended.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// How often a script is tried that somebody still writes to.
 const BUSY: usize = 100;
 
+/// How long a script that was killed may take to be gone: one that waits for a file system that
+/// does not answer is not.
+const DEATH: Duration = Duration::from_secs(5);
+
 /// Output of one run of the application that is kept, in bytes.
-const MAX_OUTPUT: u64 = 16 << 20;
+pub(crate) const MAX_OUTPUT: u64 = 16 << 20;
 
 /// How many application logs are kept.
 const MAX_LOGS: usize = 10;
@@ -47,6 +55,8 @@ const MAX_LOGS: usize = 10;
 pub(crate) struct Scripts {
     pub(crate) bin: PathBuf,
     pub(crate) logs: PathBuf,
+    /// What the application works in.
+    pub(crate) folders: Vec<PathBuf>,
     pub(crate) environment: Vec<(String, String)>,
     /// How long a start script may take.
     pub(crate) start: Duration,
@@ -73,6 +83,15 @@ impl Scripts {
 
     fn log(&self) -> PathBuf {
         self.logs.join("application.log")
+    }
+
+    /// The application log, to be written to.
+    pub(crate) fn output(&self) -> Result<File> {
+        File::options()
+            .append(true)
+            .create(true)
+            .open(self.log())
+            .with_context(|| format!("cannot write {}", self.log().display()))
     }
 
     /// A new run of the application gets a log of its own.
@@ -123,7 +142,7 @@ impl Scripts {
             command.arg("force");
         }
         command.args([call.state, call.next, call.action]);
-        let may_break_off = call.action == "stop" && !force;
+        let may_break_off = !force;
         let status = self.run(command, most, may_break_off);
         let status = status.with_context(|| call.script.to_owned())?;
         ensure!(status.success(), "{} ended with {status}", call.script);
@@ -132,11 +151,7 @@ impl Scripts {
 
     /// Runs a command to its end; one that does not end is ended, with all it has started.
     fn run(&self, mut command: Command, most: Duration, may_break_off: bool) -> Result<ExitStatus> {
-        let log = File::options()
-            .append(true)
-            .create(true)
-            .open(self.log())
-            .with_context(|| format!("cannot write {}", self.log().display()))?;
+        let log = self.output()?;
         command
             .envs(self.environment.iter().map(|(k, v)| (k, v)))
             .current_dir(match self.bin.is_dir() {
@@ -147,6 +162,7 @@ impl Scripts {
             .stdout(log.try_clone()?)
             .stderr(log)
             .process_group(0);
+        unblocked(&mut command);
         let mut tries = 0;
         let mut child = loop {
             match command.spawn() {
@@ -162,9 +178,23 @@ impl Scripts {
         let status = self.wait(&mut child, most, may_break_off);
         if status.is_err() {
             kill_group(child.id());
-            let _ = child.wait();
+            reap(child);
         }
         status
+    }
+
+    /// Kills what still uses the folders: an application that did not stop.
+    pub(crate) fn kill_application(&self) {
+        for folder in &self.folders {
+            let (killed, left) = kill_users(folder);
+            for (pid, name) in killed {
+                let (folder, gone) = (folder.display(), !left.contains(&pid));
+                let end = if gone { "" } else { ", but is not gone yet" };
+                self.say(&format!(
+                    "{name} ({pid}) still used {folder} and was killed{end}"
+                ));
+            }
+        }
     }
 
     /// Runs the fence command with the peer's name, and as long as it may take. Only one that
@@ -175,6 +205,15 @@ impl Scripts {
         run.arg(peer).env("TWINFOLD_PEER", peer);
         let status = self.run(run, most, false)?;
         ensure!(status.success(), "the fence command ended with {status}");
+        Ok(())
+    }
+
+    /// Runs a command that is told of something: its output is in the application log, too.
+    pub(crate) fn tell(&self, command: &Path, what: [&str; 2], most: Duration) -> Result<()> {
+        let mut run = Command::new(command);
+        run.args(what);
+        let status = self.run(run, most, false)?;
+        ensure!(status.success(), "it ended with {status}");
         Ok(())
     }
 
@@ -220,6 +259,24 @@ impl Scripts {
     }
 }
 
+/// Waits until a killed process is gone; after a while, without keeping anybody.
+fn reap(mut child: Child) {
+    let until = Instant::now() + DEATH;
+    while Instant::now() < until {
+        // An error: there is no such child.
+        if !matches!(child.try_wait(), Ok(None)) {
+            return;
+        }
+        std::thread::sleep(LOOK);
+    }
+    tracing::warn!(pid = child.id(), "a killed script is not gone yet");
+    let wait = move || drop(child.wait());
+    // Without a thread it stays in the table of processes; nothing else depends on it.
+    let _ = std::thread::Builder::new()
+        .name("reaper".into())
+        .spawn(wait);
+}
+
 fn kill_group(leader: u32) {
     if let Some(group) = Pid::from_raw(leader as i32) {
         // A group that is gone is what is wanted.
@@ -238,6 +295,7 @@ mod tests {
         Scripts {
             bin: dir.join("bin"),
             logs: dir.join("log"),
+            folders: Vec::new(),
             environment: vec![("TWINFOLD_MODULE".into(), "vm".into())],
             start: Duration::from_secs(60),
             stop: [Duration::from_secs(60); 2],
@@ -258,6 +316,19 @@ mod tests {
             next: "ALONE",
             action,
         }
+    }
+
+    /// The process of this number has ended, or does at once.
+    fn assert_gone(pid: &str) {
+        let gone = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+            stat.map_or(true, |s| s.contains(") Z"))
+        };
+        let until = Instant::now() + Duration::from_secs(60);
+        while !gone() && Instant::now() < until {
+            std::thread::sleep(LOOK);
+        }
+        assert!(gone(), "{pid}");
     }
 
     fn log(dir: &Path) -> String {
@@ -294,24 +365,24 @@ mod tests {
     fn a_stop_script_that_hangs_is_ended_with_all_it_started_and_called_by_force() {
         let dir = tempfile::tempdir().unwrap();
         let mut scripts = scripts(dir.path());
-        scripts.stop[0] = Duration::from_millis(300);
         let child = dir.path().join("child");
         let text = format!(
             "[ \"$1\" = force ] && exit 0\nsleep 1000 &\necho $! > {}\nwait",
             child.display()
         );
         write(dir.path(), "stop_prim", &text);
-        scripts.call(call("stop_prim", "stop")).unwrap();
-        let pid = std::fs::read_to_string(&child).unwrap();
-        let gone = || {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
-            stat.map_or(true, |s| s.contains(") Z"))
-        };
-        let until = Instant::now() + Duration::from_secs(60);
-        while !gone() && Instant::now() < until {
-            std::thread::sleep(LOOK);
+        // On a busy machine it may be ended before it has started anything.
+        let mut began = String::new();
+        for millis in [300, 3000, 30_000] {
+            scripts.stop[0] = Duration::from_millis(millis);
+            scripts.call(call("stop_prim", "stop")).unwrap();
+            began = std::fs::read_to_string(&child).unwrap_or_default();
+            if began.ends_with('\n') {
+                break;
+            }
         }
-        assert!(gone(), "{pid}");
+        assert!(began.ends_with('\n'), "it starts nothing");
+        assert_gone(&began);
         assert!(log(dir.path()).contains("stop_prim force WAIT ALONE stop"));
     }
 
@@ -330,6 +401,25 @@ mod tests {
             forced.store(true, Ordering::Release);
         });
         scripts.call(call("stop_prim", "stop")).unwrap();
+    }
+
+    #[test]
+    fn a_forced_stop_breaks_off_a_start_that_hangs_with_all_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let scripts = scripts(dir.path());
+        let text = "for n in 1 2 3 4 5; do sleep 1000 & done\necho $! >child\nwait";
+        write(dir.path(), "start_prim", text);
+        let child = dir.path().join("bin/child");
+        let (forced, began) = (scripts.forced.clone(), child.clone());
+        std::thread::spawn(move || {
+            while !std::fs::read(&began).is_ok_and(|text| text.ends_with(b"\n")) {
+                std::thread::sleep(LOOK);
+            }
+            forced.store(true, Ordering::Release);
+        });
+        let error = scripts.call(call("start_prim", "start")).unwrap_err();
+        assert!(format!("{error:#}").contains("broken off"), "{error:#}");
+        assert_gone(&std::fs::read_to_string(child).unwrap());
     }
 
     #[test]

@@ -2,30 +2,25 @@
 //! what it needs; then it is copied.
 
 use std::collections::{BTreeSet, HashMap};
-use std::ffi::{CStr, CString, OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
 use serde::{Deserialize, Serialize};
 use twinfold_protocol::handshake::CopyState;
 use twinfold_protocol::ids::FileId;
 use twinfold_protocol::marks::Names;
 
+use super::copy::{attributes, copy_file, entries, private_directory, shares_blocks, special};
+use super::removed::{HELD, hold};
 use super::{ABOUT, About, Change, FILES, FORMAT, Kept, Line, MANIFEST, PART};
 use crate::store::Layout;
 
 /// Files up to this size are kept whole, so that they can be used as they are, in bytes.
 const WHOLE: u64 = 1 << 20;
-
-/// Bytes copied at once where the file system cannot copy by itself.
-const PIECE: usize = 1 << 20;
-
-/// Twinfold's own attribute: it has no place outside of the store.
-const ID: &[u8] = b"trusted.twinfold";
 
 /// Why an archive is made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -76,6 +71,8 @@ impl Wanted {
 /// Something to be kept, found under a name.
 struct Found {
     path: PathBuf,
+    inode: u64,
+    is_directory: bool,
     object: Object,
     named: bool,
     names: bool,
@@ -93,7 +90,7 @@ pub fn keep(
 ) -> io::Result<(String, About)> {
     private_directory(&layout.archive())?;
     super::remove_incomplete(layout)?;
-    let name = format!("{}-{}", stamp(now), copy.current);
+    let (name, now) = free_name(layout, copy, now)?;
     let part = layout.archive().join(format!("{name}{PART}"));
     let made = write(root, copy, reason, wanted, now, &part);
     let about = match made {
@@ -111,12 +108,17 @@ pub fn keep(
     Ok((name, about))
 }
 
-fn private_directory(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new()
-        .mode(0o700)
-        .recursive(true)
-        .create(path)
+/// The name of a new archive, and its time. In this very second there may be one already, made
+/// by a run that was killed before it could note that: the new one is of the next second.
+fn free_name(layout: &Layout, copy: &CopyState, now: u64) -> io::Result<(String, u64)> {
+    let mut now = now;
+    loop {
+        let name = format!("{}-{}", stamp(now), copy.current);
+        if !layout.archive().join(&name).try_exists()? {
+            return Ok((name, now));
+        }
+        now += 1;
+    }
 }
 
 /// The time in a name: it sorts, and has nothing in it that a shell would take for its own.
@@ -140,7 +142,8 @@ fn write(
 ) -> io::Result<About> {
     private_directory(part)?;
     let mut lines = BufWriter::new(File::create_new(part.join(MANIFEST))?);
-    let (found, removed) = find(&root, wanted)?;
+    let mut held = BufWriter::new(File::create_new(part.join(HELD))?);
+    let (found, removed) = find(&root, wanted, &mut held)?;
     let mut archiving = Archiving {
         to: part.join(FILES),
         root,
@@ -168,9 +171,14 @@ fn write(
         ))?;
     }
     for object in &found {
-        put(&archiving.keep(object)?)?;
+        let line = archiving.keep(object)?;
+        if line.kept == Kept::Ranges || object.is_directory {
+            hold(&mut held, object.inode, &object.path)?;
+        }
+        put(&line)?;
     }
     archiving.finish()?;
+    held.into_inner().map_err(io::IntoInnerError::into_error)?;
     lines.into_inner().map_err(io::IntoInnerError::into_error)?;
     let about = About {
         format: FORMAT,
@@ -183,6 +191,7 @@ fn write(
         changes,
         files: archiving.files,
         bytes: archiving.bytes,
+        removed: 0,
     };
     fs::write(part.join(ABOUT), serde_json::to_vec_pretty(&about)?)?;
     Ok(about)
@@ -207,14 +216,21 @@ fn line(
     }
 }
 
-/// Everything that is wanted under every name it has; and the names that are gone.
-fn find(root: &Path, wanted: &Wanted) -> io::Result<(Vec<Found>, Vec<PathBuf>)> {
+/// Everything that is wanted under every name it has; and the names that are gone. What may
+/// have got its name here, and is not known to be changed otherwise, is `held`.
+fn find(
+    root: &Path,
+    wanted: &Wanted,
+    held: &mut impl Write,
+) -> io::Result<(Vec<Found>, Vec<PathBuf>)> {
     let (mut found, mut removed) = (Vec::new(), Vec::new());
     let inode = fs::symlink_metadata(root)?.ino();
     let mut waiting = vec![(PathBuf::new(), inode)];
     if let Some(object) = wanted.objects.get(&inode) {
         found.push(Found {
             path: PathBuf::new(),
+            inode,
+            is_directory: true,
             object: object.clone(),
             named: false,
             names: matches!(wanted.directories.get(&inode), Some(Names::All)),
@@ -243,10 +259,17 @@ fn find(root: &Path, wanted: &Wanted) -> io::Result<(Vec<Found>, Vec<PathBuf>)> 
                     ..Object::default()
                 },
                 None if named || names => Object::default(),
-                None => continue,
+                None => {
+                    if marked == Some(&Names::All) {
+                        hold(held, inode, &path)?;
+                    }
+                    continue;
+                }
             };
             found.push(Found {
                 path,
+                inode,
+                is_directory,
                 object,
                 named,
                 names,
@@ -260,30 +283,6 @@ fn find(root: &Path, wanted: &Wanted) -> io::Result<(Vec<Found>, Vec<PathBuf>)> 
     // Parents before what they hold.
     found.sort_by(|a, b| a.path.cmp(&b.path));
     Ok((found, removed))
-}
-
-/// Name, inode, and whether it is a directory, of everything in a directory; without
-/// leaving an access time in it.
-fn entries(path: &Path) -> io::Result<Vec<(OsString, u64, bool)>> {
-    let flags =
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NOATIME | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(path, flags, Mode::empty())?;
-    let mut all = Vec::new();
-    for entry in rustix::fs::Dir::new(directory)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name == b"." || name == b".." {
-            continue;
-        }
-        let name = OsString::from_vec(name.to_vec());
-        let is_directory = match entry.file_type() {
-            FileType::Directory => true,
-            FileType::Unknown => fs::symlink_metadata(path.join(&name))?.is_dir(),
-            _ => false,
-        };
-        all.push((name, entry.ino(), is_directory));
-    }
-    Ok(all)
 }
 
 struct Archiving {
@@ -417,13 +416,7 @@ impl Archiving {
         } else if kind.is_symlink() {
             std::os::unix::fs::symlink(fs::read_link(source)?, &target)?;
         } else {
-            let kind = match () {
-                () if kind.is_fifo() => FileType::Fifo,
-                () if kind.is_socket() => FileType::Socket,
-                () if kind.is_char_device() => FileType::CharacterDevice,
-                () => FileType::BlockDevice,
-            };
-            rustix::fs::mknodat(CWD, &target, kind, Mode::empty(), meta.rdev())?;
+            special(&target, meta)?;
         }
         attributes(source, &target, meta)?;
         Ok(kept)
@@ -445,143 +438,4 @@ impl Archiving {
 /// Whether all of a file is kept, also where blocks cannot be shared.
 fn is_whole(object: &Object, meta: &Metadata) -> bool {
     object.all || object.new || meta.len() <= WHOLE
-}
-
-/// Whether the file system lets files share blocks.
-fn shares_blocks(root: &Path, at: &Path) -> io::Result<bool> {
-    let probe = |name: &str| {
-        File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(at.join(name))
-    };
-    debug_assert!(root.is_absolute());
-    let names = ["probe-a", "probe-b"];
-    let shared = (|| {
-        let [from, to] = [probe(names[0])?, probe(names[1])?];
-        (&from).write_all(&[1; 4096])?;
-        io::Result::Ok(rustix::fs::ioctl_ficlone(&to, &from).is_ok())
-    })();
-    for name in names {
-        let _ = fs::remove_file(at.join(name));
-    }
-    shared
-}
-
-/// Copies a file: whole where that is wanted or costs nothing, else its ranges. Returns the
-/// bytes kept, and whether it is whole.
-fn copy_file(
-    source: &Path,
-    target: &Path,
-    meta: &Metadata,
-    whole: bool,
-    ranges: &[(u64, u64)],
-) -> io::Result<(u64, bool)> {
-    let from = File::options()
-        .read(true)
-        .custom_flags(libc::O_NOATIME | libc::O_NOFOLLOW)
-        .open(source)?;
-    let to = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(target)?;
-    if meta.len() > 0 && rustix::fs::ioctl_ficlone(&to, &from).is_ok() {
-        return Ok((meta.blocks() * 512, true));
-    }
-    to.set_len(meta.len())?;
-    if whole {
-        return Ok((copy_data(&from, &to, 0, meta.len())?, true));
-    }
-    let mut bytes = 0;
-    for (offset, length) in ranges {
-        bytes += copy_data(&from, &to, *offset, *length)?;
-    }
-    Ok((bytes, false))
-}
-
-/// Copies what is not hole of a range.
-fn copy_data(from: &File, to: &File, offset: u64, length: u64) -> io::Result<u64> {
-    let end = offset.saturating_add(length);
-    let (mut at, mut copied) = (offset, 0);
-    while at < end {
-        let data = match rustix::fs::seek(from, rustix::fs::SeekFrom::Data(at)) {
-            Ok(data) if data < end => data,
-            Ok(_) | Err(rustix::io::Errno::NXIO) => break,
-            Err(e) => return Err(e.into()),
-        };
-        let hole = rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(data))?.min(end);
-        copy_range(from, to, data, hole - data)?;
-        copied += hole - data;
-        at = hole;
-    }
-    Ok(copied)
-}
-
-fn copy_range(from: &File, to: &File, offset: u64, length: u64) -> io::Result<()> {
-    use std::os::unix::fs::FileExt;
-    let mut done = 0;
-    while done < length {
-        let (mut a, mut b) = (offset + done, offset + done);
-        let most = usize::try_from(length - done)
-            .unwrap_or(usize::MAX)
-            .min(1 << 30);
-        match rustix::fs::copy_file_range(from, Some(&mut a), to, Some(&mut b), most) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => done += n as u64,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(rustix::io::Errno::NOSPC) => return Err(io::ErrorKind::StorageFull.into()),
-            // The file system cannot: by hand, from where it stopped.
-            Err(_) => break,
-        }
-    }
-    let mut buffer = vec![0; PIECE.min((length - done) as usize)];
-    while done < length {
-        let most = buffer.len().min((length - done) as usize);
-        let piece = &mut buffer[..most];
-        from.read_exact_at(piece, offset + done)?;
-        to.write_all_at(piece, offset + done)?;
-        done += most as u64;
-    }
-    Ok(())
-}
-
-/// Owner, mode, extended attributes and times of an object, on what was made for it.
-fn attributes(source: &Path, target: &Path, meta: &Metadata) -> io::Result<()> {
-    std::os::unix::fs::lchown(target, Some(meta.uid()), Some(meta.gid()))?;
-    for name in xattr_names(source)? {
-        let mut value = vec![0; twinfold_protocol::limits::MAX_XATTR_VALUE];
-        let n = rustix::fs::lgetxattr(source, name.as_c_str(), &mut value[..])?;
-        rustix::fs::lsetxattr(target, name.as_c_str(), &value[..n], XattrFlags::empty())?;
-    }
-    if !meta.is_symlink() {
-        rustix::fs::chmodat(
-            CWD,
-            target,
-            Mode::from_raw_mode(meta.mode() & 0o7777),
-            AtFlags::empty(),
-        )?;
-    }
-    let time = |seconds: i64, nanoseconds: i64| Timespec {
-        tv_sec: seconds,
-        tv_nsec: nanoseconds,
-    };
-    let times = Timestamps {
-        last_access: time(meta.atime(), meta.atime_nsec()),
-        last_modification: time(meta.mtime(), meta.mtime_nsec()),
-    };
-    rustix::fs::utimensat(CWD, target, &times, AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok(())
-}
-
-fn xattr_names(path: &Path) -> io::Result<Vec<CString>> {
-    let mut names = vec![0u8; twinfold_protocol::limits::MAX_XATTR_VALUE];
-    let n = rustix::fs::llistxattr(path, &mut names[..])?;
-    let all = names[..n].split_inclusive(|b| *b == 0);
-    Ok(all
-        .filter_map(|name| CStr::from_bytes_with_nul(name).ok())
-        .filter(|name| name.to_bytes() != ID && !name.is_empty())
-        .map(CStr::to_owned)
-        .collect())
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::{ABOUT, About, FILES, FORMAT, Line, MANIFEST, PART};
+use super::{ABOUT, About, FILES, FORMAT, Line, MANIFEST, PART, REMOVED};
 use crate::store::Layout;
 
 /// How long, and how many of them, archives are kept.
@@ -34,9 +34,14 @@ impl Archive {
     pub fn files(&self) -> PathBuf {
         self.path.join(FILES)
     }
+
+    /// Where lies what the resync took from the copy, under the paths that it had.
+    pub fn removed(&self) -> PathBuf {
+        self.path.join(REMOVED)
+    }
 }
 
-fn names(layout: &Layout) -> io::Result<Vec<String>> {
+pub(super) fn names(layout: &Layout) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(layout.archive()) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -170,7 +175,9 @@ pub(crate) fn move_out(layout: &Layout) -> io::Result<Option<PathBuf>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Reason;
+    use twinfold_protocol::handshake::CopyState;
+
+    use super::super::{Reason, Wanted, keep};
     use super::*;
 
     fn made(layout: &Layout, time: u64, bytes: u64) -> String {
@@ -188,6 +195,7 @@ mod tests {
             changes: 0,
             files: 0,
             bytes,
+            removed: 0,
         };
         fs::write(path.join(ABOUT), serde_json::to_vec(&about).unwrap()).unwrap();
         name
@@ -243,5 +251,38 @@ mod tests {
         remove_incomplete(&layout).unwrap();
         assert!(!part.exists());
         assert!(drop_archive(&layout, "../state").is_err());
+    }
+
+    /// A run that is killed when its archive is complete, and not noted yet, leaves one; the
+    /// next run makes another, perhaps in the same second.
+    #[test]
+    fn two_of_the_same_second_and_generation_stand_side_by_side() {
+        let place = tempfile::tempdir().unwrap();
+        let layout = Layout::new(place.path().join("base"));
+        let root = place.path().join("root");
+        fs::create_dir(&root).unwrap();
+        let wanted = Wanted {
+            everything: true,
+            ..Wanted::default()
+        };
+        let kept = [1, 2, 3].map(|n: u8| {
+            fs::write(root.join("f"), [n]).unwrap();
+            let copy = CopyState::default();
+            keep(
+                &layout,
+                root.clone(),
+                &copy,
+                Reason::GivenUp,
+                &wanted,
+                TODAY,
+            )
+            .unwrap()
+        });
+        let all = list(&layout).unwrap();
+        assert_eq!(all.len(), kept.len());
+        for ((archive, (name, about)), n) in all.iter().zip(&kept).zip(1..) {
+            assert_eq!((&archive.name, &archive.about), (name, about));
+            assert_eq!(fs::read(archive.files().join("f")).unwrap(), [n]);
+        }
     }
 }

@@ -5,6 +5,8 @@
 //!   about.json        what it is of, and how much is in it
 //!   manifest          one line of JSON for each changed object or name
 //!   files/...         the changed objects under their paths, to be read and copied
+//!   removed/...       what the resync took from this copy, and what it may have changed of that
+//!   held              what would go there, until the resync has ended
 //! base/archive/NAME.part                     one that is not complete
 //! ```
 //!
@@ -15,14 +17,19 @@
 //! system shares its blocks (`kept` is `whole`). Of another one the changed ranges are
 //! kept, in a sparse file of the same size (`ranges`): what lies between them is not the
 //! file's. Directories, links, special files, hard links, owners, modes, times and extended
-//! attributes are kept as they are. What was removed has a line in the manifest only.
+//! attributes are kept as they are. What was removed has a line in the manifest only. What
+//! is not kept whole, or only has another name, is in the copy all the same, and stays there
+//! unless the other copy has removed it (`removed.rs`).
 
+mod copy;
 mod keep;
 mod list;
+mod removed;
 
 pub use keep::{Object, Reason, Wanted, keep};
 pub use list::{Archive, Limits, drop_archive, enforce, list, manifest, remove_incomplete};
 pub(crate) use list::{beside, move_out};
+pub use removed::{end_removed, keep_removed};
 
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +39,8 @@ const ABOUT: &str = "about.json";
 const MANIFEST: &str = "manifest";
 /// The objects.
 const FILES: &str = "files";
+/// What the resync removed.
+const REMOVED: &str = "removed";
 /// The end of the name of one that is not complete.
 const PART: &str = ".part";
 
@@ -58,6 +67,9 @@ pub struct About {
     pub files: u64,
     /// Bytes of file data kept.
     pub bytes: u64,
+    /// Objects that the resync took from the copy, in `removed`. Known when it has ended.
+    #[serde(default)]
+    pub removed: u64,
 }
 
 /// The version of the format written here.

@@ -41,6 +41,8 @@ pub(super) enum Command {
 struct Shown<'a> {
     name: &'a str,
     files: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    removed: Option<String>,
     about: &'a About,
     #[serde(skip_serializing_if = "Option::is_none")]
     lines: Option<&'a [Line]>,
@@ -50,9 +52,15 @@ fn shown<'a>(archive: &'a Archive, lines: Option<&'a [Line]>) -> Shown<'a> {
     Shown {
         name: &archive.name,
         files: archive.files().display().to_string(),
+        removed: removed(archive),
         about: &archive.about,
         lines,
     }
+}
+
+/// Where lies what the resync removed, if there is anything.
+fn removed(archive: &Archive) -> Option<String> {
+    (archive.about.removed > 0).then(|| archive.removed().display().to_string())
 }
 
 pub(super) fn run(command: Command) -> Result<()> {
@@ -73,6 +81,10 @@ pub(super) fn run(command: Command) -> Result<()> {
             } else {
                 println!("{}", summary(&archive));
                 println!("files: {}", archive.files().display());
+                if let Some(removed) = removed(&archive) {
+                    let objects = archive.about.removed;
+                    println!("removed by the other copy, {objects} objects: {removed}");
+                }
                 lines.iter().for_each(|line| println!("{}", text(line)));
             }
         }

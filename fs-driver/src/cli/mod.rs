@@ -97,6 +97,9 @@ enum Command {
         /// A controller decides what happens when the peer is lost.
         #[arg(long, hide = true)]
         controlled: bool,
+        /// The peer's controller sees at the TCP ports beside the link's whether this process lives.
+        #[arg(long, hide = true)]
+        present: bool,
     },
     /// Run the folder as secondary: read-only, following the primary. Stays in the foreground.
     Secondary {
@@ -111,6 +114,9 @@ enum Command {
         /// A controller decides what happens when the peer is lost.
         #[arg(long, hide = true)]
         controlled: bool,
+        /// The peer's controller sees at the TCP ports beside the link's whether this process lives.
+        #[arg(long, hide = true)]
+        present: bool,
     },
     /// Show the folder's state.
     Status {
@@ -268,6 +274,11 @@ struct InitArgs {
     resync_limit: Option<Rate>,
 }
 
+/// The command line, for what is made from it: manual pages and completions.
+pub fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}
+
 /// Parses, runs, reports: 0 done, 1 failed, 2 not understood (`verify` has codes of its own).
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
@@ -293,6 +304,23 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// From now on a fault of this program's own ends it, in whichever thread it is. A driver
+/// that goes on without one of its threads hangs, while it looks well to its controller and
+/// to its peer; one that is gone is dealt with.
+fn end_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |fault| {
+        tell(fault);
+        eprintln!("twinfold-fs: ends here, for that is a fault of its own");
+        std::process::abort();
+    }));
+}
+
+fn run_node(folder: &Folder, key: &Key, start: Start) -> Result<()> {
+    end_on_panic();
+    daemon::run(folder.layout()?, &key.identity, start)
+}
+
 fn run(command: Command) -> Result<ExitCode> {
     let done = match command {
         Command::Identity(key) => {
@@ -306,28 +334,32 @@ fn run(command: Command) -> Result<ExitCode> {
             key,
             force,
             controlled,
+            present,
         } => {
             let start = Start {
                 role: Role::Primary,
                 force,
                 history_unknown: false,
                 controlled,
+                present,
             };
-            daemon::run(folder.layout()?, &key.identity, start)
+            run_node(&folder, &key, start)
         }
         Command::Secondary {
             folder,
             key,
             history_unknown,
             controlled,
+            present,
         } => {
             let start = Start {
                 role: Role::Secondary,
                 force: false,
                 history_unknown,
                 controlled,
+                present,
             };
-            daemon::run(folder.layout()?, &key.identity, start)
+            run_node(&folder, &key, start)
         }
         Command::Status { folder, json } => {
             let status = control::ask(&folder.layout()?, Request::Status)?
@@ -458,4 +490,33 @@ fn init(args: &InitArgs) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_fault_in_any_thread_ends_a_driver() {
+        const FAULTY: &str = "TWINFOLD_TEST_FAULTY";
+        if std::env::var_os(FAULTY).is_some() {
+            // There is no such folder; it is a driver's program all the same.
+            main(["twinfold-fs", "primary", "/nonexistent"].map(OsString::from));
+            std::thread::spawn(|| panic!("a fault, on purpose"));
+            std::thread::sleep(Duration::from_secs(60));
+            return;
+        }
+        let done = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "cli::tests::a_fault_in_any_thread_ends_a_driver"])
+            .arg("--nocapture")
+            .env(FAULTY, "1")
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&done.stderr);
+        assert!(told.contains("a fault, on purpose"), "{told}");
+        assert_eq!(done.status.code(), None, "it ended by itself: {told}");
+    }
 }

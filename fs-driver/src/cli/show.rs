@@ -74,6 +74,14 @@ pub(super) fn status(status: &Value) -> String {
             number("store_silent_s")
         );
     }
+    if number("store_busy_s") > 0 {
+        let _ = writeln!(
+            out,
+            "  a call has waited for the store for {} s: its disk works, and has more to do than it \
+             can",
+            number("store_busy_s")
+        );
+    }
     match status["swap"].as_str() {
         Some("to-peer") => out.push_str(
             "  this node's disk has failed; the peer carries out the application's calls. Swap the \

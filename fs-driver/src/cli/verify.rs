@@ -20,7 +20,7 @@ const DIFFERED: u8 = 1;
 /// Not everything could be compared.
 const INCOMPLETE: u8 = 2;
 
-/// Bytes a second, with k, M or G for thousands.
+/// Bytes a second, with k, M or G behind it for 1024 times as many, as `limit` has it.
 pub(super) fn rate(text: &str) -> Result<u64, String> {
     let (digits, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
         Some(at) => text.split_at(at),
@@ -28,9 +28,9 @@ pub(super) fn rate(text: &str) -> Result<u64, String> {
     };
     let unit = match unit {
         "" => 1,
-        "k" | "K" => 1_000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
+        "k" | "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
         other => return Err(format!("{other:?} is no unit: use k, M or G")),
     };
     let number: u64 = digits
@@ -204,8 +204,16 @@ mod tests {
     #[test]
     fn a_limit_has_a_unit_or_none() {
         assert_eq!(rate("500"), Ok(500));
-        assert_eq!(rate("10M"), Ok(10_000_000));
-        assert_eq!(rate("2k"), Ok(2000));
+        assert_eq!(rate("10M"), Ok(10 << 20));
+        assert_eq!(rate("2k"), Ok(2048));
+        let resync = crate::state::parse_limit;
+        for text in ["50M", "50K", "1G"] {
+            assert_eq!(
+                rate(text).map(Some),
+                resync(text),
+                "one meaning in both places"
+            );
+        }
         for bad in ["", "0", "M", "1T", "-1", "1.5M", "99999999999999999999"] {
             assert!(rate(bad).is_err(), "{bad}");
         }

@@ -12,11 +12,12 @@
 //! {"command":"limit","bytes_per_second":52428800}   null: no limit
 //!
 //! for the controller:
-//! {"command":"watch"}     {"ok":true,"status":{...}} at once, at each change, and each second
+//! {"command":"watch"}     {"ok":true,"status":{...}} at once, when it changes, and every two seconds
 //! {"command":"claim","yielded":false}   promote by right
 //! {"command":"go-on","question":3}      go-alone, if that is still what is asked
+//! {"command":"forsake","question":3}    fail what is held and take no change, if it still is
 //! {"command":"yield","generation":"...","session":"..."}   {"ok":true,"status":{"yielded":true}}
-//! {"command":"disconnect"}
+//! {"command":"disconnect"} {"command":"compare-everything"}
 //! ```
 //!
 //! The socket is root's alone. A caller that says nothing is let go after a moment.
@@ -34,8 +35,8 @@ use serde::{Deserialize, Serialize};
 use twinfold_protocol::ids::{Generation, SessionId};
 
 use crate::daemon::Driver;
-use crate::engine::VerifyOptions;
 pub use crate::engine::{Hex, History, PartName, Standing};
+use crate::engine::{LinkState, VerifyOptions};
 use crate::state::RUN_DIRECTORY as DIRECTORY;
 use crate::store::Layout;
 
@@ -48,12 +49,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a command may take, seen from the caller.
 const COMMAND: Duration = Duration::from_secs(60);
 
-/// How often a watch looks whether something has changed: a small part of what a failover may
-/// take, and next to nothing for the processor.
+/// How long a watch waits when something has changed, so that what changes together is told
+/// together: a small part of what a failover may take.
+const WATCH_SETTLES: Duration = Duration::from_millis(5);
+
+/// How often it looks how far a resync is, or a driver that begins.
 const WATCH_LOOK: Duration = Duration::from_millis(20);
 
 /// How often it tells the same again, so that the caller knows that the driver lives.
-const WATCH_AGAIN: Duration = Duration::from_secs(1);
+const WATCH_AGAIN: Duration = Duration::from_secs(2);
 
 /// Callers served at once.
 const MAX_CALLERS: usize = 16;
@@ -122,6 +126,12 @@ pub enum Request {
         /// Its number.
         question: u64,
     },
+    /// Answer what is held with an error and take no change any more, if this is still the
+    /// question: the peer goes on, and this node is to be demoted.
+    Forsake {
+        /// Its number.
+        question: u64,
+    },
     /// Note that this copy is not up to date, if it is still of this generation and was not
     /// made equal again since this session.
     Yield {
@@ -132,6 +142,8 @@ pub enum Request {
     },
     /// Close the connection to the peer: it is known to be gone.
     Disconnect,
+    /// This secondary's copy is not up to date, and everything in it is compared.
+    CompareEverything,
 }
 
 /// The answer.
@@ -258,6 +270,11 @@ fn carry_out(driver: &Driver, request: Request) -> Result<Option<serde_json::Val
                 bail!("question {question} is not open any more");
             }
         }
+        Request::Forsake { question } => {
+            if !driver.engine().forsake(question) {
+                bail!("question {question} is not open any more");
+            }
+        }
         Request::Yield {
             generation,
             session,
@@ -269,6 +286,10 @@ fn carry_out(driver: &Driver, request: Request) -> Result<Option<serde_json::Val
                 .context("cannot note that this copy is not up to date")?;
             return Ok(Some(serde_json::json!({ "yielded": yielded })));
         }
+        Request::CompareEverything => driver
+            .engine()
+            .compare_everything()
+            .context("this copy cannot be compared whole")?,
         Request::Disconnect => driver
             .engine()
             .disconnect("the controller knows that the peer is gone"),
@@ -278,25 +299,42 @@ fn carry_out(driver: &Driver, request: Request) -> Result<Option<serde_json::Val
 
 /// Tells the facts until the caller is gone.
 fn watch(driver: &Driver, mut stream: UnixStream) -> Result<()> {
-    let mut told: Option<(Standing, Instant)> = None;
+    let changes = driver.engine().changes();
+    let mut told: Option<Standing> = None;
+    let (mut line, mut again) = (Vec::new(), Instant::now());
     loop {
+        // Before the look: what changes meanwhile is looked at again.
+        let seen = changes.count();
         let standing = driver.standing();
-        if told
-            .as_ref()
-            .is_none_or(|(last, at)| *last != standing || at.elapsed() >= WATCH_AGAIN)
-        {
-            let answer = Answer {
-                ok: true,
-                error: None,
-                status: Some(serde_json::to_value(&standing)?),
-            };
-            let mut line = serde_json::to_vec(&answer)?;
-            line.push(b'\n');
+        let rests = rests(&standing);
+        if told.as_ref() != Some(&standing) || Instant::now() >= again {
+            if told.as_ref() != Some(&standing) {
+                let answer = Answer {
+                    ok: true,
+                    error: None,
+                    status: Some(serde_json::to_value(&standing)?),
+                };
+                line = serde_json::to_vec(&answer)?;
+                line.push(b'\n');
+                told = Some(standing);
+            }
             stream.write_all(&line)?;
-            told = Some((standing, Instant::now()));
+            again = Instant::now() + WATCH_AGAIN;
         }
-        std::thread::sleep(WATCH_LOOK);
+        let until = match rests {
+            true => again,
+            false => again.min(Instant::now() + WATCH_LOOK),
+        };
+        if changes.wait(seen, until) {
+            std::thread::sleep(WATCH_SETTLES);
+        }
     }
+}
+
+/// Whether it is told at once when anything of this changes.
+fn rests(standing: &Standing) -> bool {
+    let moves = matches!(standing.link, LinkState::Syncing | LinkState::Comparing);
+    standing.mounted && standing.role.is_some() && standing.percent.is_none() && !moves
 }
 
 /// Asks the driver that runs the folder at `layout.base`.
@@ -341,10 +379,16 @@ pub fn wait_until_gone(layout: &Layout) -> Result<()> {
     bail!("the driver did not end in time")
 }
 
-/// Takes the signals that end a driver, on a thread of its own: call before any
+/// Takes the signals that end a program, on a thread of its own: call before any
 /// other thread starts.
 pub fn signals() -> Result<std::sync::mpsc::Receiver<()>> {
     let (tx, rx) = std::sync::mpsc::channel();
+    on_signal(move || tx.send(()).is_ok())?;
+    Ok(rx)
+}
+
+/// The same; `tell` is called for each of them until it returns false.
+pub(crate) fn on_signal(tell: impl Fn() -> bool + Send + 'static) -> Result<()> {
     // SAFETY: a zeroed signal set is made valid by sigemptyset before use; the
     // calls change this thread's mask, which threads started later inherit.
     let set = unsafe {
@@ -362,11 +406,11 @@ pub fn signals() -> Result<std::sync::mpsc::Receiver<()>> {
                 let mut signal = 0;
                 // SAFETY: the set was made above and the signals in it are blocked.
                 let rc = unsafe { libc::sigwait(&raw const set, &raw mut signal) };
-                if rc != 0 || tx.send(()).is_err() {
+                if rc != 0 || !tell() {
                     return;
                 }
             }
         })
-        .context("cannot start the signal thread")?;
-    Ok(rx)
+        .map(drop)
+        .context("cannot start the signal thread")
 }

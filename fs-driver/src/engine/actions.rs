@@ -3,17 +3,21 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use parking_lot::MutexGuard;
 use rand::RngCore;
 use twinfold_protocol::ids::{Generation, Seq, SessionId};
-use twinfold_protocol::primary::{Action, Link, Primary};
+use twinfold_protocol::primary::{Action, Link};
 use twinfold_protocol::time::Instant;
 use twinfold_protocol::wire::{Frame, Receipt, Violation, encode_op};
 
 use super::resync::ResyncError;
-use super::{Engine, Reply, clock};
+use super::watched::Held;
+use super::{Engine, clock};
 use crate::state::OnPeerLoss;
-use crate::store::is_disk_failure;
+
+/// Checkpoints behind the last one that had something to flush, until a quiet pair has no
+/// notes. What was used before that one is noted anew at it, and not at the next one; and the
+/// secondary drops its notes one checkpoint later than the primary.
+pub(super) const CHECKPOINTS_BEHIND: u8 = 2;
 
 /// A random id other than zero.
 pub(crate) fn random_id() -> u128 {
@@ -24,7 +28,7 @@ pub(crate) fn random_id() -> u128 {
 
 impl Engine {
     /// Sends replies and takes actions the machine has ready, after unlocking it.
-    pub(super) fn perform(self: &Arc<Self>, mut core: MutexGuard<'_, Primary<Reply>>) {
+    pub(super) fn perform(self: &Arc<Self>, mut core: Held<'_>) {
         let (mut replies, mut actions) = (Vec::new(), Vec::new());
         core.drain(&mut replies, &mut actions);
         // That of the checkpoint that has ended: the next one may begin, and put its own
@@ -33,21 +37,34 @@ impl Engine {
             true => self.checkpoint_segment.lock().take(),
             false => None,
         };
+        // Nobody goes on alone, with another one, before the lock is free.
+        let generation = match actions.contains(&Action::PeerIsCurrent) {
+            true => self.copy.get().copy.current,
+            false => Generation::default(),
+        };
+        // A question is never told with the number of the one before.
+        for action in &actions {
+            if matches!(action, Action::AskToGoAlone { .. }) {
+                self.questions.fetch_add(1, Ordering::AcqRel);
+            }
+        }
         drop(core);
         self.room.notify_all();
         for reply in replies {
             reply();
         }
         for action in actions {
-            self.act(action, ended);
+            self.act(action, ended, generation);
         }
     }
 
-    fn act(self: &Arc<Self>, action: Action, ended: Option<u64>) {
+    /// `ended`: the segment of the checkpoint that has ended. `generation`: in which the peer is
+    /// up to date.
+    fn act(self: &Arc<Self>, action: Action, ended: Option<u64>, generation: Generation) {
         match action {
             Action::DropPeer { reason } => {
                 tracing::warn!(reason, "the peer is dropped");
-                *self.trouble.lock() = Some(reason.clone());
+                self.set_trouble(Some(reason.clone()));
                 self.drop_connection(&reason);
             }
             Action::AskToGoAlone { reason } => {
@@ -58,7 +75,6 @@ impl Engine {
                         *self.question.lock() = Some(reason.clone());
                     }
                 }
-                self.questions.fetch_add(1, Ordering::AcqRel);
                 match self.settings.on_peer_loss {
                     OnPeerLoss::Alone if !self.is_controlled() => {
                         tracing::warn!(reason, "the peer is lost; going on alone, as configured");
@@ -84,10 +100,14 @@ impl Engine {
                 tracing::info!("the peer is up to date");
                 self.no_conflict();
                 self.tracker.ends(true);
-                self.one_more.store(true, Ordering::Relaxed);
-                *self.trouble.lock() = None;
+                self.more_checkpoints
+                    .store(CHECKPOINTS_BEHIND, Ordering::Relaxed);
+                self.set_trouble(None);
+                if let Some(session) = self.core.lock().session() {
+                    let engine = self.clone();
+                    self.jobs.run(move || engine.peer_ends_doubt(session));
+                }
                 let engine = self.clone();
-                let generation = self.copy.get().copy.current;
                 // It may be done after a decision to go on alone that was made later.
                 self.jobs.run(move || {
                     let current = engine.copy.update(|r| r.peer_is_current(generation));
@@ -118,13 +138,7 @@ impl Engine {
         });
         if let Err(e) = gone_alone {
             self.fence("the new generation cannot be written", &e);
-            // Dropped, each call ends with an I/O error.
-            let held = self.core.lock().forsake();
-            tracing::error!(calls = held.len(), "what waited for the peer has failed");
-            *self.question.lock() = None;
-            drop(held);
-            self.room.notify_all();
-            return;
+            return self.forsake_held(self.core.lock());
         }
         tracing::warn!(generation = %next, "going on alone");
         *self.question.lock() = None;
@@ -133,6 +147,32 @@ impl Engine {
             core.alone_is_durable();
         }
         self.perform(core);
+    }
+
+    /// What waits for the peer ends with an I/O error, now and later.
+    fn forsake_held(&self, mut core: Held<'_>) {
+        let held = core.forsake();
+        drop(core);
+        tracing::error!(calls = held.len(), "what waited for the peer has failed");
+        *self.question.lock() = None;
+        // Dropped, each call ends with an I/O error.
+        drop(held);
+        self.room.notify_all();
+    }
+
+    /// This primary gives way to its peer, if question number `question` is still open: what it
+    /// holds has failed, and it takes no change any more. It is then to be demoted; an
+    /// application that waits for an answer could not be stopped for that.
+    pub fn forsake(&self, question: u64) -> bool {
+        let core = self.core.lock();
+        if !core.is_asking() || self.questions.load(Ordering::Acquire) != question {
+            return false;
+        }
+        tracing::warn!("this node gives way to its peer");
+        self.closing.store(true, Ordering::Release);
+        self.forsake_held(core);
+        self.drop_connection("this node gives way");
+        true
     }
 
     /// The caller decides that this node goes on without its peer. False when
@@ -148,6 +188,7 @@ impl Engine {
     pub(super) fn drop_connection(&self, reason: &str) {
         if let Some(connection) = self.connection.lock().take() {
             connection.close(1u32.into(), reason.as_bytes());
+            self.changes.ring();
         }
     }
 
@@ -155,6 +196,7 @@ impl Engine {
     pub(crate) fn set_connection(&self, connection: quinn::Connection) {
         let id = connection.stable_id();
         let old = self.connection.lock().replace(connection);
+        self.changes.ring();
         if let Some(old) = old
             && old.stable_id() != id
         {
@@ -247,6 +289,9 @@ impl Engine {
                 "this primary's disk has failed, and its peer took over: stop it and repair its \
                  disk; it comes back as secondary",
             ),
+            Link::Forsaken if self.fenced().is_none() => {
+                Some("this primary gives way and becomes secondary")
+            }
             Link::Forsaken => Some(
                 "this primary is fenced, because its own state cannot be written: stop it and \
                  repair its disk",
@@ -271,37 +316,44 @@ impl Engine {
     pub fn checkpoint(self: &Arc<Self>) {
         self.checkpoint_alone();
         let unflushed = self.core.lock().unflushed_counts() != (0, 0);
-        // The secondary drops its notes at the checkpoint behind the one that flushed what
-        // they cover: there is always one more, so that a quiet pair has none.
-        if unflushed || self.one_more.load(Ordering::Relaxed) {
-            self.one_more.store(unflushed, Ordering::Relaxed);
-            self.begin_checkpoint();
+        let more = self.more_checkpoints.load(Ordering::Relaxed);
+        if (unflushed || more > 0) && self.begin_checkpoint() {
+            let more = match unflushed {
+                true => CHECKPOINTS_BEHIND,
+                false => more - 1,
+            };
+            self.more_checkpoints.store(more, Ordering::Relaxed);
         }
     }
 
     /// Begins a checkpoint, unless one runs, and flushes the local copy for it.
-    pub(super) fn begin_checkpoint(self: &Arc<Self>) {
+    pub(super) fn begin_checkpoint(self: &Arc<Self>) -> bool {
         // Two at a time would take each other's segments: notes of later changes would go.
         let _one = self.checkpoints.lock();
         if !self.core.lock().can_checkpoint() {
-            return;
+            return false;
         }
         // What was lost here is known by its notes alone: they stay.
         let segment = match self.syncs.is_lossy() {
             true => Ok(None),
-            false => self.intents.rotate(),
+            false => self.intents.rotate_hot(),
         };
         let segment = match segment {
             Ok(segment) => segment,
-            Err(e) => return self.fence("the intent log cannot be written", &e),
+            Err(e) => {
+                self.fence("the intent log cannot be written", &e);
+                return false;
+            }
         };
         // What was noted in the old segment has its place in the order before the
         // checkpoint has: else the peer would not flush it, and its note would go.
         self.gate.wait_for_all_before();
+        // So have the times that it has set: they are known by that note alone.
+        self.settle_now();
         {
             let mut core = self.core.lock();
             if !core.begin_checkpoint(clock::now(), clock::wall()) {
-                return;
+                return false;
             }
             // Before anybody can tell that it has ended.
             *self.checkpoint_segment.lock() = segment;
@@ -326,11 +378,9 @@ impl Engine {
                 let mut core = self.core.lock();
                 core.checkpoint_failed();
                 self.perform(core);
-                if is_disk_failure(&e) {
-                    self.disk_failed("a flush of the store", &e);
-                }
             }
         }
+        true
     }
 }
 
@@ -367,7 +417,10 @@ impl Engine {
 
     /// What the operator is told to look at.
     pub(crate) fn set_trouble(&self, trouble: Option<String>) {
-        *self.trouble.lock() = trouble;
+        let before = std::mem::replace(&mut *self.trouble.lock(), trouble.clone());
+        if before != trouble {
+            self.changes.ring();
+        }
     }
 
     /// `connection` has ended.
@@ -379,6 +432,7 @@ impl Engine {
         {
             self.tracker.ends(false);
             *current = None;
+            self.changes.ring();
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Keeping what this copy has before it is overwritten: which of it, and when.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 
 use twinfold_protocol::ids::FileId;
@@ -87,7 +87,7 @@ impl Engine {
             };
             let aside = layout.aside();
             let (name, _) = archive::keep(layout, aside, &copy, Reason::Aside, &wanted, now)?;
-            let objects = self.store.clear_aside()?;
+            let objects = self.store.clear_aside(&HashSet::new())?;
             tracing::warn!(
                 name,
                 objects,
@@ -102,6 +102,25 @@ impl Engine {
                 "what lost its name in the unfinished resync of this copy cannot be kept; it waits \
                  in the directory `aside` until the next resync of this copy"
             );
+        }
+    }
+
+    /// The resync that overwrites this copy ends: of what it removes, what this copy may have
+    /// changed or named is kept. Returns the inodes that get a name in an archive.
+    pub(super) fn keep_what_goes(&self) -> io::Result<HashSet<u64>> {
+        match self.copy.get().archived {
+            Archived::Changes => archive::keep_removed(self.store.layout()),
+            Archived::No | Archived::Everything | Archived::Waived => Ok(HashSet::new()),
+        }
+    }
+
+    /// It has ended.
+    pub(super) fn nothing_more_goes(&self) {
+        match archive::end_removed(self.store.layout()) {
+            Ok(()) => self.limit_archives(),
+            Err(error) => {
+                tracing::warn!(%error, "an archive cannot tell what the resync removed");
+            }
         }
     }
 
@@ -195,11 +214,50 @@ fn joined(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use twinfold_protocol::attr::Kind;
+    use twinfold_protocol::handshake::{CopyState, Decision, Method, Which};
+    use twinfold_protocol::op::Name;
+
+    use super::super::bed::{made, opened};
     use super::*;
 
     #[test]
     fn ranges_that_touch_are_one() {
         let ranges = vec![(8, 4), (0, 4), (4, 2), (20, 1), (9, 9)];
         assert_eq!(joined(ranges), [(0, 6), (8, 10), (20, 1)]);
+    }
+
+    /// Nothing was kept when it was given up, for its peer had all that it has; a peer that is
+    /// made good by force may have lost that.
+    #[test]
+    fn a_copy_that_was_given_up_is_kept_before_it_follows_a_forced_one() {
+        let resync = Decision::Resync {
+            source: Which::Peer,
+            method: Method::Marks,
+        };
+        for (forced, waived) in [(true, false), (true, true), (false, false)] {
+            let (engine, _place) = opened(true);
+            engine.start_primary(false).unwrap();
+            let root = engine.store.node(FileId::ROOT).unwrap();
+            let object = made(engine.new_id().0, Kind::Regular);
+            let name = Name::new(b"only here").unwrap();
+            engine.store.create(&root, &name, &object).unwrap();
+            engine.core.lock().mark(|map| {
+                map.mark_unknown(object.file);
+                map.mark_name(FileId::ROOT, &name);
+            });
+            engine.demote().unwrap();
+            engine.give_up(waived).unwrap();
+            let source = CopyState {
+                forced,
+                ..CopyState::default()
+            };
+            let archive = engine.store.layout().archive();
+            let kept = || std::fs::read_dir(&archive).map_or(0, Iterator::count);
+            assert_eq!(kept(), 0);
+            engine.keep_before_resync(resync, &source).unwrap();
+            assert_eq!(kept() > 0, forced && !waived, "{forced} {waived}");
+            engine.stop().unwrap();
+        }
     }
 }

@@ -81,6 +81,8 @@ impl Engine {
     fn hash_here(&self, job: &Job) -> io::Result<Option<Hashed>> {
         match self.store.object(job.file)? {
             Some(node) if node.kind() == Kind::Regular => {
+                let length = u64::from(job.blocks) * limits::BLOCK;
+                self.make_sure(&node, job.offset, length)?;
                 let hashed = hash_blocks(&self.store, &node, job.offset, job.blocks)?;
                 self.pace.spent(clock::now(), hashed.read);
                 Ok(Some(hashed))
@@ -137,7 +139,7 @@ impl Source for Here<'_> {
     fn find(&mut self, directory: FileId, name: &Name) -> io::Result<Option<FileId>> {
         match self.engine.store.object(directory)? {
             Some(node) if node.kind() == Kind::Directory => {
-                Ok(self.engine.store.find(&node, name)?.map(|n| n.file()))
+                Ok(self.engine.store.find_own(&node, name)?.map(|n| n.file()))
             }
             _ => Ok(None),
         }

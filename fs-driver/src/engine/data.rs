@@ -5,15 +5,30 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use twinfold_protocol::handshake::Role;
+use twinfold_protocol::limits;
 use twinfold_protocol::op::{AllocateMode, Op, Payload, Stability};
 
-use super::{Engine, Reply, clock};
+use super::{Engine, Reply};
 use crate::error::{FsError, FsResult};
 use crate::store::{Node, is_disk_failure, may_have_changed};
 
 /// Bytes one call copies at most: a longer copy comes as more calls, so that no
 /// single op keeps the peer busy for long.
 const MAX_COPY: u64 = 16 << 20;
+
+/// How far a file may have to reach for `op`.
+fn reaches_to(op: &Op) -> u64 {
+    match op {
+        Op::Truncate { size, .. } => *size,
+        // Behind the end there is nothing to punch.
+        Op::Allocate {
+            mode: AllocateMode::PunchHole,
+            ..
+        } => 0,
+        Op::Allocate { offset, length, .. } => offset.saturating_add(*length),
+        _ => 0,
+    }
+}
 
 impl Engine {
     /// Writes `data` at `offset`. The op is shipped first and applied here while it
@@ -67,10 +82,7 @@ impl Engine {
         if let Err(e) = self.ensure_intents(&op, 0) {
             return reply(Err(e));
         }
-        let submitted = self.core.lock().submit(clock::now(), clock::wall(), op, 0);
-        if submitted.output {
-            self.output.notify_one();
-        }
+        let submitted = self.submit(op);
         let written = self.write_here(node, offset, &data, clear_privileges);
         // Only now: times read before the write would be the old ones.
         self.touch_file(node.file());
@@ -85,12 +97,16 @@ impl Engine {
                 drop(pass);
                 let (engine, node) = (self.clone(), node.clone());
                 self.jobs.run(move || {
-                    let done = engine.store.sync(&node, stability == Stability::Data);
+                    let data_only = stability == Stability::Data;
+                    let done = engine.sync_counted(|| engine.store.sync(&node, data_only));
                     engine.vote_synced(submitted.seq, done, reply);
                 });
             }
             // The peer has it, or will; whether that counts is known when it has taken over.
-            Err(e) if is_disk_failure(&e) && self.disk_failed("a write", &e) => {
+            Err(e)
+                if is_disk_failure(&e)
+                    && self.disk_failed_in((node, offset, length), "a write", &e) =>
+            {
                 drop(range);
                 drop(pass);
                 self.vote(submitted.seq, Box::new(|| ()));
@@ -121,17 +137,21 @@ impl Engine {
     }
 
     /// The local vote for a submitted op.
-    fn vote(&self, seq: Option<twinfold_protocol::ids::Seq>, reply: Reply) {
+    pub(super) fn vote(&self, seq: Option<twinfold_protocol::ids::Seq>, reply: Reply) {
         let ready = match seq {
             None => Some(reply),
-            Some(seq) => self.core.lock().local_done(seq, reply),
+            Some(seq) => {
+                let now = super::clock::now();
+                self.core.lock().local_done(now, seq, reply)
+            }
         };
         if let Some(reply) = ready {
             reply();
         }
     }
 
-    /// The local vote for a sync. A failure is told at once: it waits for nobody's vote.
+    /// The local vote for a sync. A failure is told at once: it waits for nobody's vote. One that
+    /// ended well after this disk had failed says nothing: the kernel tells of a failure once.
     fn vote_synced(
         &self,
         seq: Option<twinfold_protocol::ids::Seq>,
@@ -139,10 +159,16 @@ impl Engine {
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
         match done {
+            Ok(()) if self.is_away() => {
+                self.vote(seq, Box::new(|| ()));
+                reply(Err(FsError::Moved));
+            }
             Ok(()) => self.vote(seq, Box::new(move || reply(Ok(())))),
             Err(e) => {
                 self.vote(seq, Box::new(|| ()));
-                reply(Err(e.into()));
+                // Whatever it failed with: it is done where the data is now.
+                let moved = self.is_away() && !is_disk_failure(&e);
+                reply(Err(if moved { FsError::Moved } else { e.into() }));
             }
         }
     }
@@ -210,6 +236,9 @@ impl Engine {
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
         apply: impl FnOnce(&Engine, &Node) -> io::Result<()>,
     ) {
+        if reaches_to(&op) > self.store.largest_file() {
+            return reply(Err(FsError::TooLarge));
+        }
         let _pass = self.gate.enter();
         if let Err(e) = self.writable() {
             return reply(Err(e));
@@ -232,7 +261,9 @@ impl Engine {
                 // peer learns what is here now.
                 self.touch(&op);
                 let size = node.size().unwrap_or(old_size);
-                let moved = is_disk_failure(&e) && self.disk_failed("a change of a file", &e);
+                let all = (node, 0, limits::MAX_OFFSET);
+                let moved =
+                    is_disk_failure(&e) && self.disk_failed_in(all, "a change of a file", &e);
                 if may_have_changed(&e) {
                     self.core.lock().failed_here(&op, old_size);
                 }
@@ -271,7 +302,13 @@ impl Engine {
         length: u64,
         reply: impl FnOnce(FsResult<u64>) + Send + 'static,
     ) {
-        let length = length.min(MAX_COPY);
+        let Some(room) = self.store.largest_file().checked_sub(to_offset) else {
+            return reply(Err(FsError::TooLarge));
+        };
+        if room == 0 && length > 0 {
+            return reply(Err(FsError::TooLarge));
+        }
+        let length = length.min(MAX_COPY).min(room);
         let (from, to) = (from.clone(), to.clone());
         self.admit(0, move |engine| {
             engine.copy_range_now((&from, from_offset), (&to, to_offset), length, reply);
@@ -290,7 +327,7 @@ impl Engine {
             return reply(Err(e));
         }
         // Always the smaller id first, so that two copies cannot wait for each other.
-        let _locks = if from.file() == to.file() {
+        let locks = if from.file() == to.file() {
             (from.ranges.lock_all(), None)
         } else if from.file() < to.file() {
             let first = from.ranges.lock(from_offset, length);
@@ -332,12 +369,20 @@ impl Engine {
                 }
             },
             Err(e) => {
-                // Nothing was copied, but the times may have been set.
+                // As far as is known nothing was copied, but the times may have been set.
                 self.touch(&op(length));
-                if may_have_changed(&e) {
-                    self.core.lock().failed_here(&op(length), 0);
+                if !may_have_changed(&e) {
+                    return reply(Err(e.into()));
                 }
-                reply(Err(e.into()));
+                self.core.lock().failed_here(&op(length), 0);
+                let range = (to, to_offset, length);
+                if is_disk_failure(&e) && self.disk_failed_in(range, "a copy", &e) {
+                    return reply(Err(e.into()));
+                }
+                // The peer gets what is there now.
+                self.changed_in_part(to, to_offset, length);
+                drop(locks);
+                self.end_as_it_is(to, false, Box::new(move || reply(Err(e.into()))));
             }
         }
     }
@@ -366,19 +411,102 @@ impl Engine {
                 file: node.file(),
                 data_only,
             };
-            let mut core = self.core.lock();
-            let submitted = core.submit(clock::now(), clock::wall(), op, 0);
-            drop(core);
-            if submitted.output {
-                self.output.notify_one();
-            }
-            submitted.seq
+            self.submit(op).seq
         };
         drop(pass);
         let (engine, node) = (self.clone(), node.clone());
         self.jobs.run(move || {
-            let done = engine.store.sync(&node, data_only);
+            let done = engine.sync_counted(|| engine.store.sync(&node, data_only));
             engine.vote_synced(seq, done, reply);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use twinfold_protocol::attr::Kind;
+    use twinfold_protocol::ids::FileId;
+    use twinfold_protocol::limits;
+    use twinfold_protocol::op::Name;
+
+    use super::super::bed::{made, opened, paired};
+    use super::*;
+
+    /// The kernel tells of what it could not write once: the next sync ends well.
+    #[test]
+    fn a_sync_that_ends_well_after_the_disk_failed_is_done_where_the_data_is() {
+        let (engine, _place) = opened(true);
+        engine.start_primary(false).unwrap();
+        let end = |done| {
+            let (tell, told) = mpsc::channel();
+            engine.vote_synced(None, done, move |r: FsResult<()>| tell.send(r).unwrap());
+            told.recv_timeout(Duration::from_secs(60)).unwrap()
+        };
+        paired(&engine);
+        assert!(end(Ok(())).is_ok());
+        let failed = || Err(io::Error::from_raw_os_error(5));
+        engine.sync_counted(failed).unwrap_err();
+        assert!(engine.is_away());
+        assert!(matches!(end(Ok(())), Err(FsError::Moved)));
+    }
+
+    /// Marks behind that size cannot be moved: the file system's own limit may be larger.
+    #[test]
+    fn no_change_makes_a_file_larger_than_its_marks_reach() {
+        let (engine, _place) = opened(true);
+        engine.start_primary(false).unwrap();
+        let largest = engine.store.largest_file();
+        assert!(largest <= limits::MAX_MAPPED_FILE);
+        let root = engine.store.node(FileId::ROOT).unwrap();
+        let object = made(engine.new_id().0, Kind::Regular);
+        let name = Name::new(b"large").unwrap();
+        let node = engine.store.create(&root, &name, &object).unwrap();
+        let (done, result) = mpsc::channel();
+        let reply = || {
+            let done = done.clone();
+            move |r: FsResult<()>| drop(done.send(r))
+        };
+        let ended = || result.recv_timeout(Duration::from_secs(60)).unwrap();
+        let too_large = || {
+            let r = ended();
+            assert!(matches!(r, Err(FsError::TooLarge)), "{r:?}");
+        };
+        engine.truncate(&node, largest + 1, false, reply());
+        too_large();
+        for mode in [
+            AllocateMode::Allocate,
+            AllocateMode::KeepSize,
+            AllocateMode::ZeroRange,
+            AllocateMode::ZeroRangeKeepSize,
+        ] {
+            engine.allocate(&node, mode, largest, 1, reply());
+            too_large();
+        }
+        let byte = || Bytes::from_static(b"x");
+        engine.write(&node, largest, byte(), Stability::Mode, false, reply());
+        too_large();
+        engine.write(&node, 0, byte(), Stability::Mode, false, reply());
+        ended().unwrap();
+        let copied = {
+            let done = done.clone();
+            move |r: FsResult<u64>| drop(done.send(r.map(drop)))
+        };
+        engine.copy_range((&node, 0), (&node, largest), 1, copied);
+        too_large();
+        // Nothing lies there.
+        let end = limits::MAX_OFFSET - 1;
+        engine.allocate(
+            &node,
+            AllocateMode::PunchHole,
+            1 << 20,
+            end - (1 << 20),
+            reply(),
+        );
+        let punched = ended();
+        assert!(!matches!(punched, Err(FsError::TooLarge)));
+        engine.stop().unwrap();
     }
 }

@@ -5,7 +5,9 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use twinfold_protocol::ids::FileId;
 use twinfold_protocol::limits;
+use twinfold_protocol::marks::DirtyMap;
 use twinfold_protocol::op::{AllocateMode, Change, Op, Stability};
 use twinfold_protocol::primary::Link;
 use twinfold_protocol::verify::Question;
@@ -150,10 +152,28 @@ impl Engine {
                 .saturating_add(length)
                 .min(limits::VERIFY_CHUNK),
         };
+        let mut marks = DirtyMap::default();
+        marks.mark_data(node.file(), offset, length);
+        marks.mark_attributes(node.file());
+        self.differs_in(question, marks);
+    }
+
+    /// The same for an object's attributes, and for the names in it.
+    pub(super) fn object_differs(&self, file: FileId, error: &io::Error) {
+        let marks = self.marks_of(&[file]);
+        if self.differs_in(Question::Object { file }, marks) {
+            tracing::error!(
+                %file, %error,
+                "a change of names or attributes failed, perhaps in part; the peer is resynced"
+            );
+        }
+    }
+
+    /// Whether there is a peer that counts as equal, and is brought up again.
+    fn differs_in(&self, question: Question, marks: DirtyMap) -> bool {
         let mut core = self.core.lock();
         core.differs(clock::now(), clock::wall(), question, |map| {
-            map.mark_data(node.file(), offset, length);
-            map.mark_attributes(node.file());
+            map.unite(marks);
         });
         let session = match core.link() {
             Link::Alone | Link::Syncing => None,
@@ -164,6 +184,7 @@ impl Engine {
         if let Some(session) = session {
             self.verify.ask_to_rejoin(session);
         }
+        session.is_some()
     }
 }
 

@@ -9,18 +9,23 @@
 mod actions;
 mod archive;
 #[cfg(test)]
-mod bed;
+pub(crate) mod bed;
 mod calls;
 pub(crate) mod clock;
 mod compare;
 mod data;
+mod differing;
+mod doubt;
 mod equal;
+mod finishing;
 mod gate;
 mod guest;
 mod hashing;
 mod jobs;
+mod look;
 mod moving;
 mod names;
+mod noting;
 mod own;
 mod pace;
 mod parking;
@@ -29,6 +34,7 @@ mod repair;
 mod resync;
 mod roles;
 mod settle;
+mod shipping;
 mod silence;
 mod split;
 mod standby;
@@ -37,6 +43,7 @@ mod status;
 mod syncs;
 mod takeover;
 mod verify;
+mod watched;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -46,15 +53,16 @@ use anyhow::{Context, Result};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Notify, watch};
 use twinfold_protocol::handshake::Role;
-use twinfold_protocol::ids::{Epoch, FileId, Side};
-use twinfold_protocol::marks::{DirtyMap, Intent, id_block, intents_of};
+use twinfold_protocol::ids::{Epoch, FileId, SessionId, Side};
+use twinfold_protocol::marks::DirtyMap;
 use twinfold_protocol::op::Op;
 use twinfold_protocol::primary::{OwnMarks, Primary};
 use twinfold_protocol::time::Instant;
 
+use crate::bell::Bell;
 use crate::error::{FsError, FsResult};
 use crate::state::{Condemned, CopyFile, IntentLog, MarksFile, Record, Recovered, Settings};
-use crate::store::{Layout, Store};
+use crate::store::{Disk, Layout, Store};
 
 pub(crate) use actions::random_id;
 pub(crate) use compare::Ask;
@@ -84,7 +92,7 @@ pub struct Engine {
     side: Side,
     copy: CopyFile,
     intents: IntentLog,
-    core: Mutex<Primary<Reply>>,
+    core: watched::Core,
     /// Signalled when ops leave the window: writers may go on.
     room: Condvar,
     parking: parking::Parking,
@@ -94,10 +102,15 @@ pub struct Engine {
     names: Mutex<()>,
     gate: gate::Gate,
     silence: Arc<silence::Silence>,
+    disk: Disk,
     jobs: jobs::Jobs,
     syncs: syncs::Syncs,
+    /// Syncs that had failed when the last resync of the peer began, and its session.
+    failed_before_resync: Mutex<Option<(SessionId, u64)>>,
     /// There is something for the wire.
     pub(crate) output: Notify,
+    /// And it waits no longer for more.
+    pub(crate) urgent: Notify,
     /// A sync of this secondary has ended, perhaps one that was asked for over an earlier
     /// connection: there may be something to tell, and the next one may begin.
     pub(crate) synced: Notify,
@@ -108,6 +121,8 @@ pub struct Engine {
     epoch: AtomicU32,
     next_id: AtomicU64,
     touched: Mutex<HashSet<FileId>>,
+    /// Who ships times sleeps until there are some.
+    rest: settle::Rest,
     /// Held from when touched objects are taken until their times are in the order.
     settling: Mutex<()>,
     pub(crate) verify: verify::Verify,
@@ -136,7 +151,7 @@ pub struct Engine {
     alone_again: Mutex<Instant>,
     /// What of this node's state could not be read, until everything has been compared.
     damage: Mutex<Option<String>>,
-    standby: Mutex<Option<Standby>>,
+    standby: look::Session,
     /// Held while a resync of this copy begins or ends.
     ending: Mutex<()>,
     /// One checkpoint begins at a time.
@@ -151,8 +166,8 @@ pub struct Engine {
     keeping: AtomicBool,
     /// Held while an archive is made.
     archiving: Mutex<()>,
-    /// A checkpoint is due although nothing is unflushed.
-    one_more: AtomicBool,
+    /// Checkpoints that are due although nothing is unflushed.
+    more_checkpoints: AtomicU8,
     /// Held while objects of a seed get their ids.
     matching: Mutex<()>,
     pace: pace::Pace,
@@ -163,6 +178,8 @@ pub struct Engine {
     /// The next run finds a secondary's copy, which nobody makes primary without force.
     spoiled: AtomicBool,
     counters: status::Counters,
+    /// Rings when something in the standing may have changed.
+    changes: Arc<Bell>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -172,49 +189,6 @@ impl std::fmt::Debug for Engine {
             .field("role", &self.role())
             .finish_non_exhaustive()
     }
-}
-
-/// What is to be noted before `op`. `is_new` tells of an object that it is noted as a
-/// whole, `is_here` that there is one.
-fn notes_of(
-    op: &Op,
-    old_size: u64,
-    is_new: impl Fn(FileId) -> bool,
-    is_here: impl Fn(FileId) -> bool,
-) -> Vec<Intent> {
-    let mut wanted: Vec<Intent> = Vec::new();
-    intents_of(op, old_size, |intent| {
-        // What is new is noted with its id.
-        let known = match intent {
-            Intent::Extent { file, .. } | Intent::Attributes { file } | Intent::File { file } => {
-                is_new(file)
-            }
-            Intent::Directory { .. } | Intent::NewIds { .. } => false,
-        };
-        if !known {
-            wanted.push(intent);
-        }
-    });
-    // What a resync makes is noted as new, as what a creation makes: with its id, once
-    // for thousands, and not with each piece that is moved into it.
-    let made = |file: FileId| (!is_new(file) && !is_here(file)).then(|| id_block(file));
-    match op {
-        Op::PutDirectory {
-            directory, entries, ..
-        } => {
-            let objects = entries.iter().filter_map(|e| e.object.as_ref());
-            for file in objects.map(|o| o.file).chain([*directory]) {
-                if let Some(note) = made(file)
-                    && !wanted.contains(&note)
-                {
-                    wanted.push(note);
-                }
-            }
-        }
-        Op::PutObject { object, .. } => wanted.extend(made(object.file)),
-        _ => {}
-    }
-    wanted
 }
 
 /// What the last run could perhaps not write on a disk that failed is written now.
@@ -241,19 +215,24 @@ impl Engine {
         let condemned = Condemned::of(&layout.base);
         note_condemned(&found.copy, &condemned)
             .context("cannot note that this copy's disk failed")?;
+        let disk = Disk::under(&layout.data());
         let store = Store::open(layout).context("cannot open the store")?;
         repair::repair(&store, &found.recovered)
             .context("cannot repair the store after a crash")?;
+        let last = found.copy.get();
+        let doubtful = !last.clean && last.boot == crate::state::boot_id();
         let config = settings.config();
         let pace = pace::Pace::default();
         let silence = Arc::<silence::Silence>::default();
+        let changes = Arc::<Bell>::default();
+        found.copy.rings(&changes);
         pace.set(settings.resync_limit);
         Ok(Engine {
             store,
             side,
             copy: found.copy,
             intents: found.intents,
-            core: Mutex::new(Primary::new(config, DirtyMap::default())),
+            core: watched::Core::new(Primary::new(config, DirtyMap::default()), &changes),
             room: Condvar::new(),
             parking: parking::Parking::default(),
             role: AtomicU8::new(0),
@@ -261,14 +240,17 @@ impl Engine {
             names: Mutex::new(()),
             gate: gate::Gate::to_store(&silence),
             jobs: jobs::Jobs::start(&silence).context("cannot start threads")?,
-            syncs: syncs::Syncs::default(),
+            syncs: syncs::Syncs::after(doubtful),
+            failed_before_resync: Default::default(),
             output: Notify::new(),
+            urgent: Notify::new(),
             synced: Notify::new(),
             leaving: Notify::new(),
             deadlines: Notify::new(),
             epoch: AtomicU32::new(0),
             next_id: AtomicU64::new(0),
             touched: Mutex::default(),
+            rest: settle::Rest::default(),
             settling: Mutex::default(),
             verify: verify::Verify::default(),
             differing: Mutex::default(),
@@ -286,7 +268,7 @@ impl Engine {
             alone_again: Mutex::default(),
             damage: Mutex::new(found.damage),
             conflict: Mutex::default(),
-            standby: Mutex::default(),
+            standby: look::Session::new(&changes),
             ending: Mutex::default(),
             checkpoints: Mutex::default(),
             checkpoint_segment: Mutex::default(),
@@ -294,15 +276,17 @@ impl Engine {
             promoting: AtomicBool::new(false),
             keeping: AtomicBool::new(false),
             archiving: Mutex::default(),
-            one_more: AtomicBool::new(false),
+            more_checkpoints: AtomicU8::new(0),
             matching: Mutex::default(),
             pace,
             tracker: progress::Tracker::default(),
             takeover: takeover::TakeOver::default(),
             silence,
+            disk,
             condemned,
             spoiled: AtomicBool::new(false),
             counters: status::Counters::default(),
+            changes,
             settings,
         })
     }
@@ -334,6 +318,7 @@ impl Engine {
         };
         self.role.store(code, Ordering::Release);
         self.role_changed.send_replace(role);
+        self.changes.ring();
     }
 
     /// Follows the role.
@@ -364,6 +349,7 @@ impl Engine {
         }
         let reason = format!("{what}: {error}");
         if self.fenced.set(reason.clone()).is_ok() {
+            self.changes.ring();
             tracing::error!(
                 reason,
                 "this node is fenced: its own state cannot be written; repair the file system \
@@ -387,43 +373,9 @@ impl Engine {
         FileId::new(Epoch(self.epoch.load(Ordering::Relaxed)), counter)
     }
 
-    /// Makes the intents of an op durable, and fences the node when that fails.
-    fn ensure_intents(&self, op: &Op, old_size: u64) -> FsResult<()> {
-        let wanted = notes_of(
-            op,
-            old_size,
-            |file| self.is_new(file),
-            |file| {
-                self.store
-                    .ids()
-                    .present(file, 1)
-                    .is_ok_and(|p| !p.is_empty())
-            },
-        );
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        self.intents.ensure(&wanted).map_err(|e| {
-            if crate::state::no_room(&e) {
-                return FsError::NoSpace;
-            }
-            if crate::state::not_now(&e) {
-                return FsError::Store(e);
-            }
-            self.fence("the intent log cannot be written", &e);
-            FsError::Fenced
-        })
-    }
-
     /// Runs `job` on another thread soon: for whoever must not wait for a disk.
     pub(crate) fn later(&self, job: impl FnOnce() + Send + 'static) {
         self.jobs.run(job);
-    }
-
-    /// Whether everything about `file` is covered by a note on new ids.
-    fn is_new(&self, file: FileId) -> bool {
-        self.intents
-            .is_hot(twinfold_protocol::marks::id_block(file))
     }
 
     /// Puts an op that has been applied here into the order; `reply` runs when it may be
@@ -436,97 +388,24 @@ impl Engine {
                 *place = Some(file);
             }
         });
+        let bytes = op.weight();
         let mut core = self.core.lock();
-        let submitted = core.submit(clock::now(), clock::wall(), op, old_size);
+        let now = clock::now();
+        let submitted = core.submit(now, clock::wall(), op, old_size);
         let ready = match submitted.seq {
             None => Some(reply),
-            Some(seq) => core.local_done(seq, reply),
+            Some(seq) => core.local_done(now, seq, reply),
         };
+        let way = shipping::Way::of(&core, bytes);
         drop(core);
         // Only now: times that are shipped before the op would be lost with it.
         touched
             .into_iter()
             .flatten()
             .for_each(|f| self.touch_file(f));
-        if submitted.output {
-            self.output.notify_one();
-        }
+        self.to_wire(&submitted, way);
         if let Some(reply) = ready {
             reply();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use twinfold_protocol::attr::Kind;
-    use twinfold_protocol::limits;
-    use twinfold_protocol::op::{AllocateMode, Listing, Name, Object, PutEntry};
-    use twinfold_protocol::time::Timestamp;
-
-    fn hole(length: u64) -> Op {
-        Op::Allocate {
-            file: FileId(5000),
-            mode: AllocateMode::PunchHole,
-            offset: 0,
-            length,
-        }
-    }
-
-    #[test]
-    fn a_range_is_noted_by_its_extents_and_the_longest_by_its_file() {
-        let notes = |op: &Op, new| notes_of(op, 0, |_| new, |_| true);
-        let short = notes(&hole(3 * limits::EXTENT), false);
-        assert_eq!(
-            short.len(),
-            4,
-            "three extents and the attributes: {short:?}"
-        );
-        let longest = notes(&hole(limits::MAX_OFFSET), false);
-        let file = FileId(5000);
-        assert_eq!(
-            longest,
-            [Intent::File { file }, Intent::Attributes { file }]
-        );
-        assert_eq!(notes(&hole(limits::MAX_OFFSET), true), []);
-    }
-
-    fn object(file: u64) -> Object {
-        Object {
-            file: FileId(file),
-            kind: Kind::Regular,
-            target: bytes::Bytes::new(),
-            mode: 0o600,
-            uid: 0,
-            gid: 0,
-            size: 0,
-            accessed: Timestamp::default(),
-            modified: Timestamp::default(),
-        }
-    }
-
-    #[test]
-    fn what_a_resync_makes_is_noted_once_with_its_name() {
-        let entry = |file: u64| PutEntry {
-            name: Name::new(file.to_string().as_bytes()).unwrap(),
-            object: Some(object(file)),
-        };
-        let listing = Op::PutDirectory {
-            directory: FileId::ROOT,
-            listing: Listing::Names,
-            entries: (5000..5500).chain(9000..9100).map(entry).collect(),
-        };
-        let old = |file: FileId| file.0 < 9000;
-        let directory = Intent::Directory {
-            directory: FileId::ROOT,
-        };
-        let notes = notes_of(&listing, 0, |_| false, old);
-        assert_eq!(notes, [directory, id_block(FileId(9000))]);
-        let data = Op::PutObject {
-            object: object(9000),
-            xattrs: Vec::new(),
-        };
-        assert_eq!(notes_of(&data, 0, |file| !old(file), |_| true), []);
     }
 }

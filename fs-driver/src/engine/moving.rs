@@ -13,8 +13,10 @@ use super::resync::ResyncError;
 use super::{Engine, clock};
 use crate::store::Node;
 
-/// Blocks of the largest piece of data.
-const CHUNK: u32 = (limits::RESYNC_CHUNK as u64 / limits::BLOCK) as u32;
+/// Blocks of a piece of data.
+fn blocks(bytes: usize) -> u32 {
+    (bytes as u64 / limits::BLOCK) as u32
+}
 
 /// Blocks of the largest hole that is moved at once: a hole costs the same whatever its size,
 /// but the marks are counted through.
@@ -32,14 +34,15 @@ impl Engine {
         node: &Arc<Node>,
     ) -> Result<bool, ResyncError> {
         let file = node.file();
+        self.make_sure_of_marked(node)?;
         loop {
-            self.wait_for_window(session, limits::RESYNC_CHUNK)?;
-            let mut budget = limits::RESYNC_CHUNK;
+            let piece = self.wait_for_window(session, limits::RESYNC_CHUNK)?;
+            let mut budget = piece;
             while budget > 0 {
                 // A run is looked at, locked, and then taken: writers elsewhere in the file
                 // go on. Where that cannot be told (every block is marked, or those that are
                 // lie beyond the end) the whole file is held for a moment.
-                let seen = self.next_run(node)?;
+                let seen = self.next_run(node, piece)?;
                 let (_range, run) = match seen {
                     Some((offset, length)) => {
                         let range = node.ranges.lock(offset, length);
@@ -49,7 +52,7 @@ impl Engine {
                     None => {
                         let whole = node.ranges.lock_all();
                         let size = node.size()?;
-                        (whole, self.core.lock().take_run(file, CHUNK, size))
+                        (whole, self.core.lock().take_run(file, blocks(piece), size))
                     }
                 };
                 if node.is_orphan() {
@@ -60,7 +63,7 @@ impl Engine {
                     return Ok(true);
                 };
                 let mut at = offset;
-                let put = self.put_run(session, node, &mut at, offset + length);
+                let put = self.put_run(session, node, piece, &mut at, offset + length);
                 self.tracker.worked(clock::now(), at - offset);
                 if at < offset + length {
                     let mut back = DirtyMap::default();
@@ -72,14 +75,14 @@ impl Engine {
         }
     }
 
-    /// The next run of marked blocks, as long as one op may be: a hole may be longer.
-    fn next_run(&self, node: &Node) -> Result<Option<(u64, u64)>, ResyncError> {
+    /// The next run of marked blocks, of no more bytes than `piece`; a hole may be longer.
+    fn next_run(&self, node: &Node, piece: usize) -> Result<Option<(u64, u64)>, ResyncError> {
         let size = node.size()?;
         let first = |most| self.core.lock().first_run(node.file(), most, size);
-        let Some((offset, length)) = first(CHUNK) else {
+        let Some((offset, length)) = first(blocks(piece)) else {
             return Ok(None);
         };
-        if length < limits::RESYNC_CHUNK as u64 {
+        if length < piece as u64 {
             return Ok(Some((offset, length)));
         }
         let data = self.store.next_data(node, offset)?.unwrap_or(size);
@@ -91,18 +94,19 @@ impl Engine {
         Ok(longer.map(|(offset, length)| (offset, length.min(hole))))
     }
 
-    /// Moves what lies from `at` to `end`, up to the largest piece of data; `at` tells how far
-    /// it came. Returns the bytes of data. The caller holds the range.
+    /// Moves what lies from `at` to `end`, up to `piece` bytes of data; `at` tells how far it
+    /// came. Returns the bytes of data. The caller holds the range.
     fn put_run(
         &self,
         session: SessionId,
         node: &Node,
+        piece: usize,
         at: &mut u64,
         end: u64,
     ) -> Result<usize, ResyncError> {
         let file = node.file();
         let mut moved = 0;
-        while *at < end && moved < limits::RESYNC_CHUNK {
+        while *at < end && moved < piece {
             let data = self.store.next_data(node, *at)?.unwrap_or(end).min(end);
             if data > *at {
                 let hole = Op::PutHole {
@@ -115,21 +119,22 @@ impl Engine {
                 continue;
             }
             let hole = self.store.seek(node, *at, false)?.min(end);
-            let most = (limits::RESYNC_CHUNK - moved) as u64;
-            let mut bytes = vec![0; (hole - *at).min(most) as usize];
-            let n = self.store.read(node, *at, &mut bytes)?;
-            bytes.truncate(n);
+            let most = (piece - moved) as u64;
+            let bytes = self
+                .store
+                .read_new(node, *at, (hole - *at).min(most) as usize)?;
+            let n = bytes.len();
             if n == 0 {
                 // It was cut meanwhile: there is nothing to differ any more.
                 *at = end;
                 break;
             }
-            let piece = Op::PutData {
+            let data = Op::PutData {
                 file,
                 offset: *at,
                 data: Bytes::from(bytes).into(),
             };
-            self.put(session, piece)?;
+            self.put(session, data)?;
             *at += n as u64;
             moved += n;
         }

@@ -13,7 +13,7 @@ use twinfold_protocol::op::{Change, Name, NewObject, Op, RenameMode, XattrMode};
 use super::Engine;
 use super::settle::touched_by;
 use crate::error::{FsError, FsResult};
-use crate::store::{Node, may_have_changed};
+use crate::store::{Node, is_disk_failure, may_have_changed};
 
 /// What a new object shall be, before it has an id.
 #[derive(Clone, Debug)]
@@ -72,7 +72,9 @@ impl Engine {
             Err(e) => {
                 // What failed half-way was undone, but that, too, has set times.
                 if !is_refusal(&e) {
-                    self.suspect(&touched);
+                    let marks = self.marks_of(&touched);
+                    self.core.lock().add_suspects(marks);
+                    self.not_undone(&touched, &e);
                     self.touched.lock().extend(touched);
                 }
                 reply(Err(e));
@@ -80,8 +82,8 @@ impl Engine {
         }
     }
 
-    /// A change of these failed, and perhaps not all of it was undone: they are compared.
-    fn suspect(&self, files: &[FileId]) {
+    /// Marks of these objects and of all names in them.
+    pub(super) fn marks_of(&self, files: &[FileId]) -> DirtyMap {
         let mut marks = DirtyMap::default();
         for file in files {
             marks.mark_attributes(*file);
@@ -90,7 +92,16 @@ impl Engine {
                 marks.mark_directory(*file);
             }
         }
-        self.core.lock().add_suspects(marks);
+        marks
+    }
+
+    /// Of a disk that fails nobody knows whether what was done in part is undone.
+    fn not_undone(&self, files: &[FileId], error: &FsError) {
+        if let FsError::Store(e) = error
+            && is_disk_failure(e)
+        {
+            self.disk_failed_at(files, "a change of names or attributes", e);
+        }
     }
 
     /// Makes a new object. The reply brings it and its attributes.
@@ -277,7 +288,13 @@ impl Engine {
             match change(engine, &node, &op) {
                 Ok(()) if node.is_orphan() => reply(Ok(())),
                 Ok(()) => engine.commit(op, 0, Box::new(move || reply(Ok(())))),
-                Err(e) => reply(Err(e.into())),
+                Err(e) => {
+                    let error = FsError::from(e);
+                    if !node.is_orphan() {
+                        engine.not_undone(&[node.file()], &error);
+                    }
+                    reply(Err(error));
+                }
             }
         });
     }
@@ -337,5 +354,59 @@ impl Engine {
             Op::RemoveXattr { name, .. } => engine.store.remove_xattr(node, name),
             _ => Ok(()),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use twinfold_protocol::ids::Seq;
+    use twinfold_protocol::marks::Names;
+    use twinfold_protocol::primary::Link;
+
+    use super::super::bed::{newest, opened, paired};
+    use super::super::clock;
+    use super::*;
+
+    /// It may be there in part; and before the peer can be asked to take over its line breaks
+    /// for longer than it is waited for.
+    #[test]
+    fn names_that_a_failing_disk_changed_in_part_differ_when_the_peer_does_not_take_over() {
+        for holding in [false, true] {
+            let (engine, _place) = opened(true);
+            engine.start_primary(false).unwrap();
+            let session = paired(&engine);
+            let lose = || {
+                let mut core = engine.core.lock();
+                core.peer_lost(clock::now(), "cut");
+                core.tick(clock::now().after(Duration::from_secs(3600)));
+                assert_eq!(core.link(), Link::Holding);
+            };
+            // Of a peer that may come back, but cannot be asked, nobody waits for a word.
+            if holding {
+                lose();
+            }
+            let op = Op::Unlink {
+                parent: FileId::ROOT,
+                name: Name::new(b"name").unwrap(),
+                file: FileId(5000),
+            };
+            let eio = || FsError::Store(io::Error::from_raw_os_error(5));
+            engine.change_names_now(op, |r: FsResult<()>| assert!(r.is_err()), |_, _| Err(eio()));
+            if !holding {
+                assert!(engine.is_away());
+                lose();
+                engine.ask_to_take_over();
+            }
+            assert!(!engine.is_away());
+            assert!(engine.resume(session, Seq(newest(&engine).0 - 1)));
+            let mut core = engine.core.lock();
+            let names = core.differing().names(FileId::ROOT);
+            assert!(matches!(names, Some(Names::All)), "{names:?}");
+            let told =
+                std::iter::from_fn(|| core.next_op()).any(|op| matches!(op.op, Op::Differs { .. }));
+            assert!(told);
+        }
     }
 }

@@ -216,7 +216,7 @@ impl Engine {
         {
             return;
         }
-        let segment = match self.intents.rotate() {
+        let segment = match self.intents.rotate_hot() {
             Ok(Some(segment)) => segment,
             Ok(None) => return,
             Err(e) => return self.fence("the intent log cannot be written", &e),

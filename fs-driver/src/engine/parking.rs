@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use twinfold_protocol::handshake::Role;
 
-use super::Engine;
+use super::{Engine, clock};
 
 /// Changes that wait, at most. The kernel's callers bound them too: each has one.
 /// Beyond it the call keeps the thread that brought it.
@@ -41,7 +41,7 @@ impl Engine {
         bytes: usize,
         work: impl FnOnce(&Arc<Engine>) + Send + 'static,
     ) {
-        if self.core.lock().has_room(bytes) {
+        if self.core.lock().has_room(clock::now(), bytes) {
             return work(self);
         }
         let mut waiting = self.parking.waiting.lock();
@@ -94,8 +94,11 @@ impl Engine {
     /// deadline, and one that is lost is waited for until somebody decides.
     fn wait_for_room(&self, bytes: usize) {
         let mut core = self.core.lock();
-        while !core.has_room(bytes) && self.role() == Some(Role::Primary) && !self.is_away() {
-            self.room.wait_for(&mut core, LOOK);
+        while !core.has_room(clock::now(), bytes)
+            && self.role() == Some(Role::Primary)
+            && !self.is_away()
+        {
+            core.wait_for(&self.room, LOOK);
         }
     }
 }

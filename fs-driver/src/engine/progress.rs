@@ -1,6 +1,7 @@
 //! How far a resync is: percent, rate, time left, on either node.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -39,7 +40,19 @@ pub struct ResyncStatus {
 
 /// Follows one resync after the other.
 #[derive(Debug, Default)]
-pub(super) struct Tracker(Mutex<Option<Run>>);
+pub(super) struct Tracker {
+    run: Mutex<Option<Run>>,
+    begun: AtomicU64,
+}
+
+/// How far resyncs have come: it changes with what they do, and with nothing else.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Far {
+    /// Resyncs that have begun.
+    pub(super) begun: u64,
+    /// The phase of the last one, what is done of it, and bytes moved.
+    at: Option<(Phase, u64, u64)>,
+}
 
 #[derive(Debug)]
 struct Run {
@@ -135,11 +148,12 @@ impl Tracker {
             samples: VecDeque::new(),
         };
         run.enter(now, Phase::Comparing);
-        *self.0.lock() = Some(run);
+        *self.run.lock() = Some(run);
+        self.begun.fetch_add(1, Ordering::Relaxed);
     }
 
     fn change(&self, now: Instant, change: impl FnOnce(&mut Run)) {
-        if let Some(run) = self.0.lock().as_mut().filter(|run| run.ended.is_none()) {
+        if let Some(run) = self.run.lock().as_mut().filter(|run| run.ended.is_none()) {
             change(run);
             run.sample(now);
         }
@@ -178,7 +192,12 @@ impl Tracker {
 
     /// What the source says of its resync of this copy, and the bytes that arrived of it.
     pub(super) fn told(&self, now: Instant, told: Progress, moved: u64) {
-        if self.0.lock().as_ref().is_none_or(|run| run.ended.is_some()) {
+        if self
+            .run
+            .lock()
+            .as_ref()
+            .is_none_or(|run| run.ended.is_some())
+        {
             self.begin(now);
         }
         self.change(now, |run| {
@@ -195,14 +214,14 @@ impl Tracker {
 
     /// It has ended: with everything, or not.
     pub(super) fn ends(&self, complete: bool) {
-        if let Some(run) = self.0.lock().as_mut().filter(|run| run.ended.is_none()) {
+        if let Some(run) = self.run.lock().as_mut().filter(|run| run.ended.is_none()) {
             run.ended = Some(if complete { "done" } else { "interrupted" });
         }
     }
 
     /// What to tell the target, while it runs.
     pub(super) fn to_tell(&self) -> Option<Progress> {
-        let run = self.0.lock();
+        let run = self.run.lock();
         let run = run.as_ref().filter(|run| run.ended.is_none())?;
         Some(Progress {
             phase: run.phase,
@@ -211,9 +230,18 @@ impl Tracker {
         })
     }
 
+    /// For who waits for one to end.
+    pub(super) fn far(&self) -> Far {
+        let run = self.run.lock();
+        Far {
+            begun: self.begun.load(Ordering::Relaxed),
+            at: run.as_ref().map(|run| (run.phase, run.done, run.moved)),
+        }
+    }
+
     /// For those who ask.
     pub(super) fn status(&self, now: Instant) -> Option<ResyncStatus> {
-        self.0.lock().as_mut().map(|run| run.view(now))
+        self.run.lock().as_mut().map(|run| run.view(now))
     }
 }
 

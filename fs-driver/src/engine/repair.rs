@@ -293,7 +293,11 @@ mod tests {
         foreign(place.path(), "aside/foreign-0");
         std::fs::create_dir(place.path().join("aside/0000020000000063")).unwrap();
         repair(&store, &noted()).unwrap();
-        assert_eq!(store.clear_aside().unwrap(), 4, "without the half-made one");
+        assert_eq!(
+            store.clear_aside(&Default::default()).unwrap(),
+            4,
+            "without the half-made one"
+        );
         assert_eq!(objects_below(&place.path().join("data")), 4);
     }
 

@@ -18,11 +18,11 @@ use twinfold_protocol::wire::Holds;
 
 use super::compare::{Ask, Look};
 use super::{Engine, OwnChanges, clock};
-use crate::state::{Record, Recovered};
+use crate::state::Recovered;
 use crate::store::{Listed, Node};
 
 /// How long the resync sleeps at most while its window is full.
-const WINDOW_WAIT: Duration = Duration::from_millis(20);
+pub(super) const WINDOW_WAIT: Duration = Duration::from_millis(20);
 
 /// Bytes a resync op counts for when it carries no file data.
 const SMALL_OP: usize = 4096;
@@ -96,6 +96,7 @@ impl Engine {
         opened: impl FnOnce(Seq) -> bool,
     ) -> Result<(), ResyncError> {
         let _marks = self.resyncing.lock();
+        self.begin_in_doubt(session);
         let mine = self.recovered.lock().clone();
         let (own, everything) = {
             let mut core = self.core.lock();
@@ -104,6 +105,9 @@ impl Engine {
             everything |= own.is_everything();
             (own, everything)
         };
+        // A write that was under way when the peer was left is among them, and may still not be
+        // in the file: compared now, it would be found equal.
+        self.gate.wait_for_all_before();
         let Target { own: theirs, holds } = target;
         let unclear = mine.damaged || theirs.damaged || everything;
         let look = match (method, holds) {
@@ -115,6 +119,7 @@ impl Engine {
         };
         self.tracker.begin(clock::now());
         self.counters.comparing(true);
+        self.changes.ring();
         let whole = self.whole_bytes();
         let noted = mine.intents.union(&theirs.notes).copied();
         let mut suspects = own.clone();
@@ -122,6 +127,7 @@ impl Engine {
         let compared = self.compare(look, noted, &suspects, &ask);
         drop(suspects);
         self.counters.comparing(false);
+        self.changes.ring();
         let missing = match compared {
             Ok(missing) => missing,
             Err(e) => {
@@ -173,10 +179,8 @@ impl Engine {
     fn whole_bytes(&self) -> u64 {
         let (files, all) = {
             let core = self.core.lock();
-            let whole = core.dirty().objects().filter(|(_, m)| m.blocks.is_all());
-            let files: Vec<_> = whole.map(|(file, _)| file).take(MAX_SIZED).collect();
-            let whole = core.dirty().objects().filter(|(_, m)| m.blocks.is_all());
-            (files, whole.count() as u64)
+            let files: Vec<_> = core.dirty().whole().take(MAX_SIZED).collect();
+            (files, core.dirty().count_whole() as u64)
         };
         let size = |file: &FileId| {
             let node = self.store.object(*file).ok().flatten()?;
@@ -190,28 +194,23 @@ impl Engine {
     }
 
     fn move_all(self: &Arc<Self>, session: SessionId) -> Result<(), ResyncError> {
+        let mut flushed = false;
         loop {
             self.move_names(session)?;
             self.move_objects(session)?;
             self.settle_times();
-            // From its end on the peer may be current: should this machine go down now,
-            // it must know that (see `roles::objection`).
-            if let Err(e) = self.copy.update(Record::peer_may_be_current) {
-                self.fence("the copy's history cannot be written", &e);
-                return Err(e.into());
+            if !self.is_moved(session)? {
+                continue;
             }
-            let mut core = self.core.lock();
-            if core.session() != Some(session) {
-                return Err(ResyncError::Interrupted);
+            if !flushed {
+                self.flush_first(session)?;
+                flushed = true;
+                continue;
             }
-            if core.finish_resync(clock::now(), clock::wall()).is_some() {
-                drop(core);
+            if self.finish(session)? {
                 self.tracker.flushes(clock::now());
                 self.output.notify_one();
                 return Ok(());
-            }
-            if core.link() != Link::Syncing {
-                return Err(ResyncError::Interrupted);
             }
         }
     }
@@ -274,7 +273,7 @@ impl Engine {
     ) -> Result<(), ResyncError> {
         let mut batch = Batch::default();
         for name in names {
-            let object = match self.store.find(node, name)? {
+            let object = match self.store.find_own(node, name)? {
                 Some(entry) => Some(self.object_of(&entry)?),
                 None => None,
             };
@@ -301,7 +300,7 @@ impl Engine {
                 let Listed::Name(name) = entry.name else {
                     continue;
                 };
-                if let Some(object) = self.store.find(node, &name)? {
+                if let Some(object) = self.store.find_own(node, &name)? {
                     batch.push(name, Some(self.object_of(&object)?));
                 }
                 if batch.is_full() {
@@ -312,6 +311,9 @@ impl Engine {
                 }
             }
             if last {
+                // A change that is done here, but has no place in the order yet, may have been
+                // listed: it gets its place before this one, as one that is only marked.
+                let _names = self.names.lock();
                 let listing = Listing::Whole { first, last: true };
                 return self.put_entries(session, node, listing, batch.take());
             }
@@ -396,6 +398,15 @@ impl Engine {
             while self.core.lock().take_run(file, u32::MAX, 0).is_some() {}
             return Ok(());
         }
+        // It was there before this folder was replicated. What lies behind would be taken for
+        // moved.
+        if node.size()? > limits::MAX_MAPPED_FILE {
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("{file} is larger than any file that can be replicated: make it smaller"),
+            )
+            .into());
+        }
         if !self.move_data(session, node)? {
             return Ok(());
         }
@@ -447,26 +458,163 @@ impl Engine {
         })
     }
 
+    /// Waits until so many bytes may be put in flight, or as many as one piece may have at the
+    /// time. Returns how many.
     pub(super) fn wait_for_window(
         &self,
         session: SessionId,
-        bytes: usize,
-    ) -> Result<(), ResyncError> {
+        most: usize,
+    ) -> Result<usize, ResyncError> {
         let mut core = self.core.lock();
         loop {
             if core.link() != Link::Syncing || core.session() != Some(session) {
                 return Err(ResyncError::Interrupted);
             }
-            let pause = self.pace.wait(clock::now());
-            let room = core.resync_room(clock::now()) >= bytes && core.has_room(bytes);
+            let now = clock::now();
+            if core.flush_is_due() {
+                core.begin_flush(now, clock::wall());
+                self.output.notify_one();
+            }
+            let pause = self.pace.wait(now);
+            let bytes = most.min(core.resync_piece(now));
+            let room = core.resync_room(now) >= bytes && core.has_space(bytes);
             if room && pause.is_zero() {
-                return Ok(());
+                return Ok(bytes);
             }
             let wait = match room {
                 true => pause.min(WINDOW_WAIT),
                 false => WINDOW_WAIT,
             };
-            self.room.wait_for(&mut core, wait);
+            core.wait_for(&self.room, wait);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::bed::{made, opened, syncing};
+    use super::*;
+
+    fn name(name: &str) -> Name {
+        Name::new(name.as_bytes()).unwrap()
+    }
+
+    fn wire(engine: &Engine) -> Vec<Op> {
+        let mut core = engine.core.lock();
+        let ops = std::iter::from_fn(|| core.next_op().map(|s| s.op));
+        ops.collect()
+    }
+
+    fn listed(op: &Op) -> Vec<&[u8]> {
+        match op {
+            Op::PutDirectory { entries, .. } => entries.iter().map(|e| e.name.as_bytes()).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Its range is marked, and the peer, which came back at once, has the same as the file
+    /// still has.
+    #[test]
+    fn a_write_that_is_under_way_when_the_peer_is_left_is_compared_when_it_is_done() {
+        let (engine, _place) = opened(true);
+        engine.start_primary(false).unwrap();
+        let root = engine.store.node(FileId::ROOT).unwrap();
+        let object = made(engine.new_id().0, Kind::Regular);
+        let node = engine.store.create(&root, &name("f"), &object).unwrap();
+        let data = bytes::Bytes::from_static(b"before").into();
+        engine.store.write(&node, 0, &data).unwrap();
+        let mut marks = DirtyMap::default();
+        marks.mark_data(object.file, 0, 6);
+        engine.core.lock().add_suspects(marks);
+        let under_way = engine.gate.enter();
+        let (questions, mut asked) = tokio::sync::mpsc::channel(16);
+        let (answered, answers) = std::sync::mpsc::channel();
+        let resyncs = {
+            let engine = engine.clone();
+            let ask = Ask { questions, answers };
+            std::thread::spawn(move || {
+                let (session, target) = (SessionId(1), Target::default());
+                engine.run_resync(session, Method::Marks, target, ask, |_| false)
+            })
+        };
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(asked.try_recv().is_err(), "it is not compared yet");
+        drop(under_way);
+        assert!(asked.blocking_recv().is_some());
+        drop(answered);
+        assert!(resyncs.join().unwrap().is_err(), "nobody answers");
+    }
+
+    /// It is in the listing, so it must not be told once more.
+    #[test]
+    fn a_change_that_has_no_place_in_the_order_yet_gets_it_before_the_listing_ends() {
+        let (engine, _place) = opened(true);
+        engine.start_primary(false).unwrap();
+        let root = engine.store.node(FileId::ROOT).unwrap();
+        engine.core.lock().mark(|m| m.mark_directory(FileId::ROOT));
+        let session = syncing(&engine);
+        assert_eq!(
+            engine.core.lock().take_names(FileId::ROOT),
+            Some(Names::All)
+        );
+        // The change is in the middle of it.
+        let names = engine.names.lock();
+        let object = made(engine.new_id().0, Kind::Regular);
+        engine.store.create(&root, &name("z"), &object).unwrap();
+        let lists = {
+            let (engine, root) = (engine.clone(), root.clone());
+            std::thread::spawn(move || engine.put_listing(session, &root).unwrap())
+        };
+        // It has listed by then, or lists later: then it ends no earlier.
+        std::thread::sleep(Duration::from_millis(300));
+        let create = Op::Create {
+            parent: FileId::ROOT,
+            name: name("z"),
+            object,
+        };
+        engine.commit(create, 0, Box::new(|| ()));
+        drop(names);
+        lists.join().unwrap();
+        let ops = wire(&engine);
+        assert_eq!(ops.len(), 1, "{ops:?}");
+        assert_eq!(listed(&ops[0]), [b"z"]);
+        // Whatever was listed: the name is moved as it is now.
+        assert!(engine.core.lock().dirty().names(FileId::ROOT).is_some());
+        drop(engine);
+    }
+
+    /// What is just being made has its id a moment later, and what was put into the store behind
+    /// the mount never: neither keeps the rest from the peer.
+    #[test]
+    fn what_has_no_id_is_left_out_of_a_listing() {
+        let (engine, _place) = opened(true);
+        engine.start_primary(false).unwrap();
+        let data = engine.store.layout().data();
+        std::fs::write(data.join("behind"), b"x").unwrap();
+        let root = engine.store.node(FileId::ROOT).unwrap();
+        let object = made(engine.new_id().0, Kind::Regular);
+        engine.store.create(&root, &name("mine"), &object).unwrap();
+        let mut seen = Vec::new();
+        let see = |name: Name, _| {
+            seen.push(name);
+            Ok(())
+        };
+        engine.store.each(&root, see).unwrap();
+        assert_eq!(seen, [name("mine")]);
+        let session = syncing(&engine);
+        engine.put_listing(session, &root).unwrap();
+        let both = [name("behind"), name("mine")];
+        engine.put_names(session, &root, both.iter()).unwrap();
+        let ops = wire(&engine);
+        assert_eq!(listed(&ops[0]), [b"mine"]);
+        let Op::PutDirectory { entries, .. } = &ops[1] else {
+            panic!("{ops:?}")
+        };
+        assert!(entries[0].object.is_none() && entries[1].object.is_some());
+        // The application is told, as before.
+        let refused = engine.store.lookup(&root, &name("behind")).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
     }
 }

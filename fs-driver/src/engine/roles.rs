@@ -11,7 +11,7 @@ use twinfold_protocol::lifecycle::Archived;
 use twinfold_protocol::marks::DirtyMap;
 use twinfold_protocol::primary::{Link, Primary};
 
-use super::actions::random_id;
+use super::actions::{CHECKPOINTS_BEHIND, random_id};
 use super::{Engine, Reply, Standby, clock};
 use crate::archive::Reason;
 use crate::state::{Record, Recovered};
@@ -23,8 +23,18 @@ const QUIESCE_WAIT: Duration = Duration::from_secs(10);
 /// How often it looks.
 const QUIESCE_LOOK: Duration = Duration::from_millis(2);
 
+/// How long a promotion waits for a take-over that is durable already to become this node's
+/// role: the peer is told first, or found to be gone, which takes one step of the link.
+const HOSTING_WAIT: Duration = Duration::from_secs(10);
+
 /// How long a secondary that stops waits until it has told its primary.
-const LEAVE_WAIT: Duration = Duration::from_secs(5);
+const LEAVE_WAIT: Duration = Duration::from_secs(10);
+
+/// A flush that is shorter than this one leaves so little that the primary can wait for the rest.
+const SHORT_FLUSH: Duration = Duration::from_millis(500);
+
+/// How long a secondary that stops flushes at most before it leaves; then it leaves all the same.
+const FLUSH_WAIT: Duration = Duration::from_secs(60);
 
 /// What a secondary's copy is to be made primary on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,7 +42,8 @@ pub(super) enum Claim {
     /// It was up to date until the connection was lost, in this very run.
     Current,
     /// The controller has the right to go on from its generation, so it needs no more than
-    /// to be complete. `yielded`: it was, until it gave way to a peer that did not go on.
+    /// to be complete. `yielded`: it was, until it gave way to a peer that did not go on, or
+    /// until a power cut that the peer had as well.
     Right { yielded: bool },
     /// The operator's word.
     Force,
@@ -93,6 +104,7 @@ impl Engine {
     pub(super) fn begin_term(&self, epoch: Epoch, suspects: DirtyMap) {
         self.epoch.store(epoch.0, Ordering::Relaxed);
         self.next_id.store(0, Ordering::Relaxed);
+        self.calls_stay_here();
         let own = std::mem::take(&mut *self.own.lock());
         {
             let mut core = self.core.lock();
@@ -108,9 +120,17 @@ impl Engine {
 
     /// Starts as secondary.
     pub fn start_secondary(&self) -> Result<()> {
+        let mode = self.settings.config().mode;
+        let before = self.copy.get().copy.cut;
         self.copy
-            .update(|r| r.become_secondary(crate::state::boot_id()))
+            .update(|r| r.become_secondary(crate::state::boot_id(), mode))
             .context("cannot write the copy's history")?;
+        if self.copy.get().copy.cut && !before {
+            tracing::warn!(
+                "this machine went down without a stop: acknowledged writes that were not synced \
+                 may be gone here, and the peer may have them; this copy is not up to date"
+            );
+        }
         self.set_role(Some(Role::Secondary));
         Ok(())
     }
@@ -125,6 +145,15 @@ impl Engine {
     }
 
     pub(super) fn promote_with(self: &Arc<Self>, claim: Claim) -> Result<()> {
+        // The session is over and the copy as good as one can be: not to be judged as one that
+        // lost its session, whose operator would be told to use force.
+        let until = clock::now().after(HOSTING_WAIT);
+        while self.must_host() && clock::now() < until {
+            std::thread::sleep(QUIESCE_LOOK);
+        }
+        if self.must_host() {
+            bail!("this node takes over from its peer, whose disk has failed: repeat this");
+        }
         match self.role() {
             Some(Role::Secondary) => {}
             // The data are here already; the application follows.
@@ -143,13 +172,14 @@ impl Engine {
     }
 
     fn promote_copy(self: &Arc<Self>, standby: Option<Standby>, claim: Claim) -> Result<()> {
-        let differs = !self.differing.lock().is_empty();
+        let differs = self.is_differing();
         let current = standby.as_ref().is_some_and(Standby::is_current);
         let good = match claim {
             Claim::Current => current && !differs,
             Claim::Right { yielded } => {
-                (self.told_copy(Role::Secondary).up_to_date || (yielded && standby.is_none()))
-                    && !differs
+                let copy = self.told_copy(Role::Secondary);
+                let was = yielded && standby.is_none() && (copy.gave_way || copy.cut);
+                (copy.up_to_date || was) && !differs
             }
             Claim::Force => true,
         };
@@ -211,14 +241,18 @@ impl Engine {
         if self.role() != Some(Role::Primary) {
             bail!("this node is not primary");
         }
+        let failed = "this node's disk has failed and the peer has the data: run `promote` there, \
+                      then stop this node and repair its disk";
         if self.is_away() {
-            bail!(
-                "this node's disk has failed and the peer has the data: run `promote` there, then \
-                 stop this node and repair its disk"
-            );
+            bail!(failed);
         }
         self.end_hosting();
         self.quiesce();
+        if self.is_away() {
+            // Meanwhile: it is still the one whose calls the peer carries out.
+            self.closing.store(false, Ordering::Release);
+            bail!(failed);
+        }
         if let Err(e) = self.sync_store() {
             self.closing.store(false, Ordering::Release);
             return Err(anyhow::Error::from(e).context("cannot flush the store"));
@@ -245,14 +279,15 @@ impl Engine {
         self.settle_times();
         let until = clock::now().after(QUIESCE_WAIT);
         let wait = |pending: fn(&Primary<Reply>) -> bool| {
-            while pending(&self.core.lock()) && clock::now() < until {
+            // A peer that is to take over gets everything by that.
+            while pending(&self.core.lock()) && !self.is_away() && clock::now() < until {
                 std::thread::sleep(QUIESCE_LOOK);
             }
         };
         wait(|core| core.link() == Link::Paired && core.in_flight().0 > 0);
         wait(Primary::checkpoint_runs);
-        // The peer forgets at a checkpoint what it had applied before the one before.
-        for _ in 0..2 {
+        // With the last one the peer forgets what it has applied.
+        for _ in 0..=CHECKPOINTS_BEHIND {
             self.begin_checkpoint();
             wait(Primary::checkpoint_runs);
         }
@@ -315,13 +350,37 @@ impl Engine {
         self.drop_connection(reason);
     }
 
+    /// The kernel may keep what its disk takes minutes for. It is flushed while changes are still
+    /// applied: a primary waits for one that leaves, and drops it if it takes long.
+    fn flush_before_leaving(self: &Arc<Self>) {
+        let until = clock::now().after(FLUSH_WAIT);
+        loop {
+            let (engine, begun) = (self.clone(), clock::now());
+            let (done, flushed) = std::sync::mpsc::channel();
+            // Whether it failed is seen, and told, in the flush with which it leaves.
+            self.jobs.run(move || {
+                let _ = done.send(engine.sync_store().is_ok());
+            });
+            let flushed = flushed.recv_timeout(until.since(clock::now()));
+            if flushed != Ok(true) || clock::now().since(begun) < SHORT_FLUSH {
+                break;
+            }
+        }
+    }
+
     /// Ends in order: no more changes, all flushed, and noted as clean.
     pub fn stop(self: &Arc<Self>) -> Result<()> {
         let was = self.role();
-        if was == Some(Role::Secondary) && self.connection.lock().is_some() {
-            self.leave_in_order(LEAVE_WAIT);
+        if was == Some(Role::Secondary) {
+            self.flush_before_leaving();
+            if self.connection.lock().is_some() {
+                self.leave_in_order(LEAVE_WAIT);
+            }
         }
         self.end_hosting();
+        if was == Some(Role::Primary) && !self.is_away() {
+            self.quiesce();
+        }
         if self.is_away() {
             // Nothing of this copy counts any more, and its disk may not take a word.
             self.set_role(None);
@@ -332,9 +391,6 @@ impl Engine {
             }
             self.jobs.stop();
             return Ok(());
-        }
-        if was == Some(Role::Primary) {
-            self.quiesce();
         }
         self.set_role(None);
         self.gate.wait_for_all_before();
@@ -348,6 +404,11 @@ impl Engine {
             tracing::warn!(
                 "a flush of the store has failed in this run: it does not end as a clean one, and \
                  what was changed is compared after the next start"
+            );
+        } else if self.syncs.is_doubtful() {
+            tracing::info!(
+                "the run before this one did not end in order, and the peer was not up to date \
+                 since: this one does not end as a clean one either"
             );
         } else {
             self.copy

@@ -6,6 +6,8 @@
 //! secondary goes by the time each op carries (see [`super::standby`]).
 
 use std::io;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use twinfold_protocol::attr::Kind;
 use twinfold_protocol::ids::FileId;
@@ -54,11 +56,49 @@ pub(super) fn touched_by(op: &Op, mut touch: impl FnMut(FileId)) {
         | Op::TakeOver
         | Op::PutObject { .. }
         | Op::PutXattr { .. }
-        | Op::ResyncEnd => {}
+        | Op::ResyncEnd
+        | Op::Flush => {}
+    }
+}
+
+/// Who ships times, asleep or not.
+#[derive(Default)]
+pub(super) struct Rest {
+    /// It sleeps until it is woken.
+    asleep: AtomicBool,
+    wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl Rest {
+    /// There is something to ship.
+    fn over(&self) {
+        if self.asleep.load(Ordering::Relaxed)
+            && self.asleep.swap(false, Ordering::AcqRel)
+            && let Some(wake) = self.wake.get()
+        {
+            wake();
+        }
     }
 }
 
 impl Engine {
+    /// `wake` wakes who calls [`Engine::settle_times`]. There is one, for the engine's lifetime.
+    pub(crate) fn settle_with(&self, wake: impl Fn() + Send + Sync + 'static) {
+        let _ = self.rest.wake.set(Box::new(wake));
+    }
+
+    /// Whether there is nothing to ship: who does it is woken when there is.
+    pub(crate) fn may_rest(&self) -> bool {
+        self.rest.asleep.store(true, Ordering::Release);
+        // Whoever touches something after this look sees that it has to wake somebody: it takes
+        // this lock first.
+        let nothing = self.touched.lock().is_empty();
+        if !nothing {
+            self.rest.asleep.store(false, Ordering::Release);
+        }
+        nothing
+    }
+
     pub(super) fn touch(&self, op: &Op) {
         touched_by(op, |file| self.touch_file(file));
     }
@@ -69,6 +109,7 @@ impl Engine {
         touched.insert(file);
         let full = touched.len() > MAX_TOUCHED;
         drop(touched);
+        self.rest.over();
         // This is called under locks that shipping takes too, so the ticker does it.
         if full {
             self.deadlines.notify_one();
@@ -80,10 +121,15 @@ impl Engine {
         {
             let core = self.core.lock();
             // A lost peer may come back and will want them then.
-            if !core.has_room(0) || !(core.is_connected() || core.link() == Link::Alone) {
+            if !core.has_space(0) || !(core.is_connected() || core.link() == Link::Alone) {
                 return;
             }
         }
+        self.settle_now();
+    }
+
+    /// The same, whether or not there is room for more ops.
+    pub(super) fn settle_now(&self) {
         let _one = self.settling.lock();
         let touched = std::mem::take(&mut *self.touched.lock());
         if touched.is_empty() {
@@ -146,5 +192,47 @@ impl Engine {
             return false;
         };
         self.touched.lock().is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use twinfold_protocol::ids::FileId;
+    use twinfold_protocol::op::Op;
+
+    use super::super::bed::{opened, paired};
+
+    #[test]
+    fn who_ships_times_is_woken_once_when_there_are_some_again() {
+        let (engine, _place) = opened(true);
+        let (wake, woken) = channel();
+        engine.settle_with(move || wake.send(()).unwrap());
+        engine.touch_file(FileId::ROOT);
+        assert!(!engine.may_rest(), "there is something to ship");
+        engine.settle_now();
+        assert!(woken.try_recv().is_err(), "nobody slept");
+        assert!(engine.may_rest());
+        engine.touch_file(FileId::ROOT);
+        engine.touch_file(FileId::ROOT);
+        assert_eq!(woken.try_iter().count(), 1);
+    }
+
+    /// The notes of what touched them go with it, and this node may crash.
+    #[test]
+    fn times_are_shipped_before_the_checkpoint_that_flushes_what_set_them() {
+        let (engine, _place) = opened(true);
+        engine.start_primary(false).unwrap();
+        paired(&engine);
+        engine.touch_file(FileId::ROOT);
+        engine.begin_checkpoint();
+        let mut core = engine.core.lock();
+        let ops: Vec<Op> = std::iter::from_fn(|| core.next_op())
+            .map(|o| o.op)
+            .collect();
+        let times = |op: &Op| matches!(op, Op::Times { file, .. } if *file == FileId::ROOT);
+        assert!(ops.first().is_some_and(times), "{ops:?}");
+        assert_eq!(ops.last(), Some(&Op::Checkpoint));
     }
 }

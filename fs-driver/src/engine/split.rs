@@ -6,12 +6,15 @@ use std::fmt::Write;
 use twinfold_protocol::handshake::{Decision, Method, Role, Which, after_giving_up, decide};
 use twinfold_protocol::ids::{FileId, Generation};
 use twinfold_protocol::limits;
-use twinfold_protocol::marks::Intent;
+use twinfold_protocol::marks::{DirtyMap, Intent};
 use twinfold_protocol::primary::Link;
 use twinfold_protocol::wire::{Account, Hello};
 
 use super::{Engine, StandbyError};
 use crate::state::Recovered;
+
+/// Marks that are told apart for the number of changed objects, at most: some milliseconds.
+const MAX_TOLD_APART: usize = 16_384;
 
 /// What keeps the two copies apart.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,6 +68,8 @@ impl Engine {
             tracing::error!("{}", found.text);
         }
         *known = found;
+        drop(known);
+        self.changes.ring();
         is_new
     }
 
@@ -81,7 +86,9 @@ impl Engine {
 
     /// The two copies come together, or this node's part in it is another one now.
     pub(crate) fn no_conflict(&self) {
-        *self.conflict.lock() = None;
+        if self.conflict.lock().take().is_some() {
+            self.changes.ring();
+        }
     }
 
     /// Whether this node is primary and nobody follows it: its peer may be primary too.
@@ -94,15 +101,24 @@ impl Engine {
     }
 
     /// How many objects, and bytes of file data in them, this node has changed or may have
-    /// changed since it was together with its peer.
+    /// changed since it was together with its peer; when there are very many, about so many.
     fn changed(&self) -> (u64, u64) {
         let (mut objects, mut bytes) = noted(&self.recovered.lock());
         let own = self.own.lock();
         let core = self.core.lock();
-        for map in [core.dirty(), core.suspect(), &own.dirty, &own.suspect] {
+        let maps = [core.dirty(), core.suspect(), &own.dirty, &own.suspect];
+        bytes += maps.iter().map(|map| map.block_bytes()).sum::<u64>();
+        let counts = maps.map(DirtyMap::counts);
+        let all: usize = counts.iter().map(|(objects, names)| objects + names).sum();
+        // Writes wait for this lock, and the peer for the answer.
+        if all > MAX_TOLD_APART {
+            let each = counts.map(|(objects, names)| objects.max(names) as u64);
+            let most = each.into_iter().max().unwrap_or(0);
+            return (most.max(objects.len() as u64), bytes);
+        }
+        for map in maps {
             objects.extend(map.objects().map(|(file, _)| file));
             objects.extend(map.directories().map(|(file, _)| file));
-            bytes += map.block_bytes();
         }
         (objects.len() as u64, bytes)
     }
@@ -246,9 +262,30 @@ fn quoted(path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::bed::opened;
     use super::*;
     use twinfold_protocol::handshake::CopyState;
     use twinfold_protocol::ids::{Epoch, ModuleId};
+
+    /// Every write waits while they are counted, and the peer for the answer.
+    #[test]
+    fn few_changed_objects_are_told_exactly_and_very_many_without_looking_at_each() {
+        let (engine, _place) = opened(true);
+        let mark = |ids: std::ops::Range<u64>| {
+            let mut core = engine.core.lock();
+            core.mark(|map| ids.clone().for_each(|id| map.mark_unknown(FileId(id))));
+            let mut marks = DirtyMap::default();
+            ids.for_each(|id| marks.mark_attributes(FileId(id + 10)));
+            core.add_suspects(marks);
+        };
+        let told = || engine.hello(Role::Primary).unwrap().account.objects;
+        mark(5000..5100);
+        assert_eq!(told(), 110);
+        // None of them is counted twice, and none looked at.
+        let many = MAX_TOLD_APART as u64;
+        mark(5000..5000 + many);
+        assert_eq!(told(), many);
+    }
 
     fn hello(mount: &str, current: u128, base: u128) -> Hello {
         Hello {

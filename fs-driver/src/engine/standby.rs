@@ -1,13 +1,15 @@
 //! The secondary's side: applying what the primary sends, strictly in order.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+mod syncing;
+
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use twinfold_protocol::handshake::{CopyState, Decision, Method, Which};
 use twinfold_protocol::ids::{Epoch, FileId, Generation, ModuleId, Seq, SessionId};
-use twinfold_protocol::marks::{DirtyMap, Intent, intents_of};
+use twinfold_protocol::marks::DirtyMap;
 use twinfold_protocol::op::{Op, Payload, Stability};
 use twinfold_protocol::secondary::{Accepted, Secondary, needs_sync};
 use twinfold_protocol::time::Timestamp;
@@ -119,6 +121,7 @@ enum SyncWhat {
     Object { file: FileId, data_only: bool },
     Checkpoint { retire: Option<u64> },
     ResyncEnd { retire: Option<u64> },
+    Flush,
     TakeOver,
     Stable { files: Option<Vec<FileId>> },
 }
@@ -228,6 +231,9 @@ impl Engine {
         let copy = self.copy.get().copy;
         let (reason, everything) = match (copy.given_up, source.forced) {
             (true, _) if method == Method::Compare => (Reason::GivenUp, true),
+            // It had nothing that its peer did not have, when it was given up; but the peer may
+            // have lost that. What was kept or waived then is done.
+            (true, true) if method == Method::Marks => (Reason::Forced, false),
             // Acknowledged writes may be here that the source lost, or never had.
             (false, true) if copy.current.is_some() => (Reason::Forced, false),
             _ => return Ok(()),
@@ -250,7 +256,7 @@ impl Engine {
             return Err(StandbyError::NoSession);
         }
         let usable = standby.as_ref().filter(|s| !s.failed);
-        Ok(usable.map(|s| (s.session(), s.applied())))
+        Ok(usable.and_then(|s| s.machine.resumes_at()))
     }
 
     /// Whether this copy is up to date as far as the session goes that was broken off.
@@ -274,9 +280,10 @@ impl Engine {
     /// This copy is not up to date from now on, durably. Where its own disk does not take
     /// that any more, it is still a copy that nobody makes primary without force: neither this
     /// run, which has lost the session, nor the next one, which finds a secondary's copy.
-    fn fall_behind(&self) -> io::Result<()> {
+    pub(super) fn fall_behind(&self) -> io::Result<()> {
         self.copy.update(Record::fall_behind).inspect_err(|error| {
             self.spoiled.store(true, Ordering::Relaxed);
+            self.changes.ring();
             self.fence("the copy's history cannot be written", error);
         })
     }
@@ -306,41 +313,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes the notes of changes that have arrived with one sync for all of them: small
-    /// pieces all over a large file, or the attributes of many, would else cost one each. What
-    /// cannot be noted here is met again when it is applied.
-    pub(crate) fn standby_note_ahead(&self, frames: &VecDeque<Payload>) {
-        if frames.len() < 2 {
-            return;
-        }
-        let mut wanted = Vec::new();
-        for frame in frames {
-            let Ok(op) = decode_op(frame.clone()) else {
-                break;
-            };
-            match op.op {
-                Op::Write { .. }
-                | Op::PutData { .. }
-                | Op::PutHole { .. }
-                | Op::PutDirectory { .. } => intents_of(&op.op, 0, |note| wanted.push(note)),
-                // How much of its data it cuts is seen when it is applied.
-                Op::PutObject { object, .. } => {
-                    wanted.push(Intent::Attributes { file: object.file });
-                }
-                _ => {}
-            }
-        }
-        wanted.retain(|note| match note {
-            Intent::Extent { file, .. } | Intent::File { file } | Intent::Attributes { file } => {
-                !self.is_new(*file)
-            }
-            _ => true,
-        });
-        if let Err(error) = self.intents.ensure(&wanted) {
-            tracing::debug!(%error, "ops could not be noted together");
-        }
-    }
-
     /// Decodes and applies one frame of the op stream.
     pub(crate) fn standby_apply(&self, frame: Payload) -> Result<Due, StandbyError> {
         if self.fenced.get().is_some() {
@@ -351,15 +323,14 @@ impl Engine {
         let mut standby = self.standby.lock();
         let standby = standby.as_mut().ok_or(StandbyError::NoSession)?;
         if standby.machine.accept(&op)? == Accepted::SyncAgain {
-            return self.sync_job(standby, op.seq, &op.op).map(Due::from);
+            return self.sync_job(standby, op.seq, &op.op, true).map(Due::from);
         }
         let old_size = match &op.op {
             Op::Truncate { file, .. } => self.size_of(*file),
             Op::PutObject { object, .. } => self.size_of(object.file),
             _ => 0,
         };
-        self.ensure_intents(&op.op, old_size)
-            .map_err(|_| StandbyError::Fenced)?;
+        self.standby_note(&op.op, old_size)?;
         if standby.machine.is_moving() {
             self.note_the_way(&op.op)?;
         }
@@ -383,28 +354,14 @@ impl Engine {
                 Ok(Due::Receipt(Receipt::Verified { seq, found }))
             }
             Op::Differs { question } => {
-                self.note_differing(question);
+                // What cannot be noted is fenced, and told.
+                self.note_differing(question)
+                    .map_err(|_| StandbyError::Fenced)?;
                 Ok(Due::Nothing)
             }
-            op_ if needs_sync(op_) => self.sync_job(standby, op.seq, op_).map(Due::from),
+            op_ if needs_sync(op_) => self.sync_job(standby, op.seq, op_, false).map(Due::from),
             _ => Ok(Due::Nothing),
         }
-    }
-
-    /// Notes the directories out of which an op takes a name that it does not tell of.
-    fn note_the_way(&self, op: &Op) -> Result<(), StandbyError> {
-        let found = self.store.in_the_way(op).map_err(|source| {
-            let op = op.word();
-            StandbyError::Put { op, source }
-        })?;
-        let notes = found
-            .into_iter()
-            .map(|directory| Intent::Directory { directory });
-        let noted = self.intents.ensure(&notes.collect::<Vec<_>>());
-        noted.map_err(|e| {
-            self.fence("the intent log cannot be written", &e);
-            StandbyError::Fenced
-        })
     }
 
     /// The size of a file, 0 for one that is not here.
@@ -417,6 +374,7 @@ impl Engine {
         standby: &mut Standby,
         seq: Seq,
         op: &Op,
+        again: bool,
     ) -> Result<Option<SyncJob>, StandbyError> {
         let what = match op {
             Op::Sync { file, data_only } => SyncWhat::Object {
@@ -430,11 +388,17 @@ impl Engine {
                 data_only: *stability != Stability::Full,
             },
             Op::TakeOver => SyncWhat::TakeOver,
+            Op::Flush => SyncWhat::Flush,
+            // What it lets go of went when it came first; since then there is more to keep.
+            Op::Checkpoint if again => SyncWhat::Checkpoint { retire: None },
+            Op::ResyncEnd if again => SyncWhat::ResyncEnd { retire: None },
             Op::Checkpoint | Op::ResyncEnd => {
-                let segment = self.intents.rotate().map_err(|e| {
-                    self.fence("the intent log cannot be written", &e);
-                    StandbyError::Fenced
-                })?;
+                // What a resync has moved is not what the application writes.
+                let segment = match op {
+                    Op::Checkpoint => self.intents.rotate_hot(),
+                    _ => self.intents.rotate(),
+                };
+                let segment = segment.map_err(|e| self.log_failed(&e))?;
                 // The primary begins a checkpoint only when the one before it has ended
                 // on both nodes; so what came before that one may go.
                 let retire = match segment {
@@ -447,6 +411,7 @@ impl Engine {
                     Op::Checkpoint => SyncWhat::Checkpoint { retire },
                     _ => {
                         standby.machine.all_moved();
+                        self.nothing_differs();
                         SyncWhat::ResyncEnd { retire }
                     }
                 }
@@ -479,101 +444,6 @@ impl Engine {
                 files: (!names && files.len() <= MAX_SINGLE_SYNCS).then_some(files),
             },
         })
-    }
-
-    /// Runs a sync on a thread that may wait; `done` gets the receipt, if one is due.
-    pub(crate) fn standby_sync(
-        self: &Arc<Self>,
-        job: SyncJob,
-        done: impl FnOnce(Result<Option<Receipt>, StandbyError>) + Send + 'static,
-    ) {
-        let engine = self.clone();
-        let session = job.session;
-        self.jobs.run(move || {
-            let result = engine.run_sync(job);
-            if result.is_err() {
-                engine.standby_broken(session);
-            }
-            engine.synced.notify_one();
-            done(result);
-        });
-    }
-
-    /// A sync failed. Asked for again, it might succeed with what was lost forgotten: so
-    /// this holds whether or not anybody is connected who hears of it.
-    fn standby_broken(&self, session: SessionId) {
-        let mut standby = self.standby.lock();
-        let Ok(standby) = of_session(&mut standby, session) else {
-            return;
-        };
-        standby.failed = true;
-        // What cannot be noted is fenced, and told.
-        let _ = self.fall_behind();
-    }
-
-    fn run_sync(&self, job: SyncJob) -> Result<Option<Receipt>, StandbyError> {
-        let failed = |source| StandbyError::Put { op: "sync", source };
-        let object = |file, data_only| match self.store.object(file).map_err(failed)? {
-            Some(node) => self
-                .sync_counted(|| self.store.sync(&node, data_only))
-                .map_err(failed),
-            // Removed meanwhile: nothing of it has to last.
-            None => Ok(()),
-        };
-        match job.what {
-            SyncWhat::Object { file, data_only } => object(file, data_only)?,
-            SyncWhat::TakeOver => self.take_over_from_peer(job.session)?,
-            SyncWhat::Checkpoint { retire } => {
-                self.flush_session(job.session)?;
-                self.retire(retire);
-            }
-            SyncWhat::ResyncEnd { retire } => {
-                let _ending = self.ending.lock();
-                of_session(&mut self.standby.lock(), job.session)?;
-                let removed = self.store.clear_aside().map_err(failed)?;
-                self.flush_session(job.session)?;
-                let mut guard = self.standby.lock();
-                let standby = of_session(&mut guard, job.session)?;
-                let (module, generation, epoch) =
-                    (standby.module, standby.generation, standby.epoch);
-                self.copy
-                    .update(|r| r.end_resync(module, generation, epoch))
-                    .map_err(|e| {
-                        self.fence("the copy's history cannot be written", &e);
-                        StandbyError::Fenced
-                    })?;
-                standby.machine.resync_ended();
-                self.copy_is_made_good(standby.failed_syncs);
-                // What differed was moved.
-                *self.differing.lock() = DirtyMap::default();
-                drop(guard);
-                self.tracker.ends(true);
-                self.store.seed_ended();
-                self.forget_own_marks();
-                tracing::info!(%generation, removed, "this copy is up to date");
-                self.retire(retire);
-            }
-            SyncWhat::Stable { files } => {
-                match files {
-                    Some(files) => files.into_iter().try_for_each(|f| object(f, true))?,
-                    None => self.flush_session(job.session)?,
-                }
-                let mut guard = self.standby.lock();
-                let standby = of_session(&mut guard, job.session)?;
-                standby.machine.durable(job.seq);
-                if let Some(stable) = &mut standby.stable {
-                    stable.syncing = false;
-                }
-                return Ok(None);
-            }
-        }
-        Ok(Some(Receipt::Synced { seq: job.seq }))
-    }
-
-    fn retire(&self, segment: Option<u64>) {
-        if let Some(Err(e)) = segment.map(|s| self.intents.retire(s)) {
-            tracing::warn!(error = %e, "old intents cannot be deleted");
-        }
     }
 
     /// What to tell the primary about progress, if there is anything new.
@@ -626,7 +496,7 @@ impl Engine {
         let standby = self.standby.lock().take()?;
         let seq = standby.applied().next();
         tracing::error!(%error, %seq, "this copy is not up to date any more");
-        *self.trouble.lock() = Some(error.to_string());
+        self.set_trouble(Some(error.to_string()));
         // What cannot be noted is fenced, and told.
         let _ = self.fall_behind();
         Some(Receipt::Failed {
@@ -684,6 +554,7 @@ impl Standby {
             | Op::Differs { .. }
             | Op::TakeOver
             | Op::ResyncEnd
+            | Op::Flush
             | Op::Times { .. } => {
                 // Nothing new to bring to the disk; the receipt must still move on.
                 stable.files.insert(FileId::ROOT);

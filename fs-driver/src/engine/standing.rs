@@ -14,6 +14,7 @@ use twinfold_protocol::primary::Link;
 use super::roles::Claim;
 use super::status::link_state;
 use super::{Engine, LinkState, Standby};
+use crate::bell::Bell;
 use crate::state::Record;
 
 /// A random id in all its digits, as text: 128 bits are more than a number in JSON holds.
@@ -48,6 +49,12 @@ pub struct History {
     pub history: Vec<Hex>,
     /// The copy holds every acknowledged op of its generation.
     pub up_to_date: bool,
+    /// It did until the power of its machine was cut: what was not synced may be gone.
+    #[serde(default)]
+    pub cut: bool,
+    /// It did until it gave way to the peer's.
+    #[serde(default)]
+    pub gave_way: bool,
     /// Its operator gave it up.
     pub given_up: bool,
     /// It was made good by force.
@@ -63,6 +70,8 @@ impl From<&CopyState> for History {
             bases: all(&copy.bases),
             history: all(&copy.history),
             up_to_date: copy.up_to_date,
+            cut: copy.cut,
+            gave_way: copy.gave_way,
             given_up: copy.given_up,
             forced: copy.forced,
         }
@@ -78,13 +87,16 @@ impl From<&History> for CopyState {
             bases: all(&told.bases),
             history: all(&told.history),
             up_to_date: told.up_to_date,
+            cut: told.cut,
+            gave_way: told.gave_way,
             given_up: told.given_up,
             forced: told.forced,
         }
     }
 }
 
-/// What a controller decides from. Everything in one is of one moment.
+/// What a controller decides from. Everything in one is of one moment; while a disk hangs
+/// under a change, the part of a secondary is of the moment before that.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Standing {
     /// The driver's process.
@@ -95,6 +107,10 @@ pub struct Standing {
     pub role: Option<PartName>,
     /// The mount is there. Whether it is writable the role tells, once a change has ended.
     pub mounted: bool,
+    /// Whoever calls at the TCP port beside the link's is let in while this process lives, at each
+    /// of its addresses.
+    #[serde(default)]
+    pub present: bool,
     /// The relation to the peer.
     pub link: LinkState,
     /// The number of the question whether to go on alone, while that is open.
@@ -154,29 +170,35 @@ impl Engine {
         self.controlled.load(Ordering::Acquire)
     }
 
-    /// What a controller decides from, but for the mount, of which the engine knows nothing.
+    /// Rings whenever something that [`Engine::standing`] tells may have changed, but for how far
+    /// a running resync is.
+    pub(crate) fn changes(&self) -> &Arc<Bell> {
+        &self.changes
+    }
+
+    /// What a controller decides from, but for the mount and the ports, of which the engine knows
+    /// nothing.
     pub fn standing(&self) -> Standing {
         let serves_peer = self.hosting().is_some();
         let comparing = self.counters.is_comparing();
         let connected = self.connection.lock().is_some();
         let percent = self.tracker.status(super::clock::now());
-        let differs = !self.differing.lock().is_empty();
+        let differs = self.is_differing();
         // In this order as where a role changes: the session, then the core.
-        let standby = self.standby.lock();
+        let (seen, standby) = self.standby.look();
         let core = self.core.lock();
         let role = self.role();
         let record = self.copy.get();
-        let syncing = standby.as_ref().map(Standby::is_syncing);
-        let current = standby.as_ref().is_some_and(Standby::is_current);
+        // What is being changed for long was so before, unless it has begun to show already.
+        let seen = seen.filter(|_| standby.is_some() || role == Some(Role::Secondary));
+        let syncing = seen.map(|s| s.syncing);
+        let current = seen.filter(|s| s.current && (standby.is_some() || record.copy.up_to_date));
         let equal = match role {
             Some(Role::Primary) => match core.link() {
                 Link::Alone | Link::Syncing | Link::Finishing { .. } => None,
                 _ => core.session(),
             },
-            _ => standby
-                .as_ref()
-                .filter(|s| s.is_current())
-                .map(Standby::session),
+            _ => current.map(|s| s.session),
         };
         Standing {
             pid: std::process::id(),
@@ -186,11 +208,12 @@ impl Engine {
                 Role::Secondary => PartName::Secondary,
             }),
             mounted: false,
+            present: false,
             link: link_state(role, core.link(), comparing, syncing.filter(|_| connected)),
             question: (role == Some(Role::Primary) && core.is_asking())
                 .then(|| self.questions.load(Ordering::Acquire)),
             session: equal.map(|s| Hex(s.0)),
-            current: current && !differs,
+            current: current.is_some() && !differs,
             shared: is_shared(&record),
             copy: History::from(&self.told_copy(role.unwrap_or(Role::Secondary))),
             serves_peer,
@@ -205,7 +228,7 @@ impl Engine {
 
     /// Makes a secondary primary by right: nobody else goes on from its copy's generation, so
     /// the copy needs no more than to be complete. `yielded`: it gave way to a peer that did
-    /// not go on, and was complete until then.
+    /// not go on, or the power of both was cut, and was complete until then.
     pub fn promote_by_right(self: &Arc<Self>, yielded: bool) -> Result<()> {
         self.promote_with(Claim::Right { yielded })
     }
@@ -240,10 +263,10 @@ impl Engine {
             .filter(|s| s.is_current())
             .map(Standby::session);
         let newer = since.is_some() && since != session;
-        if record.current != generation || !record.up_to_date || newer {
+        if record.current != generation || !(record.up_to_date || record.cut) || newer {
             return Ok(false);
         }
-        self.copy.update(Record::fall_behind)?;
+        self.copy.update(Record::give_way)?;
         *standby = None;
         drop(standby);
         tracing::warn!(%generation, "this copy gives way to the peer's");
@@ -251,8 +274,105 @@ impl Engine {
         Ok(true)
     }
 
+    /// Gives up what is known of this secondary's copy: it is not up to date any more, and
+    /// everything in it is compared with its primary's.
+    pub fn compare_everything(&self) -> io::Result<()> {
+        let _ending = self.ending.lock();
+        let mut standby = self.standby.lock();
+        if self.role() != Some(Role::Secondary) || self.promoting.load(Ordering::Acquire) {
+            return Err(io::Error::other("this node is not secondary"));
+        }
+        self.copy.update(Record::fall_behind)?;
+        self.own.lock().suspect.mark_everything();
+        *standby = None;
+        drop(standby);
+        tracing::warn!("everything in this copy is to be compared");
+        self.drop_connection("this copy is to be compared whole");
+        Ok(())
+    }
+
     /// Closes the connection to the peer, which the controller knows to be gone.
     pub fn disconnect(&self, reason: &str) {
         self.drop_connection(reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use twinfold_protocol::ids::FileId;
+    use twinfold_protocol::op::Op;
+    use twinfold_protocol::verify::Question;
+
+    use super::super::bed::{Bed, opened, paired};
+    use super::super::clock;
+    use super::*;
+
+    /// Whoever follows the standing sleeps until it rings.
+    fn rings(engine: &Engine, what: &str, change: impl FnOnce()) -> Standing {
+        let (seen, before) = (engine.changes().count(), engine.standing());
+        change();
+        let after = engine.standing();
+        assert_ne!(after, before, "{what} does not show");
+        assert_ne!(engine.changes().count(), seen, "{what} is told to nobody");
+        after
+    }
+
+    #[test]
+    fn whatever_changes_in_a_primarys_standing_is_told() {
+        let (engine, _place) = opened(true);
+        engine.set_controlled(true);
+        rings(&engine, "its role", || engine.start_primary(false).unwrap());
+        let now = rings(&engine, "a peer", || {
+            paired(&engine);
+        });
+        assert_eq!(now.link, LinkState::Paired);
+        let trouble = || engine.set_trouble(Some("that".into()));
+        rings(&engine, "a trouble", trouble);
+        let seen = engine.changes().count();
+        trouble();
+        assert_eq!(engine.changes().count(), seen, "it is the same one");
+        let lost = || engine.core.lock().peer_lost(clock::now(), "cut");
+        let now = rings(&engine, "the loss of the peer", lost);
+        assert_eq!((now.link, now.question), (LinkState::Bridging, None));
+        let asks = || {
+            let mut core = engine.core.lock();
+            core.tick(clock::now().after(Duration::from_secs(3600)));
+            engine.perform(core);
+        };
+        let now = rings(&engine, "a question", asks);
+        assert_eq!((now.link, now.question), (LinkState::Holding, Some(1)));
+        rings(&engine, "its answer", || assert!(engine.go_on(1)));
+    }
+
+    #[test]
+    fn whatever_changes_in_a_secondarys_standing_is_told() {
+        let mut bed = Bed::new(false);
+        let engine = bed.engine.clone();
+        rings(&engine, "its role", || engine.start_secondary().unwrap());
+        bed.begin();
+        let ended = || assert!(bed.sync(Op::ResyncEnd).unwrap().is_some());
+        let now = rings(&engine, "the end of a resync", ended);
+        assert!(now.current && now.copy.up_to_date);
+        let file = FileId::ROOT;
+        let question = Question::Object { file };
+        let differs = || drop(bed.apply(&Op::Differs { question }).unwrap());
+        rings(&engine, "that it differs", differs);
+        let broken = io::Error::from_raw_os_error(5);
+        rings(&engine, "a fence", || engine.fence("its state", &broken));
+    }
+
+    #[test]
+    fn that_a_node_takes_over_from_its_peer_is_told() {
+        let bed = Bed::current();
+        let takes_over = || assert!(bed.sync(Op::TakeOver).unwrap().is_some());
+        let now = rings(&bed.engine, "a take-over", takes_over);
+        assert!(now.serves_peer);
+        let promoted = || {
+            bed.engine.begin_hosting();
+            bed.engine.promote(false).unwrap();
+        };
+        rings(&bed.engine, "the application", promoted);
     }
 }

@@ -9,6 +9,7 @@ use twinfold_protocol::primary::Link;
 use twinfold_protocol::wire::Progress;
 
 use super::progress::ResyncStatus;
+use super::silence::Waits;
 use super::verify::VerifyStatus;
 use super::{Engine, Place, clock};
 
@@ -70,6 +71,8 @@ pub enum LinkState {
     Bridging,
     /// Writes are held until somebody decides.
     Holding,
+    /// What was held has failed; this primary takes no change any more and is to be demoted.
+    Forsaken,
     /// This node's disk has failed; the peer is asked to take over.
     HandingOver,
     /// This node's disk has failed; the peer carries out its calls.
@@ -134,6 +137,9 @@ pub struct Status {
     pub fenced: Option<String>,
     /// For how many seconds the store has not answered, if that is too long.
     pub store_silent_s: Option<u64>,
+    /// For how many seconds a call has waited for the store, if that is too long, whose disk
+    /// works.
+    pub store_busy_s: Option<u64>,
     /// What failed of this node's disk.
     pub disk_failure: Option<String>,
     /// This node carries out the calls of the peer, whose disk has failed.
@@ -182,7 +188,7 @@ impl Engine {
         let role = self.role();
         let serves_peer = self.hosting().is_some();
         let comparing = self.counters.is_comparing();
-        let syncing = self.standby.lock().as_ref().map(|s| s.is_syncing());
+        let syncing = self.standby.look().0.map(|s| s.syncing);
         let connected = self.connection.lock().is_some();
         // Before what is in flight: what is settled meanwhile is in flight then.
         let times_settled = self.times_settled();
@@ -200,6 +206,8 @@ impl Engine {
         let differing = (differing.0 + differing.1) as u64;
         drop(core);
         let left = (dirty.0 + dirty.1) as u64;
+        let silent = self.silent_seconds();
+        let silent = |why| silent.filter(|(waits, _)| *waits == why).map(|(_, s)| s);
         Status {
             name: self.settings.name.clone(),
             role: role.map(|r| match r {
@@ -231,7 +239,8 @@ impl Engine {
             trouble: self.trouble.lock().clone(),
             damage: self.damage.lock().clone(),
             fenced: self.fenced().map(str::to_owned),
-            store_silent_s: self.silent_seconds(),
+            store_silent_s: silent(Waits::Hangs),
+            store_busy_s: silent(Waits::Busy),
             disk_failure: self.disk_failure(),
             serves_peer,
             swap: match self.place() {
@@ -260,7 +269,8 @@ pub(super) fn link_state(
     }
     match link {
         Link::Alone if comparing => LinkState::Comparing,
-        Link::Alone | Link::Forsaken => LinkState::Alone,
+        Link::Alone => LinkState::Alone,
+        Link::Forsaken => LinkState::Forsaken,
         Link::Syncing | Link::Finishing { .. } => LinkState::Syncing,
         Link::Paired => LinkState::Paired,
         Link::Bridging { .. } => LinkState::Bridging,

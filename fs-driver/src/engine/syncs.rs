@@ -13,12 +13,16 @@ use twinfold_protocol::ids::SessionId;
 
 use super::standby::of_session;
 use super::{Engine, StandbyError};
+use crate::state::{no_room, not_now};
 
 /// The syncs that run, and how many have failed in this run of the driver.
 #[derive(Debug, Default)]
 pub(super) struct Syncs {
     state: Mutex<State>,
     ended: Condvar,
+    /// For tests: no sync gets on while they hold it.
+    #[cfg(test)]
+    held: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -28,9 +32,18 @@ struct State {
     failed: u64,
     /// One has failed since this copy was last equal to another one.
     lossy: bool,
+    /// One may have failed in an earlier run, and the page cache is still the same.
+    doubtful: bool,
 }
 
 impl Syncs {
+    /// Of a run that may find what an earlier one has left in the page cache, if `doubtful`.
+    pub(super) fn after(doubtful: bool) -> Syncs {
+        let syncs = Syncs::default();
+        syncs.state.lock().doubtful = doubtful;
+        syncs
+    }
+
     /// Runs a sync.
     fn run(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let number = {
@@ -40,10 +53,14 @@ impl Syncs {
             state.running.insert(number);
             number
         };
+        #[cfg(test)]
+        drop(self.held.lock());
         let done = sync();
         let mut state = self.state.lock();
         state.running.remove(&number);
-        if done.is_err() {
+        if let Err(e) = &done
+            && has_lost(e)
+        {
             state.failed += 1;
             state.lossy = true;
         }
@@ -73,12 +90,26 @@ impl Syncs {
         self.state.lock().lossy
     }
 
+    /// Whether the page cache may show what the disk does not have.
+    pub(super) fn is_doubtful(&self) -> bool {
+        let state = self.state.lock();
+        state.lossy || state.doubtful
+    }
+
     /// Everything was compared or moved, and flushed, and none has failed beyond the first
     /// `failed` ones.
     fn made_good(&self, failed: u64) {
         let mut state = self.state.lock();
-        state.lossy &= state.failed != failed;
+        if state.failed == failed {
+            (state.lossy, state.doubtful) = (false, false);
+        }
     }
+}
+
+/// Whether a sync that failed so tells of something lost. A full disk is an answer to who asks
+/// for room, but not to who was told before that there is some.
+fn has_lost(error: &io::Error) -> bool {
+    no_room(error) || !not_now(error)
 }
 
 impl Engine {
@@ -87,26 +118,46 @@ impl Engine {
         self.sync_counted(|| self.store.sync_all())
     }
 
-    /// Runs a sync of the store or of a part of it, and remembers it when it fails.
+    /// Runs a sync of the store or of a part of it, and remembers it when it fails. What it
+    /// tells of is gone here, for whatever reason, and the peer may have it: so a primary makes
+    /// a peer that can take over do so, else this copy would be the source of the next resync.
     pub(super) fn sync_counted(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        self.syncs.run(sync)
+        self.syncs.run(sync).inspect_err(|e| {
+            if has_lost(e) {
+                self.disk_failed("a flush of the store", e);
+            }
+        })
     }
 
     /// Flushes the store for a session: everything that was changed in it is on the disk.
     pub(super) fn flush_session(&self, session: SessionId) -> Result<(), StandbyError> {
         let failed = |source| StandbyError::Put { op: "sync", source };
         self.sync_store().map_err(failed)?;
-        let failures = self.syncs.settled();
+        self.fails_if_failed(session, self.syncs.settled())
+    }
+
+    /// A sync of some files has succeeded in a session. It means something if no other one has
+    /// failed in it: two of one file share a descriptor, of which one is told.
+    pub(super) fn none_failed(&self, session: SessionId) -> Result<(), StandbyError> {
+        self.fails_if_failed(session, self.syncs.failed())
+    }
+
+    /// Fails if of `failures` syncs one is of this session.
+    fn fails_if_failed(&self, session: SessionId, failures: u64) -> Result<(), StandbyError> {
         let mut standby = self.standby.lock();
         match of_session(&mut standby, session)?.is_flushed(failures) {
             true => Ok(()),
-            false => Err(failed(io::Error::other(
-                "an earlier sync of this copy has failed, and what it lost is not known",
-            ))),
+            false => Err(StandbyError::Put {
+                op: "sync",
+                source: io::Error::other(
+                    "an earlier sync of this copy has failed, and what it lost is not known",
+                ),
+            }),
         }
     }
 
-    /// The resync of this copy has ended: what syncs had lost before is there again.
+    /// A resync of this copy, or of the peer's from it, has ended: what syncs had lost before
+    /// is there again.
     pub(super) fn copy_is_made_good(&self, failures: u64) {
         self.syncs.made_good(failures);
     }
@@ -114,129 +165,19 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, mpsc};
-    use std::time::Duration;
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
 
-    use twinfold_protocol::handshake::{CopyState, Decision, Method, Role, Which};
-    use twinfold_protocol::ids::{Epoch, Generation, ModuleId, Seq};
-    use twinfold_protocol::op::Op;
+    use twinfold_protocol::attr::Kind;
+    use twinfold_protocol::ids::{FileId, Seq, SessionId};
+    use twinfold_protocol::op::{Name, Op, Stability, XattrMode};
     use twinfold_protocol::time::Timestamp;
-    use twinfold_protocol::wire::{Account, Hello, OpStreamStart, Receipt, encode_op};
+    use twinfold_protocol::wire::{Receipt, encode_op};
 
     use super::*;
     use crate::engine::Due;
-    use crate::engine::bed::opened;
-    use crate::engine::standby::Left;
-
-    const PATIENCE: Duration = Duration::from_secs(60);
-
-    /// A node with a copy of its own in a directory of its own.
-    struct Bed {
-        engine: Arc<Engine>,
-        sessions: u64,
-        _place: tempfile::TempDir,
-    }
-
-    impl Bed {
-        fn new(good_copy: bool) -> Bed {
-            let (engine, place) = opened(good_copy);
-            Bed {
-                engine,
-                sessions: 0,
-                _place: place,
-            }
-        }
-
-        /// A secondary whose resync begins.
-        fn target() -> Bed {
-            let mut bed = Bed::new(false);
-            bed.engine.start_secondary().unwrap();
-            bed.begin();
-            bed
-        }
-
-        /// A secondary that is up to date.
-        fn current() -> Bed {
-            let mut bed = Bed::target();
-            assert!(matches!(bed.sync(Op::ResyncEnd), Ok(Some(_))));
-            assert!(bed.up_to_date());
-            bed
-        }
-
-        fn begin(&mut self) {
-            self.sessions += 1;
-            let session = SessionId(self.sessions.into());
-            let primary = Hello {
-                versions: Hello::VERSIONS,
-                name: "vm".into(),
-                role: Role::Primary,
-                copy: CopyState {
-                    module: ModuleId(5),
-                    current: Generation(6),
-                    up_to_date: true,
-                    ..CopyState::default()
-                },
-                epoch: Epoch(9),
-                resume: None,
-                account: Account::default(),
-            };
-            let decision = Decision::Resync {
-                source: Which::Peer,
-                method: Method::Marks,
-            };
-            self.engine
-                .standby_begin(session, decision, &primary)
-                .unwrap();
-            self.start(Seq(1));
-        }
-
-        /// The op stream begins, or goes on over the next connection.
-        fn start(&self, first: Seq) {
-            let start = OpStreamStart {
-                session: SessionId(self.sessions.into()),
-                first,
-                stable: true,
-            };
-            self.engine.standby_start(start).unwrap();
-        }
-
-        /// Applies an op that asks for a sync, and waits for what comes of it.
-        fn sync(&mut self, op: Op) -> Result<Option<Receipt>, StandbyError> {
-            let seq = self
-                .engine
-                .standby
-                .lock()
-                .as_ref()
-                .unwrap()
-                .applied()
-                .next();
-            // Without the length in front.
-            let frame = encode_op(seq, Timestamp::default(), &op)
-                .to_bytes()
-                .slice(4..);
-            let Due::Sync(job) = self.engine.standby_apply(frame.into()).unwrap() else {
-                panic!("no sync")
-            };
-            let (done, result) = mpsc::channel();
-            self.engine.standby_sync(job, move |r| drop(done.send(r)));
-            result.recv_timeout(PATIENCE).unwrap()
-        }
-
-        fn leave(&self) -> mpsc::Receiver<io::Result<Left>> {
-            let (done, left) = mpsc::channel();
-            self.engine.standby_leave(move |l| drop(done.send(l)));
-            left
-        }
-
-        fn up_to_date(&self) -> bool {
-            self.engine.copy().copy.up_to_date
-        }
-
-        fn fail(&self) {
-            let lost = || Err(io::Error::from_raw_os_error(5));
-            self.engine.sync_counted(lost).unwrap_err();
-        }
-    }
+    use crate::engine::bed::{Bed, PATIENCE, made, newest, opened, paired, shipped};
+    use crate::error::FsResult;
 
     #[test]
     fn a_secondary_whose_syncs_all_succeeded_leaves_flushed() {
@@ -255,6 +196,89 @@ mod tests {
         let left = bed.leave().recv_timeout(PATIENCE).unwrap().unwrap();
         assert!(!left.flushed);
         assert!(!bed.up_to_date());
+    }
+
+    /// The flush of a checkpoint may take as long as the disk does.
+    #[test]
+    fn writes_are_answered_while_the_flush_of_a_checkpoint_hangs() {
+        let (engine, _place) = opened(true);
+        engine.start_primary(false).unwrap();
+        let root = engine.store.node(FileId::ROOT).unwrap();
+        let object = made(engine.new_id().0, Kind::Regular);
+        let name = Name::new(b"image").unwrap();
+        let file = engine.store.create(&root, &name, &object).unwrap();
+        paired(&engine);
+        let write = || {
+            let (answer, answered) = mpsc::channel();
+            let data = bytes::Bytes::from_static(&[7; 4096]);
+            let tell = move |r: FsResult<()>| answer.send(r.is_ok()).unwrap();
+            engine.write(&file, 0, data, Stability::Mode, false, tell);
+            shipped(&engine);
+            let (applied, durable) = (newest(&engine), Seq(0));
+            engine
+                .receipt(Receipt::Applied { applied, durable })
+                .unwrap();
+            answered.recv_timeout(PATIENCE)
+        };
+        assert_eq!(write(), Ok(true));
+        std::thread::scope(|scope| {
+            let hangs = engine.syncs.held.lock();
+            let checkpoint = scope.spawn(|| engine.checkpoint());
+            let until = Instant::now() + PATIENCE;
+            while engine.syncs.state.lock().running.is_empty() {
+                assert!(Instant::now() < until, "no checkpoint begins");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            for _ in 0..3 {
+                assert_eq!(write(), Ok(true));
+            }
+            assert!(!checkpoint.is_finished());
+            drop(hangs);
+        });
+        engine
+            .core
+            .lock()
+            .peer_lost(crate::engine::clock::now(), "the test ends");
+    }
+
+    /// Its primary would drop it for not applying anything.
+    #[test]
+    fn a_secondary_that_stops_applies_changes_as_long_as_its_disk_has_much_to_write() {
+        let bed = Bed::current();
+        let change = |n: usize| Op::SetXattr {
+            file: FileId::ROOT,
+            name: bytes::Bytes::from_static(b"user.a"),
+            value: vec![b'x'; n].into(),
+            mode: XattrMode::Either,
+        };
+        std::thread::scope(|scope| {
+            let hangs = bed.engine.syncs.held.lock();
+            let stop = scope.spawn(|| bed.engine.stop());
+            let until = Instant::now() + PATIENCE;
+            while bed.engine.syncs.state.lock().running.is_empty() {
+                assert!(Instant::now() < until, "it does not flush");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            for n in 0..3 {
+                assert!(matches!(bed.apply(&change(n)), Ok(Due::Nothing)));
+            }
+            assert!(!stop.is_finished());
+            drop(hangs);
+            stop.join().unwrap().unwrap();
+        });
+    }
+
+    /// The kernel has told another sync of what this one should have brought to the disk.
+    #[test]
+    fn no_sync_of_a_file_is_acknowledged_behind_one_that_has_failed() {
+        let sync = || Op::Sync {
+            file: FileId::ROOT,
+            data_only: false,
+        };
+        let bed = Bed::current();
+        assert!(matches!(bed.sync(sync()), Ok(Some(Receipt::Synced { .. }))));
+        bed.fail();
+        assert!(bed.sync(sync()).is_err());
     }
 
     #[test]
@@ -281,6 +305,15 @@ mod tests {
     }
 
     #[test]
+    fn a_flush_on_the_way_says_whether_all_is_on_the_disk_and_ends_nothing() {
+        let bed = Bed::target();
+        assert!(matches!(bed.sync(Op::Flush), Ok(Some(_))));
+        assert!(!bed.up_to_date());
+        bed.fail();
+        assert!(bed.sync(Op::Flush).is_err());
+    }
+
+    #[test]
     fn a_resync_does_not_end_well_when_a_sync_failed_since_it_began() {
         let mut bed = Bed::target();
         bed.fail();
@@ -296,11 +329,30 @@ mod tests {
 
     #[test]
     fn a_checkpoint_is_not_confirmed_when_a_sync_beside_it_failed() {
-        let mut bed = Bed::current();
+        let bed = Bed::current();
         assert!(matches!(bed.sync(Op::Checkpoint), Ok(Some(_))));
         bed.fail();
         assert!(bed.sync(Op::Checkpoint).is_err());
         assert!(!bed.up_to_date());
+    }
+
+    /// The connection broke before the primary heard of it. It has not flushed either, as far
+    /// as is known here, so what it lacks after a power cut must still be told.
+    #[test]
+    fn a_checkpoint_that_comes_again_lets_go_of_nothing_more() {
+        let bed = Bed::current();
+        let frame = encode_op(Seq(2), Timestamp::default(), &Op::Checkpoint);
+        let frame = frame.to_bytes().slice(4..);
+        let segments = [1, 2].map(|file| {
+            bed.start(Seq(2));
+            let file = twinfold_protocol::ids::FileId(file);
+            let note = twinfold_protocol::marks::Intent::File { file };
+            bed.engine.intents.ensure(&[note]).unwrap();
+            let due = bed.engine.standby_apply(frame.clone().into()).unwrap();
+            assert!(matches!(due, Due::Sync(_)), "{due:?}");
+            bed.engine.intents.next_segment()
+        });
+        assert_eq!(segments[0], segments[1]);
     }
 
     /// In mode `disk`: the sync was asked for over a connection that is gone, and a writer
@@ -348,6 +400,61 @@ mod tests {
     }
 
     #[test]
+    fn a_primary_that_lost_something_in_a_flush_makes_its_peer_take_over_for_want_of_room_too() {
+        let no_descriptor = || io::Error::from_raw_os_error(24);
+        let cases: [(&dyn Fn() -> io::Error, bool); 4] = [
+            (&|| io::ErrorKind::StorageFull.into(), true),
+            (&|| io::ErrorKind::QuotaExceeded.into(), true),
+            (&|| io::Error::from_raw_os_error(5), true),
+            (&no_descriptor, false),
+        ];
+        for (error, lost) in cases {
+            let bed = Bed::new(true);
+            bed.engine.start_primary(false).unwrap();
+            paired(&bed.engine);
+            bed.engine.sync_counted(|| Err(error())).unwrap_err();
+            assert_eq!(bed.engine.is_away(), lost, "{}", error());
+        }
+        // Nobody can: the application is told, as of any error.
+        let bed = Bed::new(true);
+        bed.engine.start_primary(false).unwrap();
+        let full = || Err(io::ErrorKind::StorageFull.into());
+        bed.engine.sync_counted(full).unwrap_err();
+        assert!(!bed.engine.is_away() && bed.engine.fenced().is_none());
+    }
+
+    #[test]
+    fn what_is_lost_while_the_peer_is_brought_up_makes_it_take_over_at_the_end() {
+        for error in [
+            io::ErrorKind::StorageFull.into(),
+            io::Error::from_raw_os_error(5),
+        ] {
+            let bed = Bed::new(true);
+            bed.engine.start_primary(false).unwrap();
+            bed.engine.begin_in_doubt(SessionId(1));
+            // Nobody can take over yet.
+            bed.engine.sync_counted(|| Err(error)).unwrap_err();
+            assert!(!bed.engine.is_away());
+            paired(&bed.engine);
+            bed.engine.peer_ends_doubt(SessionId(1));
+            assert!(bed.engine.is_away());
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_session_says_nothing_of_the_next_one() {
+        let bed = Bed::new(true);
+        bed.engine.start_primary(false).unwrap();
+        bed.engine.begin_in_doubt(SessionId(1));
+        bed.fail();
+        bed.engine.begin_in_doubt(SessionId(2));
+        bed.engine.peer_ends_doubt(SessionId(1));
+        assert!(bed.engine.syncs.is_lossy() && !bed.engine.is_away());
+        bed.engine.peer_ends_doubt(SessionId(2));
+        assert!(!bed.engine.syncs.is_lossy());
+    }
+
+    #[test]
     fn notes_stay_when_a_flush_failed() {
         for fails in [false, true] {
             let bed = Bed::new(true);
@@ -359,7 +466,11 @@ mod tests {
             if fails {
                 bed.fail();
             }
-            bed.engine.checkpoint();
+            // What was used is noted anew at the first one.
+            for _ in 0..2 {
+                bed.engine.checkpoint();
+                *bed.engine.alone_again.lock() = Default::default();
+            }
             assert_eq!(bed.engine.intents.has_notes(), fails);
         }
     }

@@ -23,6 +23,7 @@
 //! The peer compares this copy whole when it returns: a disk that failed may have lost
 //! anything.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -31,7 +32,7 @@ use std::sync::atomic::Ordering;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use twinfold_protocol::handshake::{CopyState, Role};
-use twinfold_protocol::ids::{Generation, SessionId};
+use twinfold_protocol::ids::{FileId, Generation, SessionId};
 use twinfold_protocol::remote::{Answer, Request};
 
 use super::actions::random_id;
@@ -40,7 +41,7 @@ use super::standby::of_session;
 use super::{Engine, Guest, StandbyError, clock};
 use crate::error::FsError;
 use crate::state::{Record, Recovered};
-use crate::store::is_disk_failure;
+use crate::store::{Node, is_disk_failure};
 
 /// Where the calls of this node's application are carried out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,6 +62,11 @@ pub(super) struct TakeOver {
     place: watch::Sender<Place>,
     /// What failed.
     reason: Mutex<Option<String>>,
+    /// Ranges of files in which a change failed, and was not undone because the peer is to
+    /// take over. Those that were under way when the first one failed, so no more than calls.
+    undone: Mutex<Vec<(Arc<Node>, u64, u64)>>,
+    /// Objects whose names or attributes such a change was about.
+    undone_at: Mutex<BTreeSet<FileId>>,
     pub(super) calls: Calls,
     host: OnceLock<Host>,
     /// The visitor's calls.
@@ -74,6 +80,8 @@ impl Default for TakeOver {
         TakeOver {
             place: watch::Sender::new(Place::Here),
             reason: Mutex::default(),
+            undone: Mutex::default(),
+            undone_at: Mutex::default(),
             calls: Calls::default(),
             host: OnceLock::new(),
             guest: Arc::default(),
@@ -87,6 +95,12 @@ impl Engine {
     /// Where calls are carried out.
     pub(crate) fn place(&self) -> Place {
         *self.takeover.place.borrow()
+    }
+
+    fn change_place(&self, change: impl FnOnce(&mut Place) -> bool) {
+        if self.takeover.place.send_if_modified(change) {
+            self.changes.ring();
+        }
     }
 
     /// Follows it.
@@ -126,7 +140,7 @@ impl Engine {
             core.session().filter(|_| core.can_yield())
         };
         let mut asked = false;
-        self.takeover.place.send_if_modified(|place| {
+        self.change_place(|place| {
             asked = *place != Place::Here || heir.is_some();
             match heir {
                 Some(session) if *place == Place::Here => {
@@ -152,6 +166,39 @@ impl Engine {
             *known = Some(reason);
         }
         asked
+    }
+
+    /// The same for a change of a range that the peer may have got, or that was done in part.
+    /// Should the peer not take over after all, the copies differ there.
+    pub(super) fn disk_failed_in(
+        &self,
+        (node, offset, length): (&Arc<Node>, u64, u64),
+        what: &str,
+        error: &io::Error,
+    ) -> bool {
+        let undone = || self.takeover.undone.lock();
+        // First: as soon as the peer is asked it may answer.
+        undone().push((node.clone(), offset, length));
+        let asked = self.disk_failed(what, error);
+        if !asked {
+            // The caller undoes it.
+            undone().retain(|u| !Arc::ptr_eq(&u.0, node) || (u.1, u.2) != (offset, length));
+        }
+        asked
+    }
+
+    /// The same for a change of names or attributes of these objects. Without a peer that could
+    /// take over they may differ from now on.
+    pub(super) fn disk_failed_at(&self, files: &[FileId], what: &str, error: &io::Error) {
+        // First: as soon as the peer is asked it may answer.
+        self.takeover.undone_at.lock().extend(files);
+        if !self.disk_failed(what, error) {
+            self.takeover
+                .undone_at
+                .lock()
+                .retain(|f| !files.contains(f));
+            files.iter().for_each(|f| self.object_differs(*f, error));
+        }
     }
 
     /// The copy's history as others are told of it: what its own disk does not take any
@@ -191,7 +238,7 @@ impl Engine {
     /// failed with here.
     pub(super) fn peer_cannot_take_over(&self) {
         let mut was = false;
-        self.takeover.place.send_if_modified(|place| {
+        self.change_place(|place| {
             was = matches!(place, Place::Asking(_));
             if was {
                 *place = Place::Here;
@@ -205,8 +252,35 @@ impl Engine {
         if let Err(error) = self.condemned.clear() {
             tracing::warn!(%error, "the note that this copy is condemned stays");
         }
+        // What failed here and was shipped is there: a peer whose line comes back would go on
+        // as if it were equal.
+        let undone = std::mem::take(&mut *self.takeover.undone.lock());
+        let error = io::Error::other("the disk failed, and the peer could not take over");
+        for (node, offset, length) in undone {
+            self.differs(&node, offset, length, &error);
+        }
+        for file in std::mem::take(&mut *self.takeover.undone_at.lock()) {
+            self.object_differs(file, &error);
+        }
+        // Now, not at the first note that is made: until then it would seem to be in order.
+        if let Err(error) = self.intents.intact() {
+            self.fence("the intent log cannot be written", &error);
+        }
         self.takeover.calls.give_up();
         self.room.notify_all();
+    }
+
+    /// A new term as primary: its calls are carried out here, whatever became of an earlier one.
+    pub(super) fn calls_stay_here(&self) {
+        self.change_place(|place| {
+            let was = *place != Place::Here;
+            *place = Place::Here;
+            was
+        });
+        self.takeover.undone.lock().clear();
+        self.takeover.undone_at.lock().clear();
+        *self.takeover.reason.lock() = None;
+        self.takeover.calls.give_up();
     }
 
     /// The peer has not said in time whether it has taken over. It may have: so nothing
@@ -232,12 +306,15 @@ impl Engine {
 
     /// The peer has taken over, durably.
     pub(super) fn peer_took_over(self: &Arc<Self>) {
-        self.takeover.place.send_modify(|place| {
+        self.change_place(|place| {
             if let Place::Asking(session) = *place {
                 self.takeover.calls.missed(clock::now());
                 *place = Place::Peer(session);
             }
+            true
         });
+        self.takeover.undone.lock().clear();
+        self.takeover.undone_at.lock().clear();
         self.set_trouble(None);
         tracing::error!(
             "the peer has taken the data over; reads and writes go there. Swap the application \
@@ -287,7 +364,9 @@ impl Engine {
 
     /// The session in which this node took over, while it serves the peer's application.
     pub fn hosting(&self) -> Option<SessionId> {
-        *self.takeover.hosting.read()
+        // Also asked in the middle of a visitor's call, which holds the lock itself: not
+        // behind a promotion that waits for that call to end.
+        *self.takeover.hosting.read_recursive()
     }
 
     /// Whether nothing changes that the kernel of this node does not know of: this node
@@ -318,13 +397,16 @@ impl Engine {
             self.fence("the copy's history cannot be written", &e);
             StandbyError::Fenced
         })?;
-        tracing::warn!(generation = %next, "the peer's disk has failed; this node takes over");
+        let differing = self.differing.lock().counts().0;
+        tracing::warn!(generation = %next, differing, "the peer's disk has failed; this node takes over");
         let Some(standby) = guard.take() else {
             return Err(StandbyError::NoSession);
         };
         *self.takeover.hosting.write() = Some(session);
+        self.changes.ring();
         drop(guard);
         let suspects = standby.into_marks(&self.store);
+        self.nothing_differs();
         *self.recovered.lock() = Recovered::default();
         self.begin_term(epoch, suspects);
         Ok(())
@@ -367,8 +449,177 @@ impl Engine {
     pub(super) fn end_hosting(&self) -> bool {
         let was = self.takeover.hosting.write().take().is_some();
         if was {
+            self.changes.ring();
             self.drop_connection("the application was swapped over to this node");
         }
         was
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use twinfold_protocol::ids::{FileId, Seq};
+    use twinfold_protocol::marks::id_block;
+    use twinfold_protocol::op::Op;
+    use twinfold_protocol::primary::Link;
+    use twinfold_protocol::wire::Receipt;
+
+    use super::super::bed::{Bed, opened, paired};
+    use super::*;
+
+    /// Ends a primary's term, and has its disk fail as soon as no change is taken any more.
+    fn fails_while<T: Send>(engine: &Arc<Engine>, ends: impl FnOnce() -> T + Send) -> T {
+        paired(engine);
+        std::thread::scope(|scope| {
+            let ending = scope.spawn(ends);
+            let until = std::time::Instant::now() + Duration::from_secs(60);
+            while !engine.closing.load(Ordering::Acquire) {
+                assert!(std::time::Instant::now() < until);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let eio = io::Error::from_raw_os_error(5);
+            assert!(engine.disk_failed("a call", &eio));
+            ending.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn a_primary_whose_disk_fails_while_it_is_demoted_stays_primary_and_asks_its_peer() {
+        let (engine, _place) = opened(true);
+        engine.start_primary(false).unwrap();
+        assert!(fails_while(&engine, || engine.demote()).is_err());
+        assert_eq!(engine.role(), Some(Role::Primary));
+        assert!(engine.is_away());
+        assert!(!engine.closing.load(Ordering::Acquire));
+    }
+
+    #[test]
+    fn a_primary_whose_disk_fails_while_it_stops_leaves_no_copy_that_counts() {
+        let (engine, _place) = opened(true);
+        engine.start_primary(false).unwrap();
+        fails_while(&engine, || engine.stop()).unwrap();
+        let record = engine.copy.get();
+        assert!(!record.copy.up_to_date && !record.clean, "{record:?}");
+    }
+
+    /// The write is on its way to the peer or there, and this disk has not taken it. Before the
+    /// peer can be asked to take over its line breaks for longer than it is waited for.
+    #[test]
+    fn what_only_the_peer_got_differs_when_it_cannot_be_asked_to_take_over() {
+        let (engine, _place) = opened(true);
+        engine.start_primary(false).unwrap();
+        let root = engine.store.node(FileId::ROOT).unwrap();
+        let end = {
+            let mut core = engine.core.lock();
+            core.peer_ready(clock::now(), SessionId(1));
+            let end = core.next_seq();
+            core.finish_resync(clock::now(), clock::wall()).unwrap();
+            while core.next_op().is_some() {}
+            let (applied, durable) = (end, Seq(0));
+            for receipt in [
+                Receipt::Applied { applied, durable },
+                Receipt::Synced { seq: end },
+            ] {
+                core.receipt(clock::now(), receipt).unwrap();
+            }
+            assert_eq!(core.link(), Link::Paired);
+            end
+        };
+        let eio = io::Error::from_raw_os_error(5);
+        assert!(engine.disk_failed_in((&root, 0, 4096), "a write", &eio));
+        assert!(engine.is_away());
+        {
+            let mut core = engine.core.lock();
+            core.peer_lost(clock::now(), "cut");
+            core.tick(clock::now().after(Duration::from_secs(3600)));
+            assert_eq!(core.link(), Link::Holding);
+        }
+        engine.ask_to_take_over();
+        assert!(!engine.is_away(), "the application is told");
+        assert!(engine.resume(SessionId(1), end));
+        let mut core = engine.core.lock();
+        assert_eq!(core.link(), Link::Paired);
+        assert!(!core.differing().is_empty());
+        let shipped = std::iter::from_fn(|| core.next_op());
+        assert!(
+            shipped
+                .map(|o| o.op)
+                .any(|op| matches!(op, Op::Differs { .. }))
+        );
+        drop(core);
+        // Of what the caller undoes nothing is left.
+        engine.core.lock().peer_lost(clock::now(), "cut");
+        engine
+            .core
+            .lock()
+            .tick(clock::now().after(Duration::from_secs(3600)));
+        assert!(!engine.disk_failed_in((&root, 0, 4096), "a write", &eio));
+        assert!(engine.takeover.undone.lock().is_empty());
+    }
+
+    /// What has failed is the log of intents: without an heir the node is fenced at once, and
+    /// does not seem to be in order until the next note is made.
+    #[test]
+    fn a_primary_without_a_log_is_fenced_as_soon_as_the_peer_cannot_take_over() {
+        let (engine, _place) = opened(true);
+        engine.start_primary(false).unwrap();
+        paired(&engine);
+        engine.intents.refuse(Some(io::ErrorKind::Other));
+        engine.note(&[id_block(FileId(5000))]).unwrap_err();
+        assert!(engine.is_away() && engine.fenced().is_none());
+        engine.core.lock().peer_lost(clock::now(), "cut");
+        let later = clock::now().after(Duration::from_secs(3600));
+        engine.core.lock().tick(later);
+        engine.ask_to_take_over();
+        assert!(!engine.is_away());
+        assert!(engine.fenced().is_some());
+    }
+
+    /// What is written here for the visitor is told to the readers of this node's own mount,
+    /// which asks in the middle of the call whether there is a visitor.
+    #[test]
+    fn a_call_of_the_visitor_ends_while_a_promotion_waits_for_it() {
+        let (engine, _place) = opened(true);
+        engine.start_primary(false).unwrap();
+        let session = SessionId(1);
+        *engine.takeover.hosting.write() = Some(session);
+        let (tell, told) = std::sync::mpsc::channel();
+        let within = Arc::downgrade(&engine);
+        engine.host_with(Box::new(move |_, _| {
+            let engine = within.upgrade().unwrap();
+            let promotion = engine.clone();
+            std::thread::spawn(move || promotion.end_hosting());
+            // The promotion is in the queue as soon as no other reader gets in.
+            while engine.takeover.hosting.try_read().is_some() {
+                std::thread::yield_now();
+            }
+            tell.send(engine.is_exclusive()).unwrap();
+        }));
+        let request = Request::Forget { file: FileId::ROOT };
+        let visitor = engine.clone();
+        std::thread::spawn(move || visitor.carry_out(session, request, Box::new(|_| ())));
+        let exclusive = told.recv_timeout(Duration::from_secs(20));
+        assert_eq!(exclusive, Ok(false), "the call waits for the promotion");
+    }
+
+    /// Durable first, then the peer is told, which takes a moment if it is gone; only then the
+    /// role changes.
+    #[test]
+    fn a_promotion_between_a_take_over_and_its_end_waits_and_needs_no_force() {
+        let bed = Bed::current();
+        assert!(matches!(bed.sync(Op::TakeOver), Ok(Some(_))));
+        assert!(bed.engine.must_host());
+        let generation = bed.engine.copy().copy.current;
+        let engine = bed.engine.clone();
+        let promotion = std::thread::spawn(move || engine.promote(false));
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(bed.engine.hosting().is_some(), "nobody has been told yet");
+        bed.engine.begin_hosting();
+        promotion.join().unwrap().unwrap();
+        assert_eq!(bed.engine.role(), Some(Role::Primary));
+        assert_eq!(bed.engine.hosting(), None);
+        assert_eq!(bed.engine.copy().copy.current, generation);
     }
 }

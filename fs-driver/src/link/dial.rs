@@ -1,40 +1,26 @@
 //! The secondary's end: finds its primary, and applies what it sends.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use quinn::{Connection, ConnectionError, SendStream};
-use tokio::sync::mpsc;
+use quinn::{Connection, SendStream};
 use twinfold_protocol::handshake::{Decision, Role, Which, decide};
 use twinfold_protocol::limits;
 use twinfold_protocol::marks::Cursor;
 use twinfold_protocol::op::Payload;
 use twinfold_protocol::wire::{
-    CompareAnswer, CompareRequest, Control, OpStreamStart, Receipt, common_version,
+    CompareAnswer, CompareRequest, Control, OpStreamStart, common_version,
 };
 
+use super::apply::{CopyFailed, apply};
+use super::blocking::Blocking;
 use super::framing::{Incoming, send};
+use super::retry::{RETRY, RETRY_FAILED, RETRY_REFUSED, Said, after_refusal, refused_key};
 use super::transport::Transport;
 use super::{STEP, code};
-use crate::engine::{Due, Engine, StandbyError, hashers};
-
-/// Pause between two rounds over the peer's addresses.
-const RETRY: Duration = Duration::from_millis(100);
-
-/// The same after the primary refused this copy: nothing changes that fast.
-const RETRY_REFUSED: Duration = Duration::from_secs(1);
-
-/// The longest pause after this copy failed to apply what it was sent, again and again.
-const RETRY_FAILED: Duration = Duration::from_secs(30);
-
-/// How long ops are applied at a stretch before receipts may leave. Long beside what a
-/// turn of the endpoint costs, short beside what anybody waits for.
-const STRETCH: Duration = Duration::from_millis(1);
-
-/// Ops whose notes are made with one sync, at most.
-const AHEAD: usize = 256;
+use crate::engine::{Engine, hashers};
 
 /// Blocks about which questions are answered on one thread in one go.
 const TOGETHER: usize = 256;
@@ -43,23 +29,49 @@ const TOGETHER: usize = 256;
 const STAGGER: Duration = Duration::from_millis(150);
 
 /// Dials until the role changes (the caller drops the future).
-pub(super) async fn run(engine: &Arc<Engine>, transport: &Arc<Transport>) -> Result<()> {
+pub(super) async fn run(
+    engine: &Arc<Engine>,
+    transport: &Arc<Transport>,
+    blocking: &Blocking,
+) -> Result<()> {
     let mut first = 0;
     let mut failures = 0;
     let mut said = Said::default();
+    let stall = Duration::from_millis(engine.settings().stall_ms);
+    let mut refused: Option<std::time::Instant> = None;
     loop {
+        // What an earlier connection has begun to apply is applied before anything is said
+        // about what is.
+        blocking.settled().await;
+        if engine.must_host() {
+            // Its primary has been told or is gone, perhaps for good. The role changes, and this
+            // future is dropped.
+            engine.begin_hosting();
+            return std::future::pending().await;
+        }
         let mut pause = RETRY;
         match connect(transport, first, STEP).await {
             Ok((connection, network)) => {
                 // The network that worked is tried first the next time.
                 first = network;
                 let guard = CloseOnDrop(connection.clone());
-                match primary(engine, &connection).await {
+                let ended = primary(engine, blocking, &connection).await;
+                blocking.settled().await;
+                let since = match &ended {
+                    Ok(Ended::Refused(_)) => *refused.get_or_insert_with(std::time::Instant::now),
+                    _ => {
+                        refused = None;
+                        std::time::Instant::now()
+                    }
+                };
+                match ended {
                     Ok(Ended::Refused(reason)) => {
                         engine.set_trouble(Some(reason));
-                        pause = RETRY_REFUSED;
+                        let current = engine.standby_was_current();
+                        pause = after_refusal(current, since.elapsed(), stall);
                     }
-                    Ok(Ended::Failed(reason)) => {
+                    Ok(Ended::Failed(error)) => {
+                        let reason = error.to_string();
                         if said.is_new(&reason) {
                             tracing::error!(reason, "this copy cannot be brought up");
                         }
@@ -90,9 +102,7 @@ pub(super) async fn run(engine: &Arc<Engine>, transport: &Arc<Transport>) -> Res
                 engine.clear_connection(&connection);
                 drop(guard);
                 if engine.must_host() {
-                    // The role changes, and this future is dropped.
-                    engine.begin_hosting();
-                    return std::future::pending().await;
+                    continue;
                 }
             }
             Err(error) => {
@@ -105,39 +115,6 @@ pub(super) async fn run(engine: &Arc<Engine>, transport: &Arc<Transport>) -> Res
         }
         tokio::time::sleep(pause).await;
     }
-}
-
-/// What went wrong since this copy was up to date, each said once.
-#[derive(Default)]
-struct Said(BTreeSet<String>);
-
-impl Said {
-    /// Reasons that are remembered, at most.
-    const MOST: usize = 16;
-
-    fn is_new(&mut self, reason: &str) -> bool {
-        if self.0.len() >= Said::MOST {
-            self.0.clear();
-        }
-        self.0.insert(reason.to_owned())
-    }
-}
-
-/// What to tell the operator when one of the two does not accept the other's key.
-fn refused_key(error: &anyhow::Error) -> Option<String> {
-    /// Codes of failed TLS handshakes (RFC 9001, 4.8): an alert above this number.
-    const CRYPTO: std::ops::Range<u64> = 0x100..0x200;
-    let (who, code) = error.chain().find_map(|e| match e.downcast_ref()? {
-        ConnectionError::TransportError(e) => Some(("this node refuses", e.code)),
-        ConnectionError::ConnectionClosed(e) => Some(("the peer refuses", e.error_code)),
-        _ => None,
-    })?;
-    CRYPTO.contains(&u64::from(code)).then(|| {
-        format!(
-            "{who} the other's key or protocol ({code}): compare what `identity` prints on each \
-             node with the --peer-id given to the other"
-        )
-    })
 }
 
 struct CloseOnDrop(Connection);
@@ -187,14 +164,18 @@ pub(super) async fn connect(
 
 enum Ended {
     /// This copy cannot apply what it is sent, and why.
-    Failed(String),
+    Failed(anyhow::Error),
     /// The primary will not have this copy, and why.
     Refused(String),
     /// The connection was lost.
     Lost,
 }
 
-async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended> {
+async fn primary(
+    engine: &Arc<Engine>,
+    blocking: &Blocking,
+    connection: &Connection,
+) -> Result<Ended> {
     let (mut tx, rx) = connection.open_bi().await?;
     let stall = Duration::from_millis(engine.settings().stall_ms);
     let mut control = Incoming::new(rx, stall);
@@ -238,9 +219,10 @@ async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended>
                 && mine.copy.up_to_date
                 && !engine.is_controlled() =>
         {
-            return Ok(match engine.standby_forgot() {
+            let noting = engine.clone();
+            return Ok(match blocking.run(move || noting.standby_forgot()).await {
                 Ok(()) => Ended::Lost,
-                Err(error) => Ended::Failed(cannot_note(&error)),
+                Err(error) => Ended::Failed(CannotNote(error).into()),
             });
         }
         Control::Refuse { reason } => {
@@ -268,39 +250,44 @@ async fn primary(engine: &Arc<Engine>, connection: &Connection) -> Result<Ended>
                     "what this copy has cannot be kept, so it is not overwritten: make room, or \
                      run `resync --discard-this-copy --without-archive`",
                 )?;
-            if let Err(error) = engine.standby_begin(session, own, &theirs) {
-                let reason = cannot_note(&error);
-                connection.close(code::REFUSED.into(), reason.as_bytes());
-                return Ok(Ended::Failed(reason));
+            let noting = engine.clone();
+            let begun = blocking.run(move || noting.standby_begin(session, own, &theirs));
+            if let Err(error) = begun.await {
+                let error = CannotNote(error);
+                connection.close(code::REFUSED.into(), error.to_string().as_bytes());
+                return Ok(Ended::Failed(error.into()));
             }
-            send_marks(engine, &mut tx).await?;
+            send_marks(engine, blocking, &mut tx).await?;
         }
         other => bail!("expected a decision, got {other:?}"),
     }
     engine.set_trouble(None);
     engine.no_conflict();
     engine.set_connection(connection.clone());
-    follow(engine, connection, tx, control).await
+    follow(engine, blocking, connection, tx, control).await
 }
 
-fn cannot_note(error: &std::io::Error) -> String {
-    format!(
-        "cannot note that this copy is not up to date: {error}; repair the file system under the \
-         store and restart this node"
-    )
-}
+/// This node's state does not take that its copy is not up to date.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot note that this copy is not up to date: {0}; repair the file system under the store and \
+     restart this node"
+)]
+struct CannotNote(#[source] std::io::Error);
 
-async fn send_marks(engine: &Arc<Engine>, tx: &mut SendStream) -> Result<()> {
-    let own = engine.own_changes().context("cannot read the intents")?;
+async fn send_marks(engine: &Arc<Engine>, blocking: &Blocking, tx: &mut SendStream) -> Result<()> {
+    let reading = engine.clone();
+    let (own, holds) = blocking
+        .run(move || (reading.own_changes(), reading.standby_holds()))
+        .await;
+    let own = own.context("cannot read the intents")?;
+    let holds = holds.context("cannot look into the store")?;
     // Everything is compared then; what is known adds nothing.
     let damaged = own.damaged || own.notes.len() > limits::MAX_TARGET_MARKS;
     let (map, notes) = match damaged {
         true => Default::default(),
         false => (own.marks, own.notes),
     };
-    let holds = engine
-        .standby_holds()
-        .context("cannot look into the store")?;
     let (mut cursor, mut more) = (Cursor::default(), true);
     while more {
         let mut part = Vec::new();
@@ -330,12 +317,13 @@ async fn send_marks(engine: &Arc<Engine>, tx: &mut SendStream) -> Result<()> {
 /// Serves the primary's streams until the connection ends.
 async fn follow(
     engine: &Arc<Engine>,
+    blocking: &Blocking,
     connection: &Connection,
     mut control: SendStream,
     mut asked: Incoming,
 ) -> Result<Ended> {
     // The streams stay open until the leave has arrived: their end would come first.
-    let streams = streams(engine, connection);
+    let streams = streams(engine, blocking, connection);
     tokio::pin!(streams);
     let reason = tokio::select! {
         ended = &mut streams => Err(ended),
@@ -364,7 +352,7 @@ async fn follow(
     };
     match ended {
         Ok(()) => Ok(Ended::Lost),
-        Err(e) if e.is::<CopyFailed>() => Ok(Ended::Failed(e.to_string())),
+        Err(e) if e.is::<CopyFailed>() => Ok(Ended::Failed(e)),
         Err(e) => Err(e),
     }
 }
@@ -388,12 +376,7 @@ async fn asked_to_rejoin(engine: &Arc<Engine>, control: &mut Incoming) -> Result
     }
 }
 
-/// This copy could not apply an op; trying again at once would fail again.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct CopyFailed(String);
-
-async fn streams(engine: &Arc<Engine>, connection: &Connection) -> Result<()> {
+async fn streams(engine: &Arc<Engine>, blocking: &Blocking, connection: &Connection) -> Result<()> {
     let stall = Duration::from_millis(engine.settings().stall_ms);
     let mut compares = tokio::task::JoinSet::new();
     loop {
@@ -415,8 +398,9 @@ async fn streams(engine: &Arc<Engine>, connection: &Connection) -> Result<()> {
             compares.spawn(compare(engine.clone(), first, incoming, stream_tx));
             continue;
         }
-        engine.standby_start(OpStreamStart::decode(first)?)?;
-        let applying = apply(engine, connection, incoming, stream_tx);
+        let (start, starting) = (OpStreamStart::decode(first)?, engine.clone());
+        blocking.run(move || starting.standby_start(start)).await?;
+        let applying = apply(engine, blocking, connection, incoming, stream_tx);
         tokio::pin!(applying);
         loop {
             tokio::select! {
@@ -494,107 +478,24 @@ fn weight(question: &CompareRequest) -> usize {
     }
 }
 
-async fn apply(
-    engine: &Arc<Engine>,
-    connection: &Connection,
-    mut ops: Incoming,
-    mut tx: SendStream,
-) -> Result<()> {
-    let (done, mut synced) = mpsc::unbounded_channel::<Result<Option<Receipt>, StandbyError>>();
-    let mut turn = std::time::Instant::now();
-    let mut ahead = VecDeque::new();
-    loop {
-        loop {
-            if ahead.is_empty() {
-                while ahead.len() < AHEAD
-                    && let Some(frame) = ops.ready()?
-                {
-                    ahead.push_back(frame);
-                }
-                engine.standby_note_ahead(&ahead);
-            }
-            let Some(frame) = ahead.pop_front() else {
-                break;
-            };
-            // Megabytes of ops may have arrived, and each op may wait for a busy disk.
-            // Nothing on the way to the next one makes the endpoint, on this same thread,
-            // send a receipt or answer a ping: it must be given its turn.
-            if turn.elapsed() >= STRETCH {
-                if let Some(receipt) = engine.standby_receipt() {
-                    send(&mut tx, &[receipt.encode()]).await?;
-                }
-                tokio::task::yield_now().await;
-                turn = std::time::Instant::now();
-            }
-            match engine.standby_apply(frame) {
-                Ok(Due::Nothing) => {}
-                Ok(Due::Receipt(receipt)) => send(&mut tx, &[receipt.encode()]).await?,
-                Ok(Due::Sync(job)) => {
-                    let done = done.clone();
-                    engine.standby_sync(job, move |result| {
-                        let _ = done.send(result);
-                    });
-                }
-                Err(StandbyError::Violation(violation)) => {
-                    let reason = violation.to_string();
-                    connection.close(code::VIOLATION.into(), reason.as_bytes());
-                    return Err(violation.into());
-                }
-                Err(error) => return failed(engine, connection, tx, &error).await,
-            }
-        }
-        if let Some(job) = engine.standby_stable_job() {
-            let done = done.clone();
-            engine.standby_sync(job, move |result| {
-                let _ = done.send(result);
-            });
-        }
-        if let Some(receipt) = engine.standby_receipt() {
-            send(&mut tx, &[receipt.encode()]).await?;
-        }
-        // Only now: the stream's first bytes may have held ops already.
-        let filled = tokio::select! {
-            // Ops that never cease to arrive must not keep back what a disk has done.
-            biased;
-            Some(receipt) = synced.recv() => {
-                match receipt {
-                    Ok(Some(receipt)) => {
-                        send(&mut tx, &[receipt.encode()]).await?;
-                        if engine.must_host() {
-                            // The last word of the session; the primary comes back as a visitor.
-                            let _ = tx.finish();
-                            let _ = tokio::time::timeout(STEP, tx.stopped()).await;
-                            return Ok(());
-                        }
-                    }
-                    Ok(None) => {}
-                    Err(error) => return failed(engine, connection, tx, &error).await,
-                }
-                true
-            }
-            // Perhaps one that was asked for over an earlier connection.
-            () = engine.synced.notified() => true,
-            filled = ops.fill() => filled?,
-        };
-        if !filled {
-            return ops.end();
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::StandbyError;
 
-/// Tells the primary, after noting it durably, that this copy cannot go on.
-async fn failed(
-    engine: &Arc<Engine>,
-    connection: &Connection,
-    mut tx: SendStream,
-    error: &StandbyError,
-) -> Result<()> {
-    if let Some(receipt) = engine.standby_failed(error) {
-        send(&mut tx, &[receipt.encode()]).await?;
-        let _ = tx.finish();
-        let _ = tokio::time::timeout(STEP, tx.stopped()).await;
+    #[test]
+    fn why_a_copy_failed_is_known_to_the_last() {
+        let broken = || std::io::Error::from_raw_os_error(libc::EIO);
+        let failed = CopyFailed(StandbyError::Put {
+            op: "write",
+            source: broken(),
+        });
+        for error in [failed.into(), CannotNote(broken()).into()] {
+            let error: anyhow::Error = error;
+            let code = error
+                .chain()
+                .find_map(|e| e.downcast_ref::<std::io::Error>()?.raw_os_error());
+            assert_eq!(code, Some(libc::EIO), "{error:#}");
+        }
     }
-    let reason = error.to_string();
-    connection.close(code::REFUSED.into(), reason.as_bytes());
-    Err(CopyFailed(reason).into())
 }

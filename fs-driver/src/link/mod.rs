@@ -14,18 +14,24 @@
 //! A primary whose disk has failed dials its peer, which has taken over, and sends its calls
 //! there on one stream (`visit`, `host`).
 
+mod apply;
+mod blocking;
 mod dial;
 mod framing;
 mod host;
 mod identity;
+mod presence;
 mod probe;
+mod retry;
 mod serve;
+mod socket;
 mod tls;
 mod transport;
 mod verify;
 mod visit;
 
 pub use identity::{Fingerprint, Identity, SERVER_NAME};
+pub use presence::Presence;
 pub use tls::{open_config, pinned_configs};
 pub use transport::Transport;
 
@@ -35,6 +41,7 @@ use anyhow::Result;
 use twinfold_protocol::handshake::Role;
 
 use crate::engine::Engine;
+use blocking::Blocking;
 
 /// How long one connection attempt, and each step of a handshake, may take.
 const STEP: std::time::Duration = std::time::Duration::from_secs(2);
@@ -49,9 +56,14 @@ mod code {
     pub(super) const ROLE: u32 = 5;
 }
 
-/// Runs the link of one folder until the role watch closes: serves while primary,
-/// dials while secondary.
-pub async fn run(engine: Arc<Engine>, transport: Transport) -> Result<()> {
+/// Runs the link of one folder on this thread until the role watch closes: serves while
+/// primary, dials while secondary.
+pub fn run(engine: Arc<Engine>, transport: Transport) -> Result<()> {
+    let blocking = Arc::default();
+    blocking::serve(roles(engine, transport, Arc::clone(&blocking)), &blocking).flatten()
+}
+
+async fn roles(engine: Arc<Engine>, transport: Transport, blocking: Arc<Blocking>) -> Result<()> {
     let transport = Arc::new(transport);
     let mut role = engine.watch_role();
     let resyncs = Arc::default();
@@ -71,7 +83,7 @@ pub async fn run(engine: Arc<Engine>, transport: Transport) -> Result<()> {
                         never = probe::run(&engine, &transport) => match never {},
                     }
                 }
-                Some(Role::Secondary) => dial::run(&engine, &transport).await,
+                Some(Role::Secondary) => dial::run(&engine, &transport, &blocking).await,
                 None => std::future::pending().await,
             }
         };
@@ -84,13 +96,22 @@ pub async fn run(engine: Arc<Engine>, transport: Transport) -> Result<()> {
     Ok(())
 }
 
+/// How often deadlines are looked at while something is to be done by one.
+const TICK: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// How often otherwise. Nothing that begins is due sooner than `stall` after that, so that it is
+/// seen in time if this is a part of it.
+const RESTING_TICK: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Keeps the deadlines.
 async fn tick(engine: Arc<Engine>) {
-    let most = std::time::Duration::from_millis(200);
+    let stall = std::time::Duration::from_millis(engine.settings().stall_ms);
+    let resting = RESTING_TICK.min(stall / 2);
     loop {
         let wait = match engine.tick() {
-            Some(at) => at.since(crate::engine::clock::now()).min(most),
-            None => most,
+            Some(at) => at.since(crate::engine::clock::now()).min(TICK),
+            None if engine.is_away() => TICK,
+            None => resting,
         };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}

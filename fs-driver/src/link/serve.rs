@@ -19,12 +19,17 @@ use super::framing::{Incoming, send};
 use super::transport::Transport;
 use super::{STEP, code, host};
 use crate::engine::{Ask, Engine, Target};
+use crate::tasks;
 
 /// How often the target of a resync is told how far it is.
 const TELL: Duration = Duration::from_millis(500);
 
 /// Frames encoded and handed to QUIC at once.
 const BATCH: usize = 64;
+
+/// How long ops that nobody waits for are kept, so that many are sent together. A sync does
+/// not wait for it.
+const LINGER: Duration = Duration::from_millis(1);
 
 /// Pause before listening is tried again.
 const RETRY_LISTEN: Duration = Duration::from_millis(100);
@@ -187,7 +192,10 @@ async fn peer(
         // or that the peer knows of none and its copy is one that nobody can promote.
         // Not the hello's: a copy whose disk failed is still the better one then.
         let copy = engine.copy().copy;
-        let forgot = theirs.resume.is_none() && is_left_behind(&copy, (&theirs.copy, theirs.role));
+        // One that only a power cut counts out: the controllers may have agreed to go on with it.
+        let counts = theirs.copy.cut && engine.is_controlled();
+        let left = is_left_behind(&copy, (&theirs.copy, theirs.role)) && !counts;
+        let forgot = theirs.resume.is_none() && left;
         let reason = if forgot && engine.peer_restarted() {
             "this primary goes on alone first; the peer is resynced when it comes again"
         } else {
@@ -428,19 +436,13 @@ async fn ship_ops(
     send(&mut tx, &[start.encode()]).await?;
     let stall = Duration::from_millis(engine.settings().stall_ms);
     let mut receipts = Incoming::new(rx, stall);
-    let sender = async {
-        let mut frames = Vec::with_capacity(BATCH);
-        loop {
-            let more = engine.output.notified();
-            engine.frames(BATCH, &mut frames);
-            if frames.is_empty() {
-                more.await;
-            } else {
-                send(&mut tx, &frames).await?;
-                frames.clear();
-            }
-        }
-    };
+    let (ends, sender) = oneshot::channel();
+    let feed = engine.clone();
+    // A task of its own: whoever has an op for the wire may carry it on. Nothing takes ops
+    // out of the window any more when this function has returned.
+    let _sender = tasks::spawn(async move {
+        let _ = ends.send(send_ops(&feed, &mut tx).await);
+    });
     let receiver = async {
         loop {
             let frame = receipts.next().await?;
@@ -460,22 +462,27 @@ async fn ship_ops(
         }
     };
     let telling = async {
+        // A resync begins before the ops, and ends for good.
+        let mut runs = true;
         loop {
             // Sent outside: a frame is never left half written.
             let frame = tokio::select! {
                 () = engine.verify.rejoin(session) => Control::Rejoin {
                     reason: "a verify found that its copy differs".into(),
                 },
-                () = tokio::time::sleep(TELL) => match engine.resync_progress() {
+                () = tokio::time::sleep(TELL), if runs => match engine.resync_progress() {
                     Some(progress) => Control::Progress(progress),
-                    None => continue,
+                    None => {
+                        runs = false;
+                        continue;
+                    }
                 },
             };
             send(&mut control_tx, &[frame.encode()]).await?;
         }
     };
     let result: Result<(), anyhow::Error> = tokio::select! {
-        r = sender => r,
+        r = sender => r.context("the sender broke off").flatten(),
         r = receiver => r,
         r = leaving => r,
         r = telling => r,
@@ -484,3 +491,28 @@ async fn ship_ops(
     };
     result
 }
+
+/// Sends what comes into the window.
+async fn send_ops(engine: &Engine, tx: &mut SendStream) -> Result<()> {
+    let mut frames = Vec::with_capacity(BATCH);
+    loop {
+        let more = engine.output.notified();
+        if engine.lingers() {
+            tokio::select! {
+                biased;
+                () = engine.urgent.notified() => {}
+                () = tokio::time::sleep(LINGER) => {}
+            }
+        }
+        engine.frames(BATCH, &mut frames);
+        if frames.is_empty() {
+            more.await;
+        } else {
+            send(tx, &frames).await?;
+            frames.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

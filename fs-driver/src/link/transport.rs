@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 
 use super::identity::{Fingerprint, Identity, SERVER_NAME};
+use super::socket::LinkRuntime;
 use super::tls;
 use crate::state::Settings;
 
@@ -22,7 +23,7 @@ const WINDOW: u32 = 32 << 20;
 /// Bytes in flight before the path is known; both ends are neighbours.
 const INITIAL_WINDOW: u64 = 1 << 20;
 
-/// Largest datagram tried, in bytes of UDP payload: what a jumbo frame carries.
+/// Largest datagram tried and taken, in bytes of UDP payload: what a jumbo frame carries.
 const MAX_DATAGRAM: u16 = 8900;
 
 /// What is needed to reach the peer and to be reached.
@@ -75,6 +76,15 @@ impl Transport {
         Ok(endpoint)
     }
 
+    /// The same keys with quinn's own settings: for those who measure what ours are worth.
+    pub fn stock(&self) -> (quinn::ServerConfig, quinn::ClientConfig) {
+        let (mut server, mut client) = (self.server.clone(), self.client.clone());
+        let stock = Arc::new(TransportConfig::default());
+        server.transport_config(stock.clone());
+        client.transport_config(stock);
+        (server, client)
+    }
+
     /// The name to dial with.
     pub fn server_name(&self) -> &'static str {
         SERVER_NAME
@@ -112,13 +122,12 @@ fn transport(idle: Duration) -> Result<TransportConfig> {
 fn endpoint(address: SocketAddr, server: Option<quinn::ServerConfig>) -> Result<Endpoint> {
     let socket = UdpSocket::bind(address)?;
     size_buffers(&socket)?;
+    let mut config = EndpointConfig::default();
+    // Without it the peer tries nothing larger than an ordinary Ethernet frame.
+    config.max_udp_payload_size(MAX_DATAGRAM)?;
     // The runtime is handed in, so that another platform can bring its own.
-    Ok(Endpoint::new(
-        EndpointConfig::default(),
-        server,
-        socket,
-        Arc::new(quinn::TokioRuntime),
-    )?)
+    let runtime = LinkRuntime::new(usize::from(MAX_DATAGRAM));
+    Ok(Endpoint::new(config, server, socket, Arc::new(runtime))?)
 }
 
 fn size_buffers(socket: &UdpSocket) -> Result<()> {
@@ -167,7 +176,9 @@ fn capped(sysctl: &str, got: usize) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -189,5 +200,58 @@ mod tests {
     fn a_cut_line_is_noticed_before_a_peer_without_progress_is_dropped() {
         let stall = Duration::from_millis(2000);
         assert!(idle(stall) < stall && idle(stall) > stall / 2);
+    }
+
+    /// The two ends of a link on loopback.
+    pub(in crate::link) fn pair(directory: &Path) -> (Transport, Transport) {
+        let homes = ["a", "b"].map(|name| directory.join(name));
+        let [one, two] = homes.each_ref().map(|home| {
+            std::fs::create_dir(home).unwrap();
+            Identity::load_or_create(&home.join("id")).unwrap()
+        });
+        let free = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        let end = |home: &Path, own: &Identity, other: &Identity| {
+            let mut settings = Settings::new("vm", home, &other.fingerprint().to_string());
+            settings.listen = vec![address];
+            settings.peer = vec![address];
+            Transport::new(&settings, own).unwrap()
+        };
+        (end(&homes[0], &one, &two), end(&homes[1], &two, &one))
+    }
+
+    /// A connection from the second end to the first one, as each has it.
+    pub(in crate::link) async fn connect(
+        listening: &Endpoint,
+        client: &Transport,
+    ) -> [quinn::Connection; 2] {
+        let to = client.peers[0];
+        let dialling = client.dialler(to).unwrap();
+        let dialled = dialling.connect(to, client.server_name()).unwrap();
+        let accepted = async { listening.accept().await.unwrap().await.unwrap() };
+        let (dialled, accepted) = tokio::join!(dialled, accepted);
+        [dialled.unwrap(), accepted]
+    }
+
+    #[test]
+    fn both_ends_send_datagrams_as_large_as_the_network_carries() {
+        let place = tempfile::tempdir().unwrap();
+        let (server, client) = pair(place.path());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let grown = async {
+            let listening = server.listen().unwrap().remove(0);
+            let ends = connect(&listening, &client).await;
+            let mtu = |end: &quinn::Connection| end.stats().path.current_mtu;
+            // The search ends a few bytes below what is the most.
+            while ends.iter().any(|end| mtu(end) < MAX_DATAGRAM - 64) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            drop(listening);
+        };
+        let patience = Duration::from_secs(60);
+        runtime.block_on(async { tokio::time::timeout(patience, grown).await.unwrap() });
     }
 }

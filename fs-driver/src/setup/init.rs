@@ -1,8 +1,6 @@
 //! `init`: the directory becomes the store, its path becomes the mount point.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,7 +10,9 @@ use twinfold_protocol::handshake::CopyState;
 use twinfold_protocol::ids::{Epoch, Generation, ModuleId, Side};
 
 use super::sync_parent;
+use super::users::{User, users_of};
 use crate::engine::random_id;
+use crate::mounts;
 use crate::state::{CopyFile, IntentLog, MarksFile, Record, Settings, sync_directory};
 use crate::store::{Adoption, Layout, mark_as_seed};
 
@@ -88,8 +88,7 @@ pub fn init(init: &Init, mut progress: impl FnMut(u64)) -> Result<u64> {
         .with_context(|| format!("cannot flush {}", mount.display()))?;
 
     let old = std::fs::metadata(mount)?;
-    std::fs::rename(mount, layout.data())
-        .with_context(|| format!("cannot move {} into its store", mount.display()))?;
+    move_in(mount, &layout)?;
     make_mount_point(mount, &old)?;
     sync_directory(&building)?;
     sync_parent(mount)?;
@@ -137,6 +136,35 @@ fn undo(building: &Layout, mount: &Path) -> Result<()> {
         .with_context(|| format!("cannot remove {}", building.base.display()))
 }
 
+/// The data goes into the store, unless somebody uses it: who has something open there, or
+/// works there, would go on behind the mount, and nothing of that would be replicated.
+fn move_in(mount: &Path, layout: &Layout) -> Result<()> {
+    std::fs::rename(mount, layout.data())
+        .with_context(|| format!("cannot move {} into its store", mount.display()))?;
+    // From here on nobody new comes to it.
+    let users = users_of(&layout.data());
+    if users.is_empty() {
+        return Ok(());
+    }
+    undo(layout, mount)?;
+    bail!(in_use(mount, &users))
+}
+
+fn in_use(mount: &Path, users: &[User]) -> String {
+    let users: Vec<_> = users.iter().map(User::to_string).collect();
+    format!(
+        "{} is in use, and who uses it would go on beside what is replicated. Stop first: {}",
+        mount.display(),
+        users.join("; ")
+    )
+}
+
+/// Whether a directory is the private part of a replicated folder.
+fn is_base(directory: &Path) -> bool {
+    let layout = Layout::new(directory);
+    layout.state().join("module.toml").exists() && layout.data().is_dir()
+}
+
 fn check(init: &Init, mount: &Path) -> Result<()> {
     if init.base.exists() {
         bail!(
@@ -170,6 +198,18 @@ fn check(init: &Init, mount: &Path) -> Result<()> {
             mount.display()
         );
     }
+    if let Some(outer) = mount.ancestors().skip(1).find(|above| is_base(above)) {
+        bail!(
+            "{} lies in {}, where a replicated folder keeps its data",
+            mount.display(),
+            outer.display()
+        );
+    }
+    // The name is taken away from under them only for a moment; but not without need.
+    let users = users_of(mount);
+    if !users.is_empty() {
+        bail!(in_use(mount, &users));
+    }
     if !init.good_copy && !init.seed && std::fs::read_dir(mount)?.next().is_some() {
         bail!(
             "{} is not empty, but its data is to come from the peer: empty it first; or let it be \
@@ -186,30 +226,10 @@ fn check(init: &Init, mount: &Path) -> Result<()> {
 fn mount_below(table: &[u8], directory: &Path) -> Option<PathBuf> {
     let points = table.split(|b| *b == b'\n').filter_map(|line| {
         let point = line.split(|b| *b == b' ').nth(4)?;
-        Some(PathBuf::from(OsString::from_vec(unescaped(point))))
+        Some(mounts::unescaped(point))
     });
     let mut below = points.filter(|point| point != directory && point.starts_with(directory));
     below.next()
-}
-
-/// Spaces and their like are in the table as a backslash and three octal digits.
-fn unescaped(text: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((first, behind)) = rest.split_first() {
-        let code = match (first, behind) {
-            (b'\\', [a, b, c, ..]) => std::str::from_utf8(&[*a, *b, *c])
-                .ok()
-                .and_then(|digits| u8::from_str_radix(digits, 8).ok()),
-            _ => None,
-        };
-        plain.push(code.unwrap_or(*first));
-        rest = match code {
-            Some(_) => &behind[3..],
-            None => behind,
-        };
-    }
-    plain
 }
 
 /// Gives every object its id.
@@ -229,6 +249,13 @@ fn take_over(mount: &Path, adoption: &mut Adoption, progress: &mut impl FnMut(u6
             if meta.dev() != device {
                 bail!(
                     "{} is another file system, which cannot be replicated with this one",
+                    path.display()
+                );
+            }
+            if meta.is_dir() && is_base(&path) {
+                bail!(
+                    "{} holds the data of another replicated folder: `deinit` that one first, or \
+                     leave it outside",
                     path.display()
                 );
             }
@@ -307,5 +334,87 @@ mod tests {
         undo(&building, &theirs).unwrap();
         assert_eq!(std::fs::read(theirs.join("file")).unwrap(), b"data");
         assert!(!building.base.exists());
+    }
+
+    fn wanted(mount: &Path) -> Init {
+        let peer = crate::link::Fingerprint::of(b"peer").to_string();
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
+        Init {
+            settings: Settings {
+                listen: vec![address],
+                peer: vec![address],
+                ..Settings::new("vm", mount, &peer)
+            },
+            base: super::super::default_base(mount).unwrap(),
+            good_copy: true,
+            seed: false,
+            side: Side::Even,
+        }
+    }
+
+    /// Somebody who works in a directory, and has nothing open there.
+    struct Worker(std::process::Child);
+
+    impl Worker {
+        fn in_directory(directory: &Path) -> Worker {
+            let mut sleep = std::process::Command::new("sleep");
+            Worker(sleep.arg("3600").current_dir(directory).spawn().unwrap())
+        }
+    }
+
+    impl Drop for Worker {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn a_directory_that_somebody_uses_is_left_where_it_is_and_the_user_is_named() {
+        let place = tempfile::tempdir_in("/var/tmp").unwrap();
+        let mount = place.path().join("vm");
+        std::fs::create_dir_all(mount.join("below")).unwrap();
+        std::fs::write(mount.join("file"), "data").unwrap();
+        let init = wanted(&mount);
+        let refused = |done: Result<()>| {
+            let told = done.unwrap_err().to_string();
+            assert!(told.contains("sleep (process "), "{told}");
+            assert_eq!(std::fs::read(mount.join("file")).unwrap(), b"data");
+        };
+        let worker = Worker::in_directory(&mount.join("below"));
+        refused(super::init(&init, |_| ()).map(drop));
+        // One who has come after the first look.
+        let building = Layout::new(super::super::unfinished(&init.base));
+        for directory in [&building.base, &building.state()] {
+            std::fs::create_dir(directory).unwrap();
+        }
+        init.settings.save(&building.state()).unwrap();
+        refused(move_in(&mount, &building));
+        assert!(!building.base.exists());
+        drop(worker);
+        assert_eq!(super::init(&init, |_| ()).unwrap(), 2);
+    }
+
+    #[test]
+    fn a_replicated_folder_is_not_taken_apart_by_an_init_around_it_or_in_it() {
+        let place = tempfile::tempdir_in("/var/tmp").unwrap();
+        let outer = place.path().join("outer");
+        let inner = outer.join("inner");
+        std::fs::create_dir_all(inner.join("below")).unwrap();
+        let first = wanted(&inner);
+        super::init(&first, |_| ()).unwrap();
+        let data = Layout::new(&first.base).data();
+        let id = || {
+            let mut id = [0; 8];
+            let below = data.join("below");
+            rustix::fs::lgetxattr(below, "trusted.twinfold", &mut id).unwrap();
+            id
+        };
+        let before = id();
+        for (mount, named) in [(&outer, &first.base), (&data.join("below"), &first.base)] {
+            let told = super::init(&wanted(mount), |_| ()).unwrap_err().to_string();
+            assert!(told.contains(&named.display().to_string()), "{told}");
+            assert_eq!(id(), before);
+        }
     }
 }

@@ -26,10 +26,10 @@ pub fn yield_copy(layout: &Layout, generation: Generation) -> Result<bool> {
     let _lock = super::lock(layout)?;
     let file = CopyFile::open(&layout.state())?;
     let copy = file.get().copy;
-    if copy.current != generation || !copy.up_to_date {
+    if copy.current != generation || !(copy.up_to_date || copy.cut) {
         return Ok(false);
     }
-    file.update(Record::fall_behind)
+    file.update(Record::give_way)
         .context("cannot write the copy's history")?;
     Ok(true)
 }

@@ -30,10 +30,15 @@ impl Condemned {
         super::replace(&self.0, generation.0.to_string().as_bytes())
     }
 
-    /// Whether the copy of this generation is condemned.
+    /// Whether the copy of this generation is condemned. A note that cannot be understood may
+    /// have been on any.
     pub(crate) fn is_set(&self, generation: Generation) -> io::Result<bool> {
-        match std::fs::read_to_string(&self.0) {
-            Ok(text) => Ok(text == generation.0.to_string()),
+        match std::fs::read(&self.0) {
+            Ok(bytes) => {
+                let text = std::str::from_utf8(&bytes).ok();
+                let noted = text.and_then(|text| text.parse::<u128>().ok());
+                Ok(noted.is_none_or(|noted| noted == generation.0))
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(e),
         }
@@ -60,8 +65,30 @@ mod tests {
         note.set(Generation(7)).unwrap();
         assert!(note.is_set(Generation(7)).unwrap());
         assert!(!note.is_set(Generation(8)).unwrap());
+        assert_eq!(std::fs::read(&note.0).unwrap(), b"7");
         note.clear().unwrap();
         note.clear().unwrap();
         assert!(!note.is_set(Generation(7)).unwrap());
+    }
+
+    #[test]
+    fn a_note_that_cannot_be_understood_condemns_every_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let note = Condemned(dir.path().join("failed"));
+        let long = "9".repeat(40);
+        for bytes in [
+            &b""[..],
+            b"seven",
+            b"7\n",
+            b"-7",
+            &[0xff, 0],
+            long.as_bytes(),
+        ] {
+            std::fs::write(&note.0, bytes).unwrap();
+            assert!(note.is_set(Generation(7)).unwrap(), "{bytes:?}");
+        }
+        std::fs::remove_file(&note.0).unwrap();
+        std::fs::create_dir(&note.0).unwrap();
+        assert!(note.is_set(Generation(7)).is_err(), "it cannot be read");
     }
 }

@@ -5,7 +5,7 @@
 //! ```text
 //! slot i at byte 4096 * i; the sound one with the higher number holds
 //!   0  8   "twinfold"
-//!   8  2   version, 5
+//!   8  2   version, 6
 //!  10  8   number of the change
 //!  18  4   bytes of the body
 //!  22  n   body
@@ -13,13 +13,17 @@
 //!
 //! body   16  module id                16  current generation
 //!         4  count, 16 each: bases     4  count, 16 each: history
-//!         1  up to date                4  highest epoch of file ids seen
+//!         1  up to date: nothing is acknowledged that is not here, and its primary has not
+//!            found that it differs
+//!         4  highest epoch of file ids seen
 //!         1  last role: 0 none, 1 primary, 2 secondary
 //!         1  paired: the peer was up to date and its vote counted
 //!         1  clean: the driver stopped in order
 //!        16  boot id of the operating system during the last run
 //!         1  given up by its operator
 //!         1  made the good one by force, and not followed by the other one since
+//!         1  up to date until a power cut, which may have taken what was not synced
+//!         1  up to date until it gave way to the peer's, and as it was then
 //!         1  kept in an archive: 0 no, 1 its changes, 2 all of it, 3 the operator does without
 //!         8  when it last went on without its peer, in seconds since 1970, or 0
 //!         8  number of the saved marks in force (`state/marks`)
@@ -32,6 +36,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
@@ -40,8 +45,10 @@ use twinfold_protocol::ids::{Epoch, Generation, ModuleId};
 use twinfold_protocol::lifecycle::{Archived, Record};
 use twinfold_protocol::limits;
 
+use crate::bell::Bell;
+
 const MAGIC: &[u8; 8] = b"twinfold";
-const VERSION: u16 = 5;
+const VERSION: u16 = 6;
 
 /// Bytes of a slot: one sector of any disk holds no more than one.
 const SLOT: usize = 4096;
@@ -49,14 +56,18 @@ const SLOT: usize = 4096;
 /// The file, and its contents in memory.
 #[derive(Debug)]
 pub struct CopyFile {
+    /// Held while it is changed, for as long as the disk takes.
     inner: Mutex<Inner>,
+    /// What the file holds: whoever looks does not wait for a disk that hangs.
+    record: Mutex<Record>,
+    /// Rings when that has changed, if somebody wants to know.
+    changes: OnceLock<Arc<Bell>>,
 }
 
 #[derive(Debug)]
 struct Inner {
     file: File,
     number: u64,
-    record: Record,
 }
 
 impl CopyFile {
@@ -73,11 +84,9 @@ impl CopyFile {
         file.sync_all()?;
         super::sync_directory(state)?;
         Ok(CopyFile {
-            inner: Mutex::new(Inner {
-                file,
-                number: 2,
-                record,
-            }),
+            inner: Mutex::new(Inner { file, number: 2 }),
+            record: Mutex::new(record),
+            changes: OnceLock::new(),
         })
     }
 
@@ -86,6 +95,9 @@ impl CopyFile {
         let path = state.join("copy");
         let read = || {
             let file = File::options().read(true).write(true).open(&path)?;
+            // A run that was killed in the middle of a change may have left one that is not
+            // on the disk. Others are told what is read here, and act on it.
+            file.sync_data()?;
             let mut bytes = Vec::new();
             (&file).read_to_end(&mut bytes)?;
             io::Result::Ok((file, bytes))
@@ -106,11 +118,9 @@ impl CopyFile {
             )
         })?;
         Ok(CopyFile {
-            inner: Mutex::new(Inner {
-                file,
-                number,
-                record,
-            }),
+            inner: Mutex::new(Inner { file, number }),
+            record: Mutex::new(record),
+            changes: OnceLock::new(),
         })
     }
 
@@ -140,24 +150,34 @@ impl CopyFile {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
+    /// `changes` rings from now on when what the file holds has changed.
+    pub(crate) fn rings(&self, changes: &Arc<Bell>) {
+        // There is one, for the file's lifetime.
+        let _ = self.changes.set(changes.clone());
+    }
+
     /// What the file holds.
     pub fn get(&self) -> Record {
-        self.inner.lock().record.clone()
+        self.record.lock().clone()
     }
 
     /// Changes the file durably; on an error the memory is as it was, and the
     /// caller fences the node (invariant 17).
     pub fn update(&self, change: impl FnOnce(&mut Record)) -> io::Result<()> {
         let mut inner = self.inner.lock();
-        let mut next = inner.record.clone();
+        let before = self.get();
+        let mut next = before.clone();
         change(&mut next);
-        if next != inner.record {
+        if next != before {
             let number = inner.number + 1;
             let at = (number % 2) * SLOT as u64;
             inner.file.write_all_at(&slot(&next, number), at)?;
             inner.file.sync_data()?;
             inner.number = number;
-            inner.record = next;
+            *self.record.lock() = next;
+            if let Some(changes) = self.changes.get() {
+                changes.ring();
+            }
         }
         Ok(())
     }
@@ -199,6 +219,8 @@ fn slot(record: &Record, number: u64) -> Vec<u8> {
     body.extend_from_slice(&record.boot.to_le_bytes());
     body.push(record.copy.given_up.into());
     body.push(record.copy.forced.into());
+    body.push(record.copy.cut.into());
+    body.push(record.copy.gave_way.into());
     body.push(match record.archived {
         Archived::No => 0,
         Archived::Changes => 1,
@@ -291,6 +313,8 @@ fn decode_body(bytes: &mut Bytes<'_>) -> Result<Record> {
             bases: bytes.generations()?,
             history: bytes.generations()?,
             up_to_date: bytes.bool()?,
+            cut: false,
+            gave_way: false,
             given_up: false,
             forced: false,
         },
@@ -310,6 +334,8 @@ fn decode_body(bytes: &mut Bytes<'_>) -> Result<Record> {
     };
     record.copy.given_up = bytes.bool()?;
     record.copy.forced = bytes.bool()?;
+    record.copy.cut = bytes.bool()?;
+    record.copy.gave_way = bytes.bool()?;
     record.archived = match bytes.take::<1>()? {
         [0] => Archived::No,
         [1] => Archived::Changes,
@@ -334,6 +360,8 @@ mod tests {
                 bases: vec![Generation(3)],
                 history: vec![Generation(3), Generation(2)],
                 up_to_date: true,
+                cut: false,
+                gave_way: true,
                 given_up: true,
                 forced: true,
             },
@@ -350,6 +378,7 @@ mod tests {
 
     #[test]
     fn the_bytes_of_the_file() {
+        assert_eq!(crate::state::documented_version("copy"), VERSION);
         let dir = tempfile::tempdir().unwrap();
         drop(CopyFile::create(dir.path(), record()).unwrap());
         let bytes = std::fs::read(dir.path().join("copy")).unwrap();
@@ -365,7 +394,7 @@ mod tests {
             &wide(2),
             &[1, 12, 0, 0, 0, 1, 1, 0],
             &wide(99),
-            &[1, 1, 1],
+            &[1, 1, 0, 1, 1],
             &[0xd2, 4, 0, 0, 0, 0, 0, 0],
             &[5, 0, 0, 0, 0, 0, 0, 0],
         ]
@@ -373,7 +402,7 @@ mod tests {
         for (at, number) in [(0, 2), (SLOT, 1)] {
             let head = [
                 &b"twinfold"[..],
-                &[5, 0],
+                &[6, 0],
                 &[number, 0, 0, 0, 0, 0, 0, 0],
                 &(body.len() as u32).to_le_bytes(),
                 &body,
@@ -388,6 +417,21 @@ mod tests {
                     .all(|b| *b == 0)
             );
         }
+    }
+
+    #[test]
+    fn whoever_looks_does_not_wait_for_a_change_that_hangs() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = std::sync::Arc::new(CopyFile::create(dir.path(), record()).unwrap());
+        let (looker, looked) = (file.clone(), std::sync::mpsc::channel());
+        file.update(|r| {
+            std::thread::spawn(move || drop(looked.0.send(looker.get())));
+            let seen = looked.1.recv_timeout(std::time::Duration::from_secs(30));
+            assert_eq!(seen, Ok(record()));
+            r.paired = false;
+        })
+        .unwrap();
+        assert!(!file.get().paired);
     }
 
     #[test]

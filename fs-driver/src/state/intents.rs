@@ -4,7 +4,9 @@
 //! A cold range or name costs one sync, shared by all who wait for one at the
 //! time; a hot one costs a look into a set. A checkpoint starts a new segment; the
 //! old ones are deleted when both nodes have flushed what they cover
-//! (invariant 2).
+//! (invariant 2). What was used since the last checkpoint is noted in the new segment before
+//! that one is begun, so that it stays hot: else the next write of each hot range would wait
+//! for a sync behind the checkpoint's own flush. What was not used since goes cold.
 //!
 //! A segment's bytes: [`super::segment`].
 //!
@@ -16,7 +18,7 @@
 //! deleted first. A segment that is missing, damaged or newer is named, and everything is
 //! compared then.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -40,19 +42,33 @@ const MAX_NOTES: usize = 256 << 10;
 /// Extents noted ahead of a sequential writer, at most.
 const MAX_AHEAD: u32 = 16;
 
+/// Notes taken along into a new segment, at most: 16 GiB of hot extents, in half of the bytes
+/// with which a segment begins. What is beyond costs a sync again.
+const MAX_TAKEN_ALONG: usize = 4 << 10;
+const _: () = assert!((MAX_TAKEN_ALONG * RECORD) as u64 <= CHUNK / 2);
+
 /// The log.
 #[derive(Debug)]
 pub struct IntentLog {
     directory: PathBuf,
-    hot: RwLock<HashSet<Intent>>,
+    /// Each with whether it was asked for in this segment.
+    hot: RwLock<HashMap<Intent, AtomicBool>>,
     /// Everything is noted in this segment.
     everything: AtomicBool,
     writer: Mutex<Writer>,
     synced: Condvar,
-    /// Held while a new segment is made: one at a time.
-    rotating: Mutex<()>,
+    /// Held while a new segment is made: one at a time. The next one, if it was made ahead.
+    rotating: Mutex<Option<Made>>,
     /// Segments before it are retired, even if they cannot be deleted.
     oldest: AtomicU64,
+}
+
+/// A segment without notes, and its bytes.
+#[derive(Debug)]
+struct Made {
+    segment: u64,
+    file: File,
+    capacity: u64,
 }
 
 #[derive(Debug)]
@@ -62,8 +78,8 @@ struct Writer {
     file: Arc<File>,
     end: u64,
     capacity: u64,
-    /// Notes for the next sync, and its number.
-    pending: Vec<Intent>,
+    /// Notes for the next sync, and its number; whether somebody asks for it, or it is ahead.
+    pending: Vec<(Intent, bool)>,
     next_sync: u64,
     done_sync: u64,
     /// The last batch that could not be noted for now, and why.
@@ -71,6 +87,18 @@ struct Writer {
     why: io::ErrorKind,
     syncing: bool,
     failed: bool,
+    /// For tests: what the next notes fail with.
+    #[cfg(test)]
+    refuses: Option<io::ErrorKind>,
+}
+
+impl Writer {
+    fn intact(&self) -> io::Result<()> {
+        match self.failed {
+            true => Err(io::Error::other("the intent log failed before")),
+            false => Ok(()),
+        }
+    }
 }
 
 impl IntentLog {
@@ -109,6 +137,8 @@ impl IntentLog {
                 why: io::ErrorKind::StorageFull,
                 syncing: false,
                 failed: false,
+                #[cfg(test)]
+                refuses: None,
             }),
             synced: Condvar::new(),
             rotating: Mutex::default(),
@@ -130,8 +160,8 @@ impl IntentLog {
         {
             let hot = self.hot.read();
             for intent in intents {
-                if !hot.contains(intent) {
-                    wanted.push(*intent);
+                if !hot.contains_key(intent) {
+                    wanted.push((*intent, true));
                     ahead(*intent, &hot, &mut wanted);
                 }
             }
@@ -142,9 +172,7 @@ impl IntentLog {
         writer.pending.extend(wanted);
         let mine = writer.next_sync;
         loop {
-            if writer.failed {
-                return Err(io::Error::other("the intent log failed before"));
-            }
+            writer.intact()?;
             if writer.refused >= mine {
                 return Err(writer.why.into());
             }
@@ -164,7 +192,7 @@ impl IntentLog {
             let too_many = noted + batch.len() > MAX_NOTES;
             let records = match too_many {
                 true => everything(writer.segment).to_vec(),
-                false => records_of(&batch, writer.segment),
+                false => records_of(batch.iter().map(|(i, _)| *i), writer.segment),
             };
             let done = match append(&mut writer, &records) {
                 Ok(()) => {
@@ -183,9 +211,12 @@ impl IntentLog {
                             "so much is changed that after a crash everything would be compared"
                         );
                         self.everything.store(true, Ordering::Release);
-                        *self.hot.write() = HashSet::new();
+                        *self.hot.write() = HashMap::new();
                     } else {
-                        self.hot.write().extend(batch);
+                        let mut hot = self.hot.write();
+                        for (intent, used) in batch {
+                            *hot.entry(intent).or_default().get_mut() |= used;
+                        }
                     }
                     writer.done_sync = number;
                     Ok(())
@@ -204,6 +235,11 @@ impl IntentLog {
         }
     }
 
+    /// Fails if the log could not be written once: it takes no note ever again.
+    pub fn intact(&self) -> io::Result<()> {
+        self.writer.lock().intact()
+    }
+
     /// Whether this note is durable and not retired.
     pub fn is_hot(&self, intent: Intent) -> bool {
         self.are_hot(&[intent])
@@ -211,41 +247,100 @@ impl IntentLog {
 
     fn are_hot(&self, intents: &[Intent]) -> bool {
         let hot = self.hot.read();
-        self.everything.load(Ordering::Acquire) || intents.iter().all(|i| hot.contains(i))
+        let is_hot = |intent| {
+            hot.get(intent).is_some_and(|used: &AtomicBool| {
+                // Written once a segment: what many threads only read they have in their caches.
+                if !used.load(Ordering::Relaxed) {
+                    used.store(true, Ordering::Relaxed);
+                }
+                true
+            })
+        };
+        self.everything.load(Ordering::Acquire) || intents.iter().all(is_hot)
     }
 
     /// Starts a new segment; everything is cold again. Returns its number, for
     /// [`IntentLog::retire`] once a checkpoint that begins now has ended; `None`
     /// when one cannot be had now, and all goes on as it was.
     pub fn rotate(&self) -> io::Result<Option<u64>> {
-        let _one = self.rotating.lock();
-        let segment = self.writer.lock().segment + 1;
+        self.begin_segment(Vec::new())
+    }
+
+    /// The same, but what was asked for since the segment was begun is noted in the new one
+    /// as well, and stays hot. Notes on new ids do not: whatever such a one covers would be
+    /// compared as a whole for ever.
+    pub fn rotate_hot(&self) -> io::Result<Option<u64>> {
+        let used = |(intent, used): (&Intent, &AtomicBool)| {
+            let finer = !matches!(intent, Intent::NewIds { .. });
+            (finer && used.load(Ordering::Relaxed)).then_some(*intent)
+        };
+        let hot = self.hot.read();
+        let taken = hot.iter().filter_map(used).take(MAX_TAKEN_ALONG).collect();
+        drop(hot);
+        self.begin_segment(taken)
+    }
+
+    /// Makes the next segment ahead, for one who may not wait for it.
+    pub fn prepare(&self) -> io::Result<()> {
+        let mut next = self.rotating.lock();
+        self.make_next(&mut next).map(drop)
+    }
+
+    /// The next segment, durable and without notes; `None` when it cannot be had now.
+    fn make_next<'a>(&self, next: &'a mut Option<Made>) -> io::Result<Option<&'a Made>> {
+        if next.is_none() {
+            let segment = self.writer.lock().segment + 1;
+            match new_segment(&self.directory, segment) {
+                Ok((file, capacity)) => {
+                    *next = Some(Made {
+                        segment,
+                        file,
+                        capacity,
+                    });
+                }
+                Err(e) if super::not_now(&e) => {
+                    let _ = std::fs::remove_file(path_of(&self.directory, segment));
+                }
+                Err(e) => {
+                    self.writer.lock().failed = true;
+                    return Err(e);
+                }
+            }
+        }
+        Ok(next.as_ref())
+    }
+
+    /// Starts a new segment in which these are noted.
+    fn begin_segment(&self, mut taken: Vec<Intent>) -> io::Result<Option<u64>> {
+        let mut next = self.rotating.lock();
         // Nobody who notes something waits for this.
-        let made = new_segment(&self.directory, segment);
+        let Some(made) = self.make_next(&mut next)? else {
+            return Ok(None);
+        };
+        if let Err(e) = note_first(made, &taken) {
+            if !super::not_now(&e) {
+                self.writer.lock().failed = true;
+                return Err(e);
+            }
+            // They are cold then. What the file has of them is a note too many, and is written over.
+            taken.clear();
+        }
         let mut writer = self.writer.lock();
         while writer.syncing {
             self.synced.wait(&mut writer);
         }
-        if writer.failed {
-            return Err(io::Error::other("the intent log failed before"));
-        }
-        let (file, capacity) = match made {
-            Ok(made) => made,
-            Err(e) if super::not_now(&e) => {
-                let _ = std::fs::remove_file(path_of(&self.directory, segment));
-                return Ok(None);
-            }
-            Err(e) => {
-                writer.failed = true;
-                return Err(e);
-            }
+        writer.intact()?;
+        let Some(made) = next.take() else {
+            return Ok(None);
         };
-        writer.file = Arc::new(file);
+        let segment = made.segment;
+        writer.file = Arc::new(made.file);
         writer.segment = segment;
-        writer.end = RECORD as u64;
-        writer.capacity = capacity;
+        writer.end = (RECORD + taken.len() * RECORD) as u64;
+        writer.capacity = made.capacity;
         self.everything.store(false, Ordering::Release);
-        self.hot.write().clear();
+        let unused = |intent| (intent, AtomicBool::new(false));
+        *self.hot.write() = taken.into_iter().map(unused).collect();
         Ok(Some(segment))
     }
 
@@ -275,6 +370,12 @@ impl IntentLog {
         read_from(&self.directory, self.oldest.load(Ordering::SeqCst))
     }
 
+    /// From now on notes fail so.
+    #[cfg(test)]
+    pub(crate) fn refuse(&self, why: Option<io::ErrorKind>) {
+        self.writer.lock().refuses = why;
+    }
+
     /// How many times notes were brought to stable storage.
     #[cfg(test)]
     pub(crate) fn syncs(&self) -> u64 {
@@ -284,14 +385,14 @@ impl IntentLog {
 
 /// A second extent next to a first one: a sequential writer; note some more ahead,
 /// as many as it has written in a row.
-fn ahead(intent: Intent, hot: &HashSet<Intent>, wanted: &mut Vec<Intent>) {
+fn ahead(intent: Intent, hot: &HashMap<Intent, AtomicBool>, wanted: &mut Vec<(Intent, bool)>) {
     let Intent::Extent { file, extent } = intent else {
         return;
     };
     let mut run = 0;
     while run < MAX_AHEAD
         && extent > run
-        && hot.contains(&Intent::Extent {
+        && hot.contains_key(&Intent::Extent {
             file,
             extent: extent - 1 - run,
         })
@@ -300,19 +401,31 @@ fn ahead(intent: Intent, hot: &HashSet<Intent>, wanted: &mut Vec<Intent>) {
     }
     for next in 1..=run {
         if let Some(extent) = extent.checked_add(next) {
-            wanted.push(Intent::Extent { file, extent });
+            wanted.push((Intent::Extent { file, extent }, false));
         }
     }
 }
 
-fn records_of(batch: &[Intent], segment: u64) -> Vec<u8> {
-    let records = batch.iter().map(|intent| encode(*intent, segment));
+fn records_of(batch: impl Iterator<Item = Intent>, segment: u64) -> Vec<u8> {
+    let records = batch.map(|intent| encode(intent, segment));
     records.collect::<Vec<_>>().concat()
 }
 
+/// Notes these in a segment that has no notes yet; durable when it returns.
+fn note_first(made: &Made, taken: &[Intent]) -> io::Result<()> {
+    if taken.is_empty() {
+        return Ok(());
+    }
+    let records = records_of(taken.iter().copied(), made.segment);
+    made.file.write_all_at(&records, RECORD as u64)?;
+    made.file.sync_data()
+}
+
 fn append(writer: &mut Writer, bytes: &[u8]) -> io::Result<()> {
-    if writer.failed {
-        return Err(io::Error::other("the intent log failed before"));
+    writer.intact()?;
+    #[cfg(test)]
+    if let Some(why) = writer.refuses {
+        return Err(why.into());
     }
     let end = writer.end + bytes.len() as u64;
     while writer.capacity < end {

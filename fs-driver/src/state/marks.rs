@@ -281,6 +281,7 @@ mod tests {
 
     #[test]
     fn the_bytes_of_the_file() {
+        assert_eq!(crate::state::documented_version("marks"), VERSION);
         let dir = tempfile::tempdir().unwrap();
         save(dir.path(), &saved());
         let bytes = std::fs::read(dir.path().join("marks")).unwrap();

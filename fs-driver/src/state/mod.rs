@@ -90,3 +90,15 @@ pub(crate) fn not_now(error: &io::Error) -> bool {
 pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
+
+/// The version that `STATE.md` gives for the file with this heading.
+#[cfg(test)]
+pub(crate) fn documented_version(heading: &str) -> u16 {
+    let text = include_str!("../../STATE.md");
+    let mut sections = text.split("\n## ");
+    let section = sections.find(|s| s.lines().next() == Some(heading));
+    let mut lines = section.expect("a section").lines();
+    let version = lines.find_map(|l| l.strip_prefix("| 8 | 2 | version, "));
+    let number = version.expect("a version").trim_end_matches(" |");
+    number.parse().expect("a number")
+}

@@ -213,6 +213,7 @@ mod tests {
 
     #[test]
     fn the_bytes_of_a_segment() {
+        assert_eq!(crate::state::documented_version("intents/SEGMENT"), VERSION);
         let dir = tempfile::tempdir().unwrap();
         IntentLog::create(dir.path()).unwrap();
         let (log, _) = IntentLog::open(dir.path(), 0).unwrap();

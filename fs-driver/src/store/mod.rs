@@ -10,11 +10,13 @@ mod ranges;
 mod unix;
 #[cfg(unix)]
 pub use unix::{
-    Adoption, ApplyError, DirectoryHandle, Entry, Layout, Listed, Node, Opening, Readers, SpaceUse,
-    Store, Visited, is_disk_failure, mark_as_seed, may_have_changed, strip_ids,
+    Adoption, ApplyError, DirectoryHandle, Entry, FORGOTTEN, Layout, Listed, Lost, Node, Opening,
+    Readers, SpaceUse, Store, Visited, is_disk_failure, mark_as_seed, may_have_changed, strip_ids,
 };
 
+#[cfg(unix)]
+pub(crate) use unix::Disk;
 #[cfg(all(unix, test))]
 pub(crate) use unix::scratch::{alone_in_a_process, scratch, take_all_descriptors};
 
-pub use ranges::{RangeGuard, RangeLocks};
+pub use ranges::{RangeGuard, RangeLocks, WideningGuard};

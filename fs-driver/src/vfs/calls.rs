@@ -45,7 +45,8 @@ impl Vfs {
         }
     }
 
-    /// Writes `data`, which is copied once, before the call returns.
+    /// Writes `data`, which is copied once, before the call returns. `stability` is what is
+    /// asked for past the kernel's cache; else the kernel itself asks for a sync.
     pub fn write(
         &self,
         handle: HandleId,
@@ -60,6 +61,18 @@ impl Vfs {
         if data.len() > limits::MAX_PAYLOAD {
             return reply(Err(FsError::Invalid));
         }
+        let (how, file, open) = match &*handle {
+            Handle::File { opening, how } => {
+                let node = opening.node();
+                (*how, node.file(), Some((node.clone(), node.readers())))
+            }
+            Handle::Away { file, how } => (*how, *file, None),
+            _ => return reply(Err(FsError::BadHandle)),
+        };
+        let stability = match how.direct {
+            true => stability,
+            false => Stability::Mode,
+        };
         let data = Bytes::copy_from_slice(data);
         let there = move |file, data: Bytes| {
             away::change(Op::Write {
@@ -70,32 +83,36 @@ impl Vfs {
                 data: data.into(),
             })
         };
-        if let Some(file) = away {
-            let request = there(file, data);
-            return away::send(&self.engine, request, FsError::Moved, away::done, reply);
-        }
-        let Handle::File { opening, how } = &*handle else {
-            return reply(Err(FsError::BadHandle));
-        };
-        let node = opening.node();
-        let (direct, readers) = (how.direct, node.readers());
-        let (caches, written) = (self.caches.clone(), node.clone());
+        let (caches, kept, written) = (self.caches.clone(), self.kept.clone(), open.clone());
         let end = offset.saturating_add(data.len() as u64);
         let reply = move |result| {
-            if direct && written.was_read_since(readers) {
+            if !how.direct {
+                return reply(result);
+            }
+            // What readers that have closed left in the cache, the next one must not find.
+            kept.lock().remove(&file);
+            // Who is there while the peer does it all is not counted.
+            if written.is_none_or(|(node, readers)| node.was_read_since(readers)) {
                 // Whoever sees the write return sees it through the cache as well.
                 let reply = Box::new(move || reply(result));
-                caches.drop_pages(written.file(), offset, end, Some(reply));
+                caches.drop_pages(file, offset, end, Some(reply));
             } else {
                 reply(result);
             }
         };
-        let (file, again) = (node.file(), data.clone());
+        if let Some(file) = away {
+            let request = there(file, data);
+            return away::send(&self.engine, request, FsError::Moved, away::done, reply);
+        }
+        let Some((node, _)) = open else {
+            return reply(Err(FsError::BadHandle));
+        };
+        let again = data.clone();
         let reply = self.or_there(!node.is_orphan(), reply, move |engine, e, reply| {
             away::send(engine, there(file, again), e, away::done, reply);
         });
         self.engine
-            .write(node, offset, data, stability, clear_privileges, reply);
+            .write(&node, offset, data, stability, clear_privileges, reply);
     }
 
     /// Sets attributes and size; the reply brings the attributes as they are then.

@@ -247,7 +247,8 @@ impl Vfs {
             | Op::PutXattr { .. }
             | Op::PutData { .. }
             | Op::PutHole { .. }
-            | Op::ResyncEnd => reply(Answer::Failed(Failure::Invalid)),
+            | Op::ResyncEnd
+            | Op::Flush => reply(Answer::Failed(Failure::Invalid)),
         }
     }
 }

@@ -6,6 +6,8 @@ mod caches;
 mod calls;
 mod handles;
 mod host;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -71,9 +73,9 @@ pub struct Vfs {
     engine: Arc<Engine>,
     handles: Handles,
     caches: Arc<Caches>,
-    /// Opened since this node became primary: what the kernel has cached of these is
-    /// from then.
-    kept: Mutex<HashSet<FileId>>,
+    /// Opened since this node became primary, and since the last write past the cache: what
+    /// the kernel has cached of these is from then.
+    kept: Arc<Mutex<HashSet<FileId>>>,
 }
 
 impl Vfs {
@@ -92,7 +94,7 @@ impl Vfs {
             engine,
             handles: Handles::default(),
             caches,
-            kept: Mutex::default(),
+            kept: Arc::default(),
         }
     }
 
@@ -306,7 +308,9 @@ impl Vfs {
     }
 
     /// Lists a directory from a position on, handing each entry to `take` until it
-    /// returns false. A name that vanished meanwhile is left out.
+    /// returns false. A name that vanished meanwhile is left out, and so is what is no object
+    /// of this store. What cannot be looked at fails the listing: whoever takes a name that
+    /// is not listed for one that does not exist would act on that.
     pub fn list(
         &self,
         handle: HandleId,
@@ -362,17 +366,7 @@ impl Vfs {
                 let node = match &entry.name {
                     Listed::Here => Some(directory.node().clone()),
                     Listed::Up => Some(store.node(store.parent_of(directory.node())?)?),
-                    Listed::Name(name) => match store.find(directory.node(), name) {
-                        Ok(found) => found,
-                        // Only this entry is in doubt, not the listing, unless the peer has both.
-                        Err(e) if self.engine.moves_with(&e) => {
-                            return Err(e.into());
-                        }
-                        Err(error) => {
-                            tracing::warn!(%name, %error, "an entry is left out of a listing");
-                            None
-                        }
-                    },
+                    Listed::Name(name) => store.find_own(directory.node(), name)?,
                 };
                 let Some(node) = node else { continue };
                 let listing = Listing {

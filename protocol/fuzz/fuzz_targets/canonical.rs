@@ -160,7 +160,7 @@ fn mount(body: &[u8]) -> usize {
     };
     let bases = 13 + 4 + word(13) + 1 + 16 + 16;
     let history = bases + 4 + 16 * word(bases);
-    let resume = history + 4 + 16 * word(history) + 1 + 1 + 1 + 4;
+    let resume = history + 4 + 16 * word(history) + 1 + 1 + 1 + 1 + 4;
     resume + 1 + if body[resume] == 1 { 16 + 8 } else { 0 }
 }
 

@@ -23,305 +23,29 @@
 //! - the copy was alone already: its generation is on no other node; or
 //! - the peer *yielded* the generation: it noted, durably, that its own copy is not up to
 //!   date, and says so. A node yields only to one that asks, only while it does not serve,
-//!   and only if both, from the same facts, choose the asking one ([`choice`]); or
+//!   and only if both, from the same facts, choose the asking one ([`choice`]). A copy that only
+//!   a power cut counts out yields as well: with `recent` it would count itself in again as soon
+//!   as the peer is silent; or
+//! - the peer's copy is not complete, durably, and by more than a power cut; or
 //! - the arbiter granted it: a witness that gives each generation to one node, a fence
-//!   command that has ended the peer; or
+//!   command that has ended the peer.
+//!   What it granted and was not needed, because the copies are equal again and nobody went on,
+//!   is given back: it would decide the next separation, weeks later; or
 //! - no arbiter is configured and the policy says `alone`: then both may go on, and the
 //!   operator was told so.
 
+mod facts;
 mod rules;
+#[cfg(test)]
+mod tests;
 
 use crate::handshake::{CopyState, Role, Which, newer};
-use crate::ids::{Generation, SessionId, Side};
+use crate::ids::{Generation, Side};
 
-/// What an operator sees of a module on a node.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
-pub enum State {
-    /// Not running.
-    Stop,
-    /// Running, and not serving or following yet, for a reason.
-    Wait,
-    /// Serving without an up-to-date peer.
-    Alone,
-    /// Serving, with an up-to-date peer.
-    Prim,
-    /// Following a primary.
-    Second,
-}
-
-/// How far a state is reached.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
-pub enum Status {
-    /// Red: something is missing; somebody has to do something.
-    NotReady,
-    /// Orange: on the way.
-    Transient,
-    /// Green.
-    Ready,
-}
-
-/// What a node tells its peer with each heartbeat.
-#[derive(Clone, PartialEq, Eq, Debug, Hash)]
-pub struct View {
-    /// What its operator sees.
-    pub state: State,
-    /// How far that is reached.
-    pub status: Status,
-    /// Its copy's history.
-    pub copy: CopyState,
-    /// The role it had when it last served, or was up to date beside one that did.
-    pub was: Option<Role>,
-    /// It acknowledges writes, or may begin to at any moment.
-    pub serves: bool,
-    /// The session in which the copies were last equal, as far as this node knows.
-    pub session: Option<SessionId>,
-    /// It asks the peer to yield this generation.
-    pub asks: Option<Generation>,
-    /// It has yielded this generation, durably.
-    pub yielded: Option<Generation>,
-    /// It is ready to serve, should it be chosen: wanted to run, and not giving way.
-    pub willing: bool,
-    /// Its operator wants the roles exchanged.
-    pub swaps: bool,
-}
-
-/// What is known of the peer.
-#[derive(Clone, PartialEq, Eq, Debug, Hash)]
-pub enum Peer {
-    /// Nothing was heard yet, and the timeout has not passed.
-    Unknown,
-    /// What it last said.
-    Heard(Box<View>),
-    /// Nothing was heard for the timeout on any network.
-    Silent,
-}
-
-/// Who settles which of two separated nodes goes on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum Arbiter {
-    /// Nobody: the policy decides.
-    None,
-    /// Something that is asked: a witness or a fence command.
-    Asked,
-}
-
-/// What a node does when it is isolated and there is no arbiter.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum Isolation {
-    /// It goes on. Both may.
-    Alone,
-    /// It waits for its peer or the operator.
-    Wait,
-}
-
-/// What is configured.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub struct Config {
-    /// Which of the two nodes this is.
-    pub side: Side,
-    /// Who settles separations.
-    pub arbiter: Arbiter,
-    /// The policy without an arbiter.
-    pub isolation: Isolation,
-    /// Whether this node takes over by itself.
-    pub failover: bool,
-    /// The node that shall be primary whenever both are up to date; none: whoever is.
-    pub default_prim: Option<Side>,
-}
-
-/// What the operator wants.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum Wanted {
-    /// Not running.
-    Stopped,
-    /// Running, as whatever the facts say.
-    Running,
-    /// Running as primary: this copy is the good one. `true`: by force, whatever the peer has.
-    Prim(bool),
-    /// Running as secondary, to begin with.
-    Second,
-}
-
-/// The application: its scripts and addresses.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum App {
-    /// Stopped.
-    Down,
-    /// Being started.
-    Starting,
-    /// Started.
-    Up,
-    /// Being stopped.
-    Stopping,
-}
-
-/// The driver's process.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum Driver {
-    /// None.
-    Down,
-    /// Being started or changed to this role.
-    Becoming(Role),
-    /// Running in this role.
-    Up(Role),
-    /// Being stopped.
-    Stopping,
-}
-
-/// The driver's relation to its peer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum Link {
-    /// A primary without a peer, a secondary without a primary.
-    None,
-    /// A resync runs.
-    Syncing,
-    /// Both copies are up to date; the peer's vote counts.
-    Paired,
-    /// A primary holds its answers and asks whether it may go on alone: its question
-    /// number so and so.
-    Holding(u64),
-}
-
-/// What a driver or the copy's file says of the copy.
-#[derive(Clone, PartialEq, Eq, Debug, Hash)]
-pub struct Copy {
-    /// Its history.
-    pub state: CopyState,
-    /// The role it had when it last served, or was up to date beside one that did.
-    pub was: Option<Role>,
-    /// The peer may hold an up-to-date copy of the same generation.
-    pub shared: bool,
-    /// A secondary that was up to date until it lost its primary, in this very run.
-    pub current: bool,
-    /// The session in which the copies were last equal; none when they never were.
-    pub session: Option<SessionId>,
-}
-
-/// What happened.
-#[derive(Clone, PartialEq, Eq, Debug, Hash)]
-pub enum Event {
-    /// The operator wants something else.
-    Want(Wanted),
-    /// The operator wants the roles exchanged.
-    Swap,
-    /// A heartbeat.
-    Heard(View),
-    /// No heartbeat for the timeout, on any network.
-    Silent,
-    /// The driver is up in a role.
-    DriverUp(Role),
-    /// The driver has ended, or could not start.
-    DriverDown,
-    /// The driver could not change its role and is what it was.
-    DriverStays(Role),
-    /// The driver's relation to its peer changed.
-    Link(Link),
-    /// The copy's history changed.
-    Copy(Copy),
-    /// The application's start has ended.
-    AppUp,
-    /// The application is stopped, or could not be started.
-    AppDown,
-    /// This node's yield is durable.
-    Yielded(Generation),
-    /// It was not yielded: the copy has changed meanwhile.
-    Kept,
-    /// The arbiter grants this generation to this node.
-    Granted(Generation),
-    /// The arbiter has granted it to the peer.
-    Denied(Generation),
-    /// The arbiter does not answer.
-    Unreachable,
-    /// Time to try again what did not work.
-    Retry,
-}
-
-/// What to do. Each is answered by an event.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum Effect {
-    /// Start the driver in a role: [`Event::DriverUp`] or [`Event::DriverDown`]. With
-    /// `true` also against its objections, which the right to serve has answered.
-    Start(Role, bool),
-    /// Make the secondary primary; `true` as in [`Effect::Start`]: [`Event::DriverUp`],
-    /// [`Event::DriverStays`] or [`Event::DriverDown`].
-    Promote(bool),
-    /// Make the primary secondary, everything flushed: as above.
-    Demote,
-    /// Stop the driver: [`Event::DriverDown`].
-    StopDriver,
-    /// Let the primary go on alone, if its question is still this one.
-    GoAlone(u64),
-    /// Note durably that this copy is not up to date, if it is still of this generation and
-    /// was not made equal again since this session: [`Event::Yielded`] or [`Event::Kept`].
-    Yield(Generation, Option<SessionId>),
-    /// Ask the arbiter: [`Event::Granted`], [`Event::Denied`] or [`Event::Unreachable`].
-    Ask(Generation),
-    /// Start the application: [`Event::AppUp`] or [`Event::AppDown`].
-    StartApp,
-    /// Stop the application: [`Event::AppDown`].
-    StopApp,
-    /// The view changed: tell the peer now.
-    Tell,
-}
-
-/// Why a node is where it is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, thiserror::Error)]
-pub enum Reason {
-    /// As wanted.
-    #[error("stopped by the operator")]
-    Stopped,
-    /// On the way.
-    #[error("starting")]
-    Starting,
-    /// Nothing was heard of the peer yet.
-    #[error("waiting for the first heartbeat of the peer, or for the timeout")]
-    Listening,
-    /// The copy is not good enough to serve.
-    #[error(
-        "this copy is not up to date and no primary is there to resync it: start the peer, or \
-         run `primforce` to make this copy the good one, whatever the peer has"
-    )]
-    NotUpToDate,
-    /// Neither copy was named the good one.
-    #[error("first start: run `prim` on the node with the good copy and `second` on the other")]
-    FirstStart,
-    /// The peer may have gone on.
-    #[error(
-        "the peer is silent and may hold newer data: start it, or run `primforce` here if it is \
-         lost for good"
-    )]
-    PeerMayBeNewer,
-    /// The peer is chosen to serve.
-    #[error("the peer has the newer copy, or was primary last: it is to serve")]
-    PeerServes,
-    /// The peer is asked to yield.
-    #[error("asking the peer to give way")]
-    Asking,
-    /// The arbiter is asked or does not answer.
-    #[error("isolated; the arbiter has not answered")]
-    Arbiter,
-    /// The arbiter gave the right to the peer.
-    #[error("isolated; the arbiter let the peer go on")]
-    Denied,
-    /// Nobody can be asked.
-    #[error("isolated, and the configuration says to wait")]
-    Isolated,
-    /// Failover is off.
-    #[error("the primary is gone, but failover is off: run `prim` here to take over")]
-    FailoverOff,
-    /// Two histories.
-    #[error("both nodes went on alone: split brain, the operator decides which copy is given up")]
-    SplitBrain,
-    /// Serving.
-    #[error("serving")]
-    Serving,
-    /// Following.
-    #[error("following the primary")]
-    Following,
-    /// Exchanging roles.
-    #[error("exchanging roles")]
-    Swapping,
-}
+pub use facts::{
+    App, Arbiter, Claim, Config, Copy, Driver, Effect, Event, Isolation, Link, Peer, Reason, State,
+    Status, View, Wanted,
+};
 
 /// What decides which of two nodes shall serve.
 #[derive(Clone, Copy, Debug)]
@@ -337,8 +61,9 @@ pub struct Candidate<'a> {
 }
 
 /// Which of two nodes shall serve when neither does: the newer copy; of equals the complete
-/// one, then the willing one, then the former primary, else the even side. Both nodes come
-/// to the same answer from the same facts.
+/// one, then one that was until it gave way, and lost nothing since, then the willing one, then
+/// the former primary, else the even side. Both nodes come to the same answer from the same
+/// facts.
 pub fn choice(me: Candidate<'_>, peer: Candidate<'_>) -> Which {
     if let Some(which) = newer(me.copy, peer.copy) {
         return which;
@@ -349,6 +74,7 @@ pub fn choice(me: Candidate<'_>, peer: Candidate<'_>) -> Which {
         _ => None,
     };
     pick(|c| usable(c.copy))
+        .or_else(|| pick(|c| c.copy.gave_way && !c.copy.cut))
         .or_else(|| pick(|c| c.willing))
         .or_else(|| pick(|c| c.was == Some(Role::Primary)))
         .unwrap_or(match me.side {
@@ -380,9 +106,21 @@ pub struct Automaton {
     yielding: bool,
     /// An answer of the arbiter is outstanding.
     asking: bool,
+    /// The rules that both nodes had when the peer was heard last.
+    agreed: Option<u128>,
+    /// The arbiter was asked for this generation, and may have granted it.
+    asked: Option<Generation>,
+    /// What it granted is being given back.
+    releasing: bool,
+    /// That did not work: not before the next retry.
+    kept: bool,
     /// It denied the right, or did not answer: not asked again before the next retry.
     refused: Option<Reason>,
+    /// The peer was asked to yield this generation, and does not answer.
+    unanswered: Option<Generation>,
     swap: bool,
+    /// The application is to be stopped, to be started again.
+    restart: bool,
     /// This node let go of the primary's role, so that the peer takes it.
     gives_way: bool,
     state: State,
@@ -407,8 +145,14 @@ impl Automaton {
             yielded,
             yielding: false,
             asking: false,
+            agreed: None,
+            asked: None,
+            releasing: false,
+            kept: false,
             refused: None,
+            unanswered: None,
             swap: false,
+            restart: false,
             gives_way: false,
             state: State::Stop,
             status: Status::NotReady,
@@ -417,14 +161,56 @@ impl Automaton {
         }
     }
 
+    /// What is configured from now on; looked at with the next event.
+    pub fn configure(&mut self, config: Config) {
+        self.config = config;
+        self.agree();
+    }
+
     /// What an operator sees, and why.
     pub fn shown(&self) -> (State, Status, Reason) {
         (self.state, self.status, self.reason)
     }
 
+    /// Both nodes had these rules when the daemon before heard the peer last.
+    pub fn has_agreed(mut self, rules: Option<u128>) -> Automaton {
+        self.agreed = rules.filter(|r| *r == self.config.rules);
+        self
+    }
+
+    /// The rules that both nodes had when the peer was heard last, if these are in force still.
+    /// Noted durably when they change.
+    pub fn agreed(&self) -> Option<u128> {
+        self.agreed
+    }
+
+    /// Whether the peer says that it has other rules.
+    pub fn differs(&self) -> bool {
+        matches!(&self.peer, Peer::Heard(view) if view.rules != self.config.rules)
+    }
+
+    /// The arbiter was asked for this generation by the daemon before.
+    pub fn has_asked(mut self, generation: Option<Generation>) -> Automaton {
+        self.asked = generation.filter(|g| *g == self.copy.state.current);
+        self
+    }
+
+    /// The generation for which the arbiter was asked, while that is not known to be without
+    /// consequence. Noted durably before it is asked.
+    pub fn asked(&self) -> Option<Generation> {
+        self.asked
+    }
+
+    /// What the operator wants, as far as nothing has come of it: the word that a node be
+    /// primary or secondary is used up as soon as it is one, or its peer serves.
+    pub fn wanted(&self) -> Wanted {
+        self.wanted
+    }
+
     /// Something happened; returns what to do.
     pub fn handle(&mut self, event: Event) -> Vec<Effect> {
         self.learn(event);
+        self.forget_words();
         let mut effects = Vec::new();
         // Each effect changes a fact, so this ends; the bound is a guard.
         for _ in 0..MAX_STEPS {
@@ -457,7 +243,17 @@ impl Automaton {
             yielded: self.yielded,
             willing: self.willing(),
             swaps: self.swap,
+            rules: self.config.rules,
         }
+    }
+
+    fn agree(&mut self) {
+        let rules = self.config.rules;
+        self.agreed = match &self.peer {
+            Peer::Heard(view) => Some(view.rules),
+            _ => self.agreed,
+        }
+        .filter(|r| *r == rules);
     }
 
     /// Whether this node acknowledges writes or may begin to without a further decision. A
@@ -472,33 +268,42 @@ impl Automaton {
                 self.wanted = wanted;
                 self.swap = false;
                 self.refused = None;
+                self.gives_way &= !matches!(wanted, Wanted::Prim(_));
             }
             Event::Swap => self.swap = true,
+            Event::Restart => self.restart = self.app == App::Up,
             Event::Heard(view) => {
                 self.gives_way &= !view.serves;
+                // Of one that was there all the time it says no more than before.
+                if !matches!(self.peer, Peer::Heard(_)) {
+                    self.refused = None;
+                }
                 self.peer = Peer::Heard(Box::new(view));
-                self.refused = None;
+                self.agree();
             }
             Event::Silent => self.peer = Peer::Silent,
             Event::DriverUp(role) => {
                 self.driver = Driver::Up(role);
+                self.unanswered = None;
                 self.serving = role == Role::Primary;
+                // An exchange of roles ends with it, also one that was asked for here when the
+                // peer gave its role: once is enough.
                 self.link = Link::None;
                 // The operator's word was for this start.
                 if matches!(self.wanted, Wanted::Prim(_) | Wanted::Second) {
                     self.wanted = Wanted::Running;
                 }
-                // Also when it was asked for here and the peer gave its role: once is enough.
-                self.swap = false;
             }
             Event::DriverDown => {
-                // A primary's driver that died: the peer is nearer to serving than this node.
-                self.gives_way |= self.driver == Driver::Up(Role::Primary)
-                    && self.copy.shared
-                    && self.config.failover;
+                // A primary's driver that died: the peer is nearer to serving than this node. One
+                // that was stopped: whoever stops it to start it again wants it elsewhere.
+                let died = self.driver == Driver::Up(Role::Primary) && self.copy.shared;
+                let left = self.driver == Driver::Stopping && self.serving && self.is_followed();
+                self.gives_way |= (died || left) && self.config.failover;
                 self.driver = Driver::Down;
                 self.serving = false;
                 self.link = Link::None;
+                self.unanswered = None;
                 self.copy.current = false;
             }
             Event::DriverStays(role) => self.driver = Driver::Up(role),
@@ -506,7 +311,12 @@ impl Automaton {
                 if link == Link::Paired {
                     self.copy.shared = true;
                 }
+                if is_joint(link) {
+                    self.right = None;
+                    self.refused = None;
+                }
                 self.link = link;
+                self.unanswered = None;
             }
             Event::Copy(copy) => {
                 // A right is for one generation; what was yielded was made good by a resync.
@@ -516,38 +326,79 @@ impl Automaton {
                 if copy.state.up_to_date {
                     self.yielded = None;
                 }
+                // It was used, or is of the past: nobody shall get it from now on.
+                if self.asked != Some(copy.state.current) {
+                    self.asked = None;
+                }
                 self.copy = copy;
             }
             Event::AppUp => self.app = App::Up,
-            Event::AppDown => self.app = App::Down,
+            Event::AppDown => {
+                self.app = App::Down;
+                self.restart = false;
+            }
             Event::Yielded(generation) => {
                 self.yielding = false;
                 self.yielded = Some(generation);
+                self.copy.state.gave_way = true;
                 self.copy.state.up_to_date = false;
                 self.copy.current = false;
                 self.right = None;
             }
             Event::Kept => self.yielding = false,
+            Event::Released(generation) => {
+                self.releasing = false;
+                self.asked = self.asked.filter(|g| *g != generation);
+            }
+            Event::Unreleased => {
+                self.releasing = false;
+                self.kept = true;
+            }
             Event::Granted(generation) => {
                 self.asking = false;
-                // What was yielded meanwhile is yielded.
-                if self.yielded != Some(generation) && !self.yielding {
+                // What was yielded meanwhile is yielded, and what is equal again is not needed.
+                let needed = !is_joint(self.link);
+                if needed && self.yielded != Some(generation) && !self.yielding {
                     self.right = Some(generation);
                 }
             }
             Event::Denied(_) => {
                 self.asking = false;
-                self.refused = Some(Reason::Denied);
+                self.is_refused(Reason::Denied);
             }
             Event::Unreachable => {
                 self.asking = false;
-                self.refused = Some(Reason::Arbiter);
+                self.is_refused(Reason::Arbiter);
+            }
+            Event::Unanswered => {
+                if self.reason == Reason::Asking {
+                    self.unanswered = Some(self.copy.state.current);
+                }
             }
             Event::Retry => {
                 self.refused = None;
+                self.kept = false;
                 self.gives_way = false;
             }
         }
+    }
+
+    /// An answer that comes when the nodes are together again says nothing about their next
+    /// separation.
+    fn is_refused(&mut self, reason: Reason) {
+        self.refused = (!is_joint(self.link)).then_some(reason);
+    }
+
+    /// The operator's words are about what is so when they are said: one that could not be
+    /// followed then must not be followed by whatever happens later.
+    fn forget_words(&mut self) {
+        let follows = matches!(self.link, Link::Syncing | Link::Paired);
+        let peer_serves = matches!(&self.peer, Peer::Heard(view) if view.serves);
+        let word = matches!(self.wanted, Wanted::Prim(_) | Wanted::Second);
+        if word && (self.serving || follows || peer_serves) {
+            self.wanted = Wanted::Running;
+        }
+        self.swap &= is_joint(self.link);
     }
 
     /// An effect is under way.
@@ -561,16 +412,33 @@ impl Automaton {
             }
             Effect::StopDriver => self.driver = Driver::Stopping,
             Effect::GoAlone(_) => self.link = Link::None,
+            Effect::Forsake(_) => self.link = Link::Forsaken,
             Effect::Yield(..) => {
                 self.yielding = true;
                 self.right = None;
             }
-            Effect::Ask(_) => self.asking = true,
+            Effect::Ask(generation) => {
+                self.asking = true;
+                self.asked = Some(generation);
+            }
+            Effect::Release(_) => {
+                self.releasing = true;
+                self.right = None;
+            }
             Effect::StartApp => self.app = App::Starting,
-            Effect::StopApp => self.app = App::Stopping,
+            Effect::StopApp => {
+                self.app = App::Stopping;
+                self.restart = false;
+            }
             Effect::Tell => {}
         }
     }
+}
+
+/// The two nodes act together: nobody went on, and the next separation is decided anew; or the
+/// peer did, with this one's consent.
+fn is_joint(link: Link) -> bool {
+    matches!(link, Link::Paired | Link::AtPeer | Link::Heir)
 }
 
 /// Effects of one event, at most.

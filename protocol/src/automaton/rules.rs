@@ -1,8 +1,8 @@
 //! The rules: from what is known to what is done next, and to what is shown.
 
 use super::{
-    App, Arbiter, Automaton, Candidate, Driver, Effect, Isolation, Link, Peer, Reason, State,
-    Status, View, Wanted, choice, usable,
+    App, Arbiter, Automaton, Candidate, Claim, Driver, Effect, Isolation, Link, Peer, Reason,
+    State, Status, View, Wanted, choice, usable,
 };
 use crate::handshake::{Role, Which, have_split, newer};
 use crate::ids::{Generation, Side};
@@ -22,6 +22,9 @@ impl Automaton {
     pub(super) fn next(&mut self) -> Option<Effect> {
         if let Some(generation) = self.to_yield() {
             return Some(Effect::Yield(generation, self.copy.session));
+        }
+        if let Some(generation) = self.to_release() {
+            return Some(Effect::Release(generation));
         }
         if self.yielding || matches!(self.driver, Driver::Becoming(_) | Driver::Stopping) {
             self.on_the_way();
@@ -57,6 +60,12 @@ impl Automaton {
     }
 
     fn on_the_way(&mut self) {
+        // A yield is none of the operator's business: what is stopped is shown as stopped.
+        let rests = self.driver == Driver::Down && self.app == App::Down;
+        if rests && self.wanted == Wanted::Stopped {
+            self.show(State::Stop, Status::NotReady, Reason::Stopped);
+            return;
+        }
         let (state, reason) = match self.driver {
             Driver::Becoming(Role::Primary) => (State::Alone, Reason::Starting),
             Driver::Becoming(Role::Secondary) if self.serving => (State::Prim, Reason::Swapping),
@@ -103,10 +112,21 @@ impl Automaton {
     fn to_yield(&self) -> Option<Generation> {
         let asked = self.heard()?.asks?;
         let idle = !self.serves() && !self.yielding;
-        // One that changes its role has said what it does; the peer asks again.
-        let mine = usable(&self.copy.state) && self.copy.state.current == asked;
+        // One that changes its role has said what it does; the peer asks again. A copy that its
+        // machine's power cut counts out might count itself in once the peer is silent.
+        let counts = self.is_complete() || self.copy.state.cut;
+        let mine = counts && self.copy.state.current == asked;
+        let anew = self.yielded != Some(asked);
         let agreed = self.choice(self.heard()?) == Which::Peer;
-        (idle && mine && agreed && !self.asking).then_some(asked)
+        (idle && mine && anew && agreed && !self.asking).then_some(asked)
+    }
+
+    /// What the arbiter may have granted in vain. Only while the copies are equal in a session:
+    /// this node can do nothing with a right then, and asks for none before this has ended.
+    fn to_release(&self) -> Option<Generation> {
+        let equal = matches!(self.driver, Driver::Up(_)) && self.link == Link::Paired;
+        let busy = self.asking || self.yielding || self.releasing || self.kept;
+        self.asked.filter(|_| equal && !busy)
     }
 
     /// Which generation this node asks the peer to yield.
@@ -122,7 +142,7 @@ impl Automaton {
         let base = self.copy.state.current;
         let open = wants
             && self.wanted != Wanted::Stopped
-            && usable(&self.copy.state)
+            && (self.is_complete() || self.takes_back())
             && self.right != Some(base)
             && !self.has_yielded(peer)
             && self.choice(peer) == Which::Me;
@@ -131,9 +151,43 @@ impl Automaton {
 
     /// Whether this secondary would serve, should it be chosen and get the right.
     fn is_candidate(&self) -> bool {
-        let complete = usable(&self.copy.state) || self.both_yielded();
+        let complete = self.is_complete() || self.both_yielded() || self.takes_back();
         let by_itself = self.config.failover || self.copy.was == Some(Role::Primary);
         complete && (by_itself || matches!(self.wanted, Wanted::Prim(_))) && self.willing()
+    }
+
+    /// The power of both nodes was cut, as far as is known, while the copies were equal: what
+    /// was not synced may be gone on either, and nobody has more.
+    fn both_cut(&self) -> bool {
+        self.copy.state.cut
+            && self.heard().is_some_and(|v| {
+                v.copy.cut
+                    && v.copy.current == self.copy.state.current
+                    && v.session == self.copy.session
+            })
+    }
+
+    /// The power of this node was cut, the peer is silent, and the operator lets a copy go on
+    /// that was equal to the peer's so recently; unless it has given way to that one.
+    fn cut_recently(&self) -> bool {
+        let state = &self.copy.state;
+        state.cut && !state.gave_way && self.copy.recent && self.peer == Peer::Silent
+    }
+
+    /// The power of this node was cut, and its copy's generation is one that the peer never had:
+    /// nobody has what was lost.
+    fn cut_alone(&self) -> bool {
+        self.copy.state.cut
+            && self.heard().is_some_and(|v| {
+                v.session == self.copy.session
+                    && newer(&self.copy.state, &v.copy) == Some(Which::Me)
+            })
+    }
+
+    /// Whether this copy may serve as far as what it has goes.
+    fn is_complete(&self) -> bool {
+        let cut = self.both_cut() || self.cut_alone() || self.cut_recently();
+        usable(&self.copy.state) || cut
     }
 
     /// The peer has yielded this copy's generation, and that since the copies were last
@@ -145,8 +199,25 @@ impl Automaton {
     /// Both gave way to each other, and neither went on: the even side takes it back.
     fn both_yielded(&self) -> bool {
         self.yielded == Some(self.copy.state.current)
-            && self.heard().is_some_and(|v| self.has_yielded(v))
+            && self.copy.state.gave_way
+            && self
+                .heard()
+                .is_some_and(|v| self.has_yielded(v) && (v.copy.cut || !self.copy.state.cut))
             && self.config.side == Side::Even
+    }
+
+    /// What this copy gave way to did not go on and has less: its machine lost its power, and
+    /// this one's did not while it was complete. So this one takes it back, with that one's consent.
+    fn takes_back(&self) -> bool {
+        self.yielded == Some(self.copy.state.current)
+            && self.copy.state.gave_way
+            && !self.copy.state.cut
+            && self.heard().is_some_and(|v| {
+                v.copy.cut
+                    && v.copy.current == self.copy.state.current
+                    && v.session == self.copy.session
+                    && !v.serves
+            })
     }
 
     /// The right to go on from this copy's generation.
@@ -161,19 +232,26 @@ impl Automaton {
                 if v.serves {
                     return Leave::Wait(Reason::PeerServes);
                 }
-                if self.yielded == Some(base) && !self.both_yielded() {
+                let back = self.takes_back() || self.both_yielded();
+                if self.yielded == Some(base) && !back {
                     return Leave::Wait(Reason::PeerServes);
                 }
-                // It cannot serve from this generation, and says so.
-                // What it said before the copies were last equal says nothing about now.
+                // It cannot serve from this generation, and says so. What it said before the
+                // copies were last equal says nothing about now. One that only a power cut counts
+                // out gives way first: it may count itself in again, once this node is silent.
                 let since = v.session == self.copy.session;
-                let older = newer(&self.copy.state, &v.copy) == Some(Which::Me);
-                let cannot = since && (older || !usable(&v.copy));
-                let told = matches!(self.wanted, Wanted::Prim(_)) && !usable(&v.copy);
+                let newer = newer(&self.copy.state, &v.copy);
+                let older = newer == Some(Which::Me);
+                // One that is newer counts even if a power cut took something of it.
+                let complete = usable(&v.copy) || v.copy.cut || newer == Some(Which::Peer);
+                let cannot = since && (older || !complete);
+                let told = matches!(self.wanted, Wanted::Prim(_)) && !complete;
                 if self.has_yielded(v) || cannot || told {
                     return Leave::Given;
                 }
                 match self.choice(v) {
+                    // It is there, and as good as gone.
+                    Which::Me if self.unanswered == Some(base) => self.separated(base),
                     Which::Me => Leave::Wait(Reason::Asking),
                     Which::Peer => Leave::Wait(Reason::PeerServes),
                 }
@@ -182,16 +260,23 @@ impl Automaton {
                 if self.yielded == Some(base) {
                     return Leave::Wait(Reason::PeerMayBeNewer);
                 }
-                match (self.config.arbiter, self.config.isolation) {
-                    (Arbiter::Asked, _) => match self.refused {
-                        Some(reason) => Leave::Wait(reason),
-                        None if self.asking => Leave::Wait(Reason::Arbiter),
-                        None => Leave::Do(Effect::Ask(base)),
-                    },
-                    (Arbiter::None, Isolation::Alone) => Leave::Given,
-                    (Arbiter::None, Isolation::Wait) => Leave::Wait(Reason::Isolated),
-                }
+                self.separated(base)
             }
+        }
+    }
+
+    /// The right to go on from `base`, of which the peer says nothing.
+    fn separated(&self, base: Generation) -> Leave {
+        let agreed = self.agreed == Some(self.config.rules);
+        match (self.config.arbiter, self.config.isolation) {
+            (Arbiter::None, Isolation::Wait) => Leave::Wait(Reason::Isolated),
+            _ if !agreed => Leave::Wait(Reason::Rules),
+            (Arbiter::Asked, _) => match self.refused {
+                Some(reason) => Leave::Wait(reason),
+                None if self.asking || self.releasing => Leave::Wait(Reason::Arbiter),
+                None => Leave::Do(Effect::Ask(base)),
+            },
+            (Arbiter::None, Isolation::Alone) => Leave::Given,
         }
     }
 
@@ -213,6 +298,9 @@ impl Automaton {
             return Some(effect);
         }
         if self.app != App::Down {
+            return self.wait(Reason::Starting);
+        }
+        if self.wanted == Wanted::Soon {
             return self.wait(Reason::Starting);
         }
         if self.wanted == Wanted::Second || self.heard().is_some_and(|v| v.serves) {
@@ -243,7 +331,8 @@ impl Automaton {
                 return self.show(State::Second, Status::Transient, Reason::Following);
             }
             Link::Paired => return self.show(State::Second, Status::Ready, Reason::Following),
-            Link::None | Link::Holding(_) => {}
+            Link::Heir => return self.heir(),
+            Link::None | Link::Holding(_) | Link::Forsaken | Link::AtPeer => {}
         }
         if self.app != App::Down {
             return self.wait(Reason::Starting);
@@ -252,12 +341,12 @@ impl Automaton {
             return self.wait(Reason::Following);
         }
         if self.wanted == Wanted::Prim(true) {
-            return Some(Effect::Promote(true));
+            return Some(Effect::Promote(Claim::Force));
         }
         if !self.copy.state.current.is_some() {
             return self.wait(Reason::FirstStart);
         }
-        let complete = usable(&self.copy.state) || self.both_yielded();
+        let complete = self.is_complete() || self.both_yielded() || self.takes_back();
         if !complete {
             return self.wait(Reason::NotUpToDate);
         }
@@ -268,12 +357,14 @@ impl Automaton {
             return self.wait(Reason::FailoverOff);
         }
         // After a restart it is not known whether the silent peer went on.
-        let known = self.copy.current || matches!(self.wanted, Wanted::Prim(_));
+        let told = self.copy.recent || matches!(self.wanted, Wanted::Prim(_));
+        let known = self.copy.current || told;
         if !known && self.peer == Peer::Silent {
             return self.wait(Reason::PeerMayBeNewer);
         }
         match self.leave() {
-            Leave::Given => Some(Effect::Promote(!self.copy.current)),
+            Leave::Given if self.copy.current => Some(Effect::Promote(Claim::Current)),
+            Leave::Given => Some(Effect::Promote(Claim::Right)),
             Leave::Do(effect) => {
                 self.wait(Reason::Arbiter);
                 Some(effect)
@@ -282,13 +373,74 @@ impl Automaton {
         }
     }
 
-    fn primary(&mut self) -> Option<Effect> {
+    /// This node's copy is the only one of its generation. The application is where the disk has
+    /// failed, as long as that node serves.
+    fn heir(&mut self) -> Option<Effect> {
+        let gone = match &self.peer {
+            Peer::Unknown => false,
+            Peer::Heard(view) => !view.serves,
+            Peer::Silent => true,
+        };
+        let told = matches!(self.wanted, Wanted::Prim(_)) || self.swap;
+        if self.app == App::Down && gone && (self.config.failover || told) {
+            return Some(Effect::Promote(Claim::Current));
+        }
+        match gone {
+            true => self.wait(Reason::FailoverOff),
+            false => self.show(State::Second, Status::Ready, Reason::Heir),
+        }
+    }
+
+    /// The disk has failed; the peer has the data. The application moves there, in order, and the
+    /// driver has nothing to be secondary with.
+    fn at_peer(&mut self) -> Option<Effect> {
+        let moves = self.heard().is_some_and(|v| {
+            let told = self.config.failover || self.swap || v.swaps;
+            // One that follows no more carries out no call of here either.
+            let takes = v.willing && (told || v.state != State::Second);
+            newer(&self.copy.state, &v.copy) == Some(Which::Peer) && (v.serves || takes)
+        });
+        if moves {
+            self.show(State::Prim, Status::Transient, Reason::Swapping);
+            return match self.app {
+                App::Up => Some(Effect::StopApp),
+                App::Down => Some(Effect::StopDriver),
+                App::Starting | App::Stopping => None,
+            };
+        }
+        if self.app == App::Down {
+            return Some(Effect::StartApp);
+        }
+        self.show(State::Alone, Status::Ready, Reason::AtPeer)
+    }
+
+    /// The peer serves by right, or is to: this primary has lost its own.
+    fn is_overruled(&self) -> bool {
         let overtaken = self
             .heard()
             .is_some_and(|v| newer(&self.copy.state, &v.copy) == Some(Which::Peer));
         let denied = matches!(self.link, Link::Holding(_)) && self.refused == Some(Reason::Denied);
-        if overtaken || denied || self.swaps_now() {
+        let forsaken = self.link == Link::Forsaken;
+        // The peer's copy is the newer one then, and this node serves from it.
+        let at_peer = self.link == Link::AtPeer;
+        !at_peer && (overtaken || denied || forsaken)
+    }
+
+    /// Whether the application, if it runs here, is to be found at its addresses. If not, the peer
+    /// takes them, and does not wait until the application is stopped.
+    pub fn may_be_reached(&self) -> bool {
+        self.driver == Driver::Up(Role::Primary) && !self.is_overruled()
+    }
+
+    fn primary(&mut self) -> Option<Effect> {
+        if self.link == Link::AtPeer {
+            return self.at_peer();
+        }
+        if self.is_overruled() || self.swaps_now() {
             self.show(State::Prim, Status::Transient, Reason::Swapping);
+            if let Link::Holding(question) = self.link {
+                return Some(Effect::Forsake(question));
+            }
             return match self.app {
                 App::Up => Some(Effect::StopApp),
                 App::Down => Some(Effect::Demote),
@@ -302,11 +454,19 @@ impl Automaton {
                     self.show(State::Prim, Status::Transient, Reason::Arbiter);
                     Some(effect)
                 }
+                // Nobody is served until this changes.
+                Leave::Wait(reason @ (Reason::Isolated | Reason::PeerMayBeNewer)) => {
+                    self.wait(reason)
+                }
+                Leave::Wait(Reason::Arbiter) if !self.asking => self.wait(Reason::Arbiter),
                 Leave::Wait(reason) => self.show(State::Prim, Status::Transient, reason),
             };
         }
         if self.app == App::Down {
             return Some(Effect::StartApp);
+        }
+        if self.restart {
+            return Some(Effect::StopApp);
         }
         let split = self
             .heard()
@@ -327,14 +487,19 @@ impl Automaton {
         self.show(state, status, reason)
     }
 
+    /// Whether the peer is ready to take this primary's role.
+    pub(super) fn is_followed(&self) -> bool {
+        let ready = (State::Second, Status::Ready);
+        let follows = |v: &View| v.willing && (v.state, v.status) == ready;
+        self.link == Link::Paired && self.heard().is_some_and(follows)
+    }
+
     /// Whether the roles are to be exchanged, and can be.
     fn swaps_now(&self) -> bool {
         let Some(peer) = self.heard() else {
             return false;
         };
-        let ready = self.link == Link::Paired
-            && peer.willing
-            && (peer.state, peer.status) == (State::Second, Status::Ready);
+        let ready = self.is_followed();
         let preferred = self
             .config
             .default_prim

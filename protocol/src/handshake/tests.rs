@@ -14,6 +14,8 @@ fn copy(current: u128, bases: &[u128], history: &[u128]) -> CopyState {
         history: history.iter().map(|n| g(*n)).collect(),
         up_to_date: true,
         given_up: false,
+        cut: false,
+        gave_way: false,
         forced: false,
     }
 }

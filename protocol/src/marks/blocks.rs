@@ -330,6 +330,18 @@ mod tests {
     }
 
     #[test]
+    fn all_blocks_of_the_largest_file_are_moved_to_its_last_byte() {
+        for largest in [limits::MAX_MAPPED_FILE, limits::MAX_MAPPED_FILE - 1] {
+            let mut blocks = Blocks::all();
+            assert_eq!(blocks.take_run(u32::MAX, largest), Some((0, largest)));
+            assert_eq!(blocks.take_run(u32::MAX, largest), None);
+            blocks.mark(largest - 1, 1);
+            assert!(!blocks.is_all());
+            assert!(blocks.take_run(1, largest).is_some());
+        }
+    }
+
+    #[test]
     fn one_run_grows_in_place_and_a_second_one_is_kept_apart() {
         let mut blocks = Blocks::default();
         blocks.mark(4096 * 7, 4096);

@@ -34,6 +34,15 @@ fn any<const N: usize>(words: &[u64; N]) -> u64 {
     words.iter().fold(0, |all, word| all | word)
 }
 
+/// The ids of a group whose bits are set.
+fn ids(group: u64, mut bits: u64) -> impl Iterator<Item = FileId> {
+    std::iter::from_fn(move || {
+        let bit = u64::from(bits.trailing_zeros());
+        bits &= bits.checked_sub(1)?;
+        Some(FileId(group * GROUP + bit))
+    })
+}
+
 impl<const N: usize> Flags<N> {
     /// Whether no id has a flag.
     pub(crate) fn is_empty(&self) -> bool {
@@ -98,14 +107,14 @@ impl<const N: usize> Flags<N> {
 
     /// All ids that have a flag, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = FileId> {
-        self.groups.iter().flat_map(|(group, words)| {
-            let mut bits = any(words);
-            std::iter::from_fn(move || {
-                let bit = u64::from(bits.trailing_zeros());
-                bits &= bits.checked_sub(1)?;
-                Some(FileId(group * GROUP + bit))
-            })
-        })
+        let groups = self.groups.iter();
+        groups.flat_map(|(group, words)| ids(*group, any(words)))
+    }
+
+    /// All ids that have this flag, in order.
+    pub(crate) fn with(&self, flag: usize) -> impl Iterator<Item = FileId> {
+        let groups = self.groups.iter();
+        groups.flat_map(move |(group, words)| ids(*group, words[flag]))
     }
 
     /// How many ids have this flag.
@@ -182,6 +191,8 @@ mod tests {
             assert_eq!(flags.next(file), all.range(file..).next().copied());
             let of_flag = plain.iter().filter(|(_, f)| *f == flag).count();
             assert_eq!(flags.count_of(flag), of_flag);
+            let with = plain.iter().filter(|(_, f)| *f == flag).map(|(id, _)| *id);
+            assert!(flags.with(flag).eq(with));
             let wanted = [0, 1, 2].map(|flag| plain.contains(&(file, flag)));
             assert_eq!(flags.of(file), wanted.contains(&true).then_some(wanted));
             let less = flags.clone().without(flag);

@@ -1,8 +1,10 @@
 //! Intents: coarse, durable notes of what may differ.
 
+use super::DirtyMap;
 use crate::ids::FileId;
 use crate::limits;
 use crate::op::Op;
+use crate::verify::Question;
 
 /// A note, made durable before a node changes its own copy, that something may differ.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -39,22 +41,7 @@ pub enum Intent {
 /// The intents that must be durable on a node before it applies `op`. `old_size` is
 /// the file's size before it, for ops that set the size.
 pub fn intents_of(op: &Op, old_size: u64, mut put: impl FnMut(Intent)) {
-    let mut extents = |file: FileId, offset: u64, length: u64| {
-        if length == 0 {
-            return;
-        }
-        let first = offset / limits::EXTENT;
-        let last = offset.saturating_add(length - 1) / limits::EXTENT;
-        if last - first >= limits::MAX_NOTED_EXTENTS || last > u64::from(u32::MAX) {
-            return put(Intent::File { file });
-        }
-        for extent in first..=last {
-            put(Intent::Extent {
-                file,
-                extent: extent as u32,
-            });
-        }
-    };
+    let mut extents = |file, offset, length| extents_of(file, offset, length, &mut put);
     match op {
         Op::Write {
             file, offset, data, ..
@@ -113,13 +100,60 @@ pub fn intents_of(op: &Op, old_size: u64, mut put: impl FnMut(Intent)) {
             put(Intent::Attributes { file: object.file });
         }
         Op::PutXattr { file, .. } => put(Intent::Attributes { file: *file }),
+        // No change, but neither node may forget it.
+        Op::Differs { question } => match question {
+            Question::Data {
+                file,
+                offset,
+                length,
+            } => extents(*file, *offset, *length),
+            Question::Object { file } => put(Intent::Attributes { file: *file }),
+            Question::Listing { directory } | Question::Name { directory, .. } => {
+                put(Intent::Directory {
+                    directory: *directory,
+                });
+            }
+        },
         Op::Times { .. }
         | Op::Sync { .. }
         | Op::Checkpoint
         | Op::Verify { .. }
-        | Op::Differs { .. }
         | Op::TakeOver
-        | Op::ResyncEnd => {}
+        | Op::ResyncEnd
+        | Op::Flush => {}
+    }
+}
+
+/// The notes that stand for marks.
+pub fn intents_of_marks(map: &DirtyMap, mut put: impl FnMut(Intent)) {
+    for (file, marks) in map.objects() {
+        if marks.attributes || marks.unknown {
+            put(Intent::Attributes { file });
+        }
+        for (offset, length) in marks.blocks.spans(0) {
+            extents_of(file, offset, length, &mut put);
+        }
+    }
+    for (directory, _) in map.directories() {
+        put(Intent::Directory { directory });
+    }
+}
+
+/// The notes on a range of a file.
+fn extents_of(file: FileId, offset: u64, length: u64, mut put: impl FnMut(Intent)) {
+    if length == 0 {
+        return;
+    }
+    let first = offset / limits::EXTENT;
+    let last = offset.saturating_add(length - 1) / limits::EXTENT;
+    if last - first >= limits::MAX_NOTED_EXTENTS || last > u64::from(u32::MAX) {
+        return put(Intent::File { file });
+    }
+    for extent in first..=last {
+        put(Intent::Extent {
+            file,
+            extent: extent as u32,
+        });
     }
 }
 
@@ -141,6 +175,37 @@ mod tests {
         let mut seen = Vec::new();
         intents_of(op, old_size, |i| seen.push(i));
         seen
+    }
+
+    #[test]
+    fn what_is_found_to_differ_is_noted_as_what_is_marked_for_it() {
+        let mut map = DirtyMap::default();
+        map.mark_data(F, limits::EXTENT + 5, limits::EXTENT);
+        map.mark_directory(FileId::ROOT);
+        map.mark_unknown(FileId(78));
+        let mut seen = Vec::new();
+        intents_of_marks(&map, |i| seen.push(i));
+        let extent = |extent| Intent::Extent { file: F, extent };
+        let file = FileId(78);
+        let directory = FileId::ROOT;
+        let all = [
+            extent(1),
+            extent(2),
+            Intent::Attributes { file },
+            Intent::File { file },
+            Intent::Directory { directory },
+        ];
+        assert_eq!(seen, all);
+        // The other node is told the question.
+        let question = Question::Data {
+            file: F,
+            offset: 0,
+            length: 4096,
+        };
+        assert_eq!(noted(&Op::Differs { question }, 0), [extent(0)]);
+        let question = Question::Listing { directory };
+        let noted = noted(&Op::Differs { question }, 0);
+        assert_eq!(noted, [Intent::Directory { directory }]);
     }
 
     #[test]

@@ -32,16 +32,26 @@ impl<R> Primary<R> {
         true
     }
 
-    /// The decision to go on alone cannot be made durable: what is held is never
-    /// acknowledged. The replies are the caller's to end otherwise; one that comes with a
-    /// later vote is dropped.
+    /// The decision to go on alone cannot be made durable, or the peer has the right to go on:
+    /// what is held is never acknowledged. The replies are the caller's to end otherwise; one
+    /// that comes with a later vote is dropped. What is here all the same is suspect.
     pub fn forsake(&mut self) -> Vec<R> {
         self.link = Link::Forsaken;
         self.session = None;
+        self.asked = false;
+        self.overdue = None;
+        self.checkpoint = None;
         self.began = self.window.next();
         let window = std::mem::replace(&mut self.window, Window::new(Seq(1)));
         let mut held = std::mem::take(&mut self.replies);
-        self.window = window.abandon(|_, _| (), &mut held);
+        let suspect = &mut self.suspect;
+        self.window = window.abandon(
+            |op, old_size| {
+                suspect.mark_op(op, old_size);
+                resync::mark_moved(suspect, op, old_size);
+            },
+            &mut held,
+        );
         held
     }
 
@@ -72,6 +82,7 @@ impl<R> Primary<R> {
             &mut self.replies,
         );
         self.checkpoint = None;
+        self.flushing = super::Flushing::default();
         self.session = None;
         self.link = Link::Alone;
     }

@@ -1,8 +1,11 @@
 //! Deadlines: a peer that makes no progress is dropped, however alive it looks
 //! (invariant 14).
 
+use std::time::Duration;
+
 use super::{AckMode, Action, Link, Primary};
 use crate::ids::Seq;
+use crate::limits;
 use crate::time::Instant;
 
 /// What a deadline is about.
@@ -71,6 +74,19 @@ impl<R> Primary<R> {
         }
     }
 
+    /// When what was asked for at `since` has to be done, and how many milliseconds that are. A
+    /// peer whose disk is busy has more time than one whose disk does nothing, as long as it
+    /// goes on to say so.
+    fn patience(&self, since: Instant, within: Duration) -> (Instant, u128) {
+        let (usual, longest) = (
+            since.after(within),
+            since.after(within * limits::BUSY_PATIENCE),
+        );
+        let busy = self.busy.map(|busy| busy.after(self.config.stall));
+        let at = busy.map_or(usual, |busy| busy.min(longest).max(usual));
+        (at, at.since(since).as_millis())
+    }
+
     fn earliest(&mut self) -> Option<(Instant, Wait, String)> {
         let (config, resumed) = (self.config, self.resumed);
         let mut best: Option<(Instant, Wait, String)> = None;
@@ -89,37 +105,103 @@ impl<R> Primary<R> {
                     config.stall.as_millis()
                 ),
             );
+            let (at, within) = self.patience(oldest.max(resumed), config.op);
             consider(
-                oldest.max(self.resumed).after(config.op),
+                at,
                 wait,
-                format!(
-                    "the peer did not apply an op within {} ms",
-                    config.op.as_millis()
-                ),
+                format!("the peer did not apply an op within {within} ms"),
             );
         }
-        if let Some((seq, oldest)) = self.window.oldest_syncing() {
+        let unawaited = config.sync * limits::UNAWAITED_SYNCS;
+        let [awaited, internal] = self.window.longest_syncing();
+        let syncs = [
+            (awaited, config.sync),
+            (internal, unawaited),
+            (self.flushing.runs(), unawaited),
+        ];
+        for (sync, within) in syncs {
+            let Some((seq, oldest)) = sync else { continue };
+            let (at, within) = self.patience(oldest.max(resumed), within);
             consider(
-                oldest.max(self.resumed).after(config.sync),
+                at,
                 Wait::Synced(seq),
-                format!(
-                    "the peer did not complete a sync within {} ms",
-                    config.sync.as_millis()
-                ),
+                format!("the peer did not complete a sync within {within} ms"),
             );
         }
         if config.mode == AckMode::Disk
             && let Some((seq, oldest)) = self.window.oldest_volatile()
         {
+            let (at, within) = self.patience(oldest.max(resumed), config.sync);
             consider(
-                oldest.max(resumed).after(config.sync),
+                at,
                 Wait::Durable(seq),
-                format!(
-                    "the peer did not bring an op to its disk within {} ms",
-                    config.sync.as_millis()
-                ),
+                format!("the peer did not bring an op to its disk within {within} ms"),
             );
         }
         best
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Bed, now, sync, write};
+    use super::*;
+    use crate::wire::Receipt;
+
+    /// Ticks until the peer is dropped; it says that its disk is busy every 500 ms up to a
+    /// moment. Returns when that was, in ms.
+    fn dropped(bed: &mut Bed, busy_until: u64) -> Option<u64> {
+        for at in (bed.at..60_000).step_by(100) {
+            bed.at = at;
+            if at % 500 == 0 && at <= busy_until {
+                bed.receipt(Receipt::Busy);
+            }
+            bed.p.tick(now(at));
+            if bed.p.link() == Link::Holding {
+                return Some(at);
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn a_peer_that_says_that_its_disk_is_busy_has_more_time_but_not_for_ever() {
+        for (busy_until, expected) in [
+            (0, 1_100),
+            (2_000, 3_000),
+            // Its last word is older than it may be when the usual time for the op is over.
+            (3_500, 4_500),
+            (6_000, 7_000),
+            (60_000, 15_100),
+        ] {
+            let mut bed = Bed::paired(AckMode::Memory);
+            bed.at = 100;
+            bed.submit(write(0, 1));
+            bed.wire();
+            let dropped = dropped(&mut bed, busy_until);
+            assert_eq!(dropped, Some(expected), "{busy_until}");
+        }
+    }
+
+    #[test]
+    fn a_sync_that_the_own_disk_has_not_ended_either_is_not_the_peers_delay() {
+        let mut bed = Bed::paired(AckMode::Memory);
+        bed.at = 100;
+        bed.submit(sync());
+        let second = bed.submit(sync()).seq.unwrap();
+        bed.wire();
+        bed.applied(second.0);
+        assert_eq!(dropped(&mut bed, 0), None);
+        // The second one is waited for from here on.
+        bed.at = 100_000;
+        assert_eq!(bed.local_done(second, "second"), None);
+        bed.p.tick(now(107_999));
+        assert_eq!(bed.p.link(), Link::Paired);
+        bed.at = 107_900;
+        bed.receipt(Receipt::Busy);
+        bed.p.tick(now(108_899));
+        assert_eq!(bed.p.link(), Link::Paired);
+        bed.p.tick(now(108_900));
+        assert_eq!(bed.p.link(), Link::Holding);
     }
 }

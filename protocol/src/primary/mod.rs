@@ -19,7 +19,7 @@
 //! ```
 //!
 //! Paired and Bridging lead to Yielding, and that to Yielded, when the local disk fails
-//! (`takeover`); Leaving leads to Forsaken when that cannot be made durable.
+//! (`takeover`); Leaving leads to Forsaken when that cannot be made durable, Holding when the peer goes on.
 //!
 //! While Bridging, Holding and Leaving nothing that needs the peer's vote is
 //! acknowledged (invariant 4): the peer may be current, and may be promoted.
@@ -27,8 +27,11 @@
 mod alone;
 mod checkpoint;
 mod deadlines;
+mod flow;
+mod flush;
 mod own;
 mod question;
+mod receipts;
 mod resync;
 mod takeover;
 mod verify;
@@ -43,10 +46,11 @@ use crate::marks::DirtyMap;
 use crate::op::{Op, Sequenced, Stability};
 use crate::time::{Instant, Timestamp};
 use crate::verify::Found;
-use crate::wire::{Receipt, Violation};
 
 use checkpoint::Checkpoint;
 use deadlines::Wait;
+use flow::Flow;
+use flush::Flushing;
 pub use own::OwnMarks;
 pub use resync::Progress;
 use window::{Entry, Local, Vote, Window};
@@ -111,7 +115,8 @@ pub enum Link {
     },
     /// The peer has taken the data over. This node has no copy that counts.
     Yielded,
-    /// The decision to go on alone could not be made durable: nothing is acknowledged any more.
+    /// The decision to go on alone could not be made durable, or the peer has the right to go
+    /// on: nothing is acknowledged any more.
     Forsaken,
 }
 
@@ -178,6 +183,8 @@ pub struct Primary<R> {
     began: Seq,
     window: Window<R>,
     progress: Instant,
+    /// When the peer last said that its disk is busy.
+    busy: Option<Instant>,
     /// When the connection came up that there is now: no wait began before it.
     resumed: Instant,
     /// The caller has been asked whether to go on alone, and may still say so.
@@ -203,6 +210,8 @@ pub struct Primary<R> {
     /// The directory whose listing is being sent.
     listing: Option<crate::ids::FileId>,
     last_app_op: Instant,
+    flow: Flow,
+    flushing: Flushing,
     replies: Vec<R>,
     actions: Vec<Action>,
     stats: Progress,
@@ -230,6 +239,7 @@ impl<R> Primary<R> {
             began,
             window: Window::new(began),
             progress: Instant::default(),
+            busy: None,
             resumed: Instant::default(),
             asked: false,
             overdue: None,
@@ -243,6 +253,8 @@ impl<R> Primary<R> {
             moved: None,
             listing: None,
             last_app_op: Instant::default(),
+            flow: Flow::new(config.op, Instant::default()),
+            flushing: Flushing::default(),
             replies: Vec::new(),
             actions: Vec::new(),
             stats: Progress::default(),
@@ -321,11 +333,31 @@ impl<R> Primary<R> {
         (a.0 + b.0, a.1 + b.1)
     }
 
-    /// Whether another op of this many bytes has room. Otherwise its writer waits.
-    pub fn has_room(&self, bytes: usize) -> bool {
+    /// Whether another op of the application, of this many bytes, has room. Otherwise its
+    /// writer waits.
+    pub fn has_room(&self, now: Instant, bytes: usize) -> bool {
+        if !self.has_space(bytes) {
+            return false;
+        }
+        // Where each caller waits for its own op, they are not many.
+        let waited_for = self.peer_counts() && self.config.mode != AckMode::Flush;
+        // Resync has its own share, and does not take theirs.
+        let unapplied = self.window.unapplied() - self.window.resync_ops;
+        if !self.is_connected() || waited_for || unapplied == 0 {
+            return true;
+        }
+        let allowed = self.flow.allowed(now);
+        let unapplied_bytes = self.window.unapplied_bytes - self.window.resync_bytes;
+        unapplied < allowed.ops && unapplied_bytes + bytes <= allowed.bytes
+    }
+
+    /// Whether this many bytes more can be kept here, however fast the peer is: for what the
+    /// application does not set the pace of.
+    pub fn has_space(&self, bytes: usize) -> bool {
         matches!(self.link, Link::Alone | Link::Forsaken)
             || (self.window.unapplied_bytes + bytes <= limits::MAX_IN_FLIGHT_BYTES
-                && self.window.unapplied() < limits::MAX_IN_FLIGHT_OPS as u64)
+                && self.window.unapplied() < limits::MAX_IN_FLIGHT_OPS as u64
+                && self.window.len() <= limits::MAX_UNSETTLED_OPS)
     }
 
     /// Whether the peer's vote counts.
@@ -337,7 +369,10 @@ impl<R> Primary<R> {
     /// lock over what the op touches. `old_size` is the file's size before it.
     pub fn submit(&mut self, now: Instant, time: Timestamp, op: Op, old_size: u64) -> Submitted {
         debug_assert!(!op.is_resync());
-        self.last_app_op = now;
+        // Times follow what changed them a moment later, a resync's own ops as well.
+        if !matches!(op, Op::Times { .. }) {
+            self.last_app_op = now;
+        }
         let local_only = Submitted {
             seq: None,
             output: false,
@@ -357,11 +392,14 @@ impl<R> Primary<R> {
                     self.dirty.mark_op(&op, old_size);
                     return local_only;
                 }
+                self.mark_inherited(&op);
             }
             // What was not applied before the peer was asked goes to the peer itself.
             Link::Yielding { .. } | Link::Yielded => return local_only,
             // A number of no term: the vote for it comes too late, whenever it comes.
             Link::Forsaken => {
+                self.suspect.mark_op(&op, old_size);
+                self.suspect.bound();
                 return Submitted {
                     seq: Some(Seq(0)),
                     output: false,
@@ -383,6 +421,9 @@ impl<R> Primary<R> {
 
     fn push(&mut self, now: Instant, time: Timestamp, op: Op, old_size: u64, vote: Vote) -> Seq {
         let bytes = op.weight();
+        if self.link == Link::Syncing {
+            self.flushing.submitted(bytes);
+        }
         self.window.push(Entry {
             time,
             submitted: now,
@@ -396,6 +437,7 @@ impl<R> Primary<R> {
             } else {
                 Local::Pending
             },
+            voted: None,
         })
     }
 
@@ -427,14 +469,14 @@ impl<R> Primary<R> {
         )
     }
 
-    /// The local copy has op `seq`. Hands the reply back when nothing is left to wait
+    /// The local copy has op `seq`, now. Hands the reply back when nothing is left to wait
     /// for. A vote from an earlier term as primary is dropped with its reply: nobody
     /// knows any more whether the peer had the op.
-    pub fn local_done(&mut self, seq: Seq, reply: R) -> Option<R> {
+    pub fn local_done(&mut self, now: Instant, seq: Seq, reply: R) -> Option<R> {
         if seq < self.began {
             return None;
         }
-        let reply = self.window.local_done(seq, reply);
+        let reply = self.window.local_done(now, seq, reply);
         if reply.is_some() {
             self.window.trim();
         } else if matches!(self.link, Link::Yielding { until: None, .. }) {
@@ -457,100 +499,19 @@ impl<R> Primary<R> {
         self.is_connected() && self.window.has_output()
     }
 
+    /// Whether what there is for the wire may wait a moment for more: nobody waits for any
+    /// of it, and it is not much. Fewer and larger sends cost both nodes less.
+    pub fn may_linger(&self) -> bool {
+        self.config.mode == AckMode::Flush
+            && self.link == Link::Paired
+            && self.window.unshipped() < limits::MAX_LINGERING_OPS
+            && !self.window.waits_for_unshipped()
+    }
+
     /// Replies to be sent and actions to be taken, since the last call.
     pub fn drain(&mut self, replies: &mut Vec<R>, actions: &mut Vec<Action>) {
         replies.append(&mut self.replies);
         actions.append(&mut self.actions);
-    }
-
-    /// A receipt from the peer. An error is a broken protocol: drop the peer.
-    pub fn receipt(&mut self, now: Instant, receipt: Receipt) -> Result<(), Violation> {
-        if !self.is_connected() {
-            return Ok(()); // Late, from a connection already given up.
-        }
-        match receipt {
-            Receipt::Applied { applied, durable } => {
-                if applied >= self.window.next() || durable > applied {
-                    return Err(Violation::Order(format!(
-                        "the peer acknowledges op {applied} (durable {durable}), but only {} were sent",
-                        self.window.next().0 - 1
-                    )));
-                }
-                if applied > self.window.applied || durable > self.window.durable {
-                    self.progress = now;
-                }
-                self.applied(applied);
-                self.window.durable_up_to(durable, &mut self.replies);
-            }
-            Receipt::Synced { seq } => {
-                self.progress = now;
-                if seq > self.window.applied {
-                    return Err(Violation::Order(format!(
-                        "the peer synced op {seq} before it applied it"
-                    )));
-                }
-                if self.window.synced(seq, &mut self.replies) {
-                    self.sync_ended(seq);
-                }
-            }
-            Receipt::Verified { seq, found } => {
-                self.progress = now;
-                self.verified(seq, found)?;
-            }
-            Receipt::Failed { seq, reason } => {
-                self.actions.push(Action::DropPeer {
-                    reason: format!("the peer could not apply op {seq}: {reason}"),
-                });
-                self.peer_left(false);
-            }
-        }
-        self.window.trim();
-        self.ask_no_more();
-        Ok(())
-    }
-
-    fn applied(&mut self, applied: Seq) {
-        let checkpoint = match self.link {
-            Link::Finishing { end } => Some(end),
-            _ => self.checkpoint.map(|c| c.seq),
-        };
-        let (fresh, older) = (&mut self.fresh, &mut self.older);
-        let stats = &mut self.stats;
-        self.window.applied_up_to(
-            applied,
-            |seq, op, old_size| {
-                let map = match checkpoint {
-                    Some(c) if seq < c => &mut *older,
-                    _ => &mut *fresh,
-                };
-                map.mark_op(op, old_size);
-                resync::mark_moved(map, op, old_size);
-                map.bound();
-                stats.acknowledged(op);
-            },
-            &mut self.replies,
-        );
-    }
-
-    fn sync_ended(&mut self, seq: Seq) {
-        if let Link::Yielding { end, .. } = self.link
-            && end == seq
-        {
-            return self.peer_took_over();
-        }
-        if let Link::Finishing { end } = self.link
-            && end == seq
-        {
-            self.link = Link::Paired;
-            self.older = DirtyMap::default();
-            self.actions.push(Action::PeerIsCurrent);
-        }
-        if let Some(checkpoint) = &mut self.checkpoint
-            && checkpoint.seq == seq
-        {
-            checkpoint.peer = true;
-            self.checkpoint_progress();
-        }
     }
 
     /// A peer has shaken hands and shall be brought up in this session. Everything
@@ -560,6 +521,9 @@ impl<R> Primary<R> {
         self.session = Some(session);
         self.window = Window::new(self.window.next());
         self.progress = now;
+        self.busy = None;
+        self.flow = Flow::new(self.config.op, now);
+        self.flushing = Flushing::default();
         self.listing = None;
         self.checkpoint = None;
         self.stats = Progress::default();
@@ -600,8 +564,9 @@ impl<R> Primary<R> {
             _ => self.before,
         };
         self.progress = now;
+        self.busy = None;
         self.resumed = now;
-        self.applied(applied);
+        self.applied(now, applied);
         self.unanswered(applied);
         self.window.trim();
         self.window.rewind();

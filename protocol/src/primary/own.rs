@@ -52,9 +52,16 @@ impl<R> Primary<R> {
         own
     }
 
-    /// A change failed here and may have left something of itself: it is compared.
+    /// A change failed here and may have left something of itself: it is compared. What it
+    /// would have ended may still be there, and what is marked of that stays marked.
     pub fn failed_here(&mut self, op: &Op, old_size: u64) {
-        self.suspect.mark_op(op, old_size);
+        match op {
+            Op::RemoveDirectory { parent, name, .. } => {
+                self.suspect.mark_name(*parent, name);
+                self.suspect.mark_attributes(*parent);
+            }
+            op => self.suspect.mark_op(op, old_size),
+        }
         self.suspect.bound();
     }
 }
@@ -66,12 +73,20 @@ mod tests {
     use super::*;
     use crate::ids::{FileId, Seq, SessionId};
     use crate::limits::BLOCK;
-    use crate::op::{Payload, Stability};
+    use crate::op::{Name, Payload, Stability};
     use crate::primary::{AckMode, Config, Link};
     use crate::time::{Instant, Timestamp};
     use crate::wire::Receipt;
 
     const SECOND: std::time::Duration = std::time::Duration::from_secs(1);
+
+    const CONFIG: Config = Config {
+        mode: AckMode::Memory,
+        stall: SECOND,
+        op: SECOND,
+        sync: SECOND,
+        bridge: SECOND,
+    };
 
     fn write(block: u64) -> Op {
         Op::Write {
@@ -85,15 +100,8 @@ mod tests {
 
     #[test]
     fn own_marks_are_what_is_marked_what_is_not_flushed_there_and_what_is_on_its_way() {
-        let config = Config {
-            mode: AckMode::Memory,
-            stall: SECOND,
-            op: SECOND,
-            sync: SECOND,
-            bridge: SECOND,
-        };
         let at = Instant(1);
-        let mut p: Primary<()> = Primary::new(config, DirtyMap::default());
+        let mut p: Primary<()> = Primary::new(CONFIG, DirtyMap::default());
         p.submit(at, Timestamp::default(), write(0), 0);
         p.failed_here(&write(2), 0);
         p.peer_ready(at, SessionId(1));
@@ -114,6 +122,42 @@ mod tests {
         assert_eq!(spans(&own.dirty), [block(0)]);
         assert_eq!(spans(&own.suspect), [block(2), block(4), block(6)]);
         assert_eq!(spans(&own.united()), [0, 2, 4, 6].map(block));
+    }
+
+    #[test]
+    fn what_is_marked_in_a_directory_outlives_its_removal_that_failed() {
+        let name = |text: &str| Name::new(text.as_bytes()).unwrap();
+        let directory = FileId(5000);
+        let mut p: Primary<()> = Primary::new(CONFIG, DirtyMap::default());
+        let removal = |name| Op::RemoveDirectory {
+            parent: FileId::ROOT,
+            name,
+            file: directory,
+        };
+        let mut known = DirtyMap::default();
+        known.mark_name(directory, &name("gone"));
+        known.mark_attributes(directory);
+        p.add_suspects(known.clone());
+        p.failed_here(&removal(name("d")), 0);
+        let mut own = p.take_own_marks().united();
+        assert!(own.object(directory).is_some_and(|marks| marks.attributes));
+        assert_eq!(own.take_names(directory), known.take_names(directory));
+        assert!(own.take_names(FileId::ROOT).is_some());
+        assert!(own.take_attributes(FileId::ROOT));
+    }
+
+    #[test]
+    fn what_was_forsaken_is_suspect_and_so_is_what_comes_after_it() {
+        let at = Instant(1);
+        let mut p: Primary<()> = Primary::new(CONFIG, DirtyMap::default());
+        p.peer_ready(at, SessionId(1));
+        p.submit(at, Timestamp::default(), write(2), 0);
+        assert!(p.forsake().is_empty());
+        assert_eq!(p.link(), Link::Forsaken);
+        p.submit(at, Timestamp::default(), write(4), 0);
+        let own = p.take_own_marks().united();
+        let spans = own.object(FileId(5000)).unwrap().blocks.spans(0);
+        assert_eq!(spans, [2, 4].map(|n| (n * BLOCK, BLOCK)));
     }
 
     #[test]

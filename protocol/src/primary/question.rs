@@ -63,6 +63,7 @@ impl<R> Primary<R> {
 mod tests {
     use super::super::tests::{Bed, now, sync, write};
     use super::super::*;
+    use crate::wire::Receipt;
 
     /// A copy whose disk hangs, on a node that works otherwise, resumes at once whenever it is
     /// dropped.
@@ -76,7 +77,7 @@ mod tests {
             };
             let s = bed.submit(op).seq.unwrap();
             bed.wire();
-            assert_eq!(bed.p.local_done(s, "sync"), None);
+            assert_eq!(bed.local_done(s, "sync"), None);
             bed.applied(s.0);
             bed.p.tick(now(8001));
             let asked = bed.out().1;
@@ -92,7 +93,7 @@ mod tests {
             // Other ops do not take it back.
             bed.at = 8200;
             let w = bed.submit(write(4096, 1)).seq.unwrap();
-            assert_eq!(bed.p.local_done(w, "write"), None);
+            assert_eq!(bed.local_done(w, "write"), None);
             bed.applied(w.0);
             let (replies, actions) = bed.out();
             assert_eq!(replies.is_empty(), mode == AckMode::Disk);
@@ -128,7 +129,7 @@ mod tests {
             let mut bed = Bed::paired(mode);
             let s = bed.submit(op.clone()).seq.unwrap();
             bed.wire();
-            bed.p.local_done(s, "done");
+            bed.local_done(s, "done");
             if mode == AckMode::Disk || op == sync() {
                 bed.applied(s.0);
             }

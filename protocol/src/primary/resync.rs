@@ -13,7 +13,7 @@ use super::{Link, Primary, Vote};
 use crate::ids::{FileId, Seq};
 use crate::limits;
 use crate::marks::{DirtyMap, Names};
-use crate::op::{Listing, Op};
+use crate::op::{Listing, Op, XattrMode};
 use crate::time::{Instant, Timestamp};
 
 /// What a resync has moved so far.
@@ -85,6 +85,10 @@ impl<R> Primary<R> {
     /// to the same result.
     pub(super) fn can_ship(&self, op: &Op) -> bool {
         let known = |file: FileId| !self.dirty.object(file).is_some_and(|m| m.unknown);
+        let same_attributes = |file: FileId| {
+            let marks = self.dirty.object(file);
+            !marks.is_some_and(|m| m.unknown || m.attributes)
+        };
         let clean = |directory: FileId, name| {
             self.listing != Some(directory)
                 && known(directory)
@@ -99,9 +103,14 @@ impl<R> Primary<R> {
             | Op::Truncate { file, .. }
             | Op::Allocate { file, .. }
             | Op::SetAttributes { file, .. }
-            | Op::SetXattr { file, .. }
-            | Op::RemoveXattr { file, .. }
+            | Op::SetXattr {
+                file,
+                mode: XattrMode::Either,
+                ..
+            }
             | Op::Times { file, .. } => known(*file),
+            // Whether it is there decides, and what the peer has there is not known yet.
+            Op::SetXattr { file, .. } | Op::RemoveXattr { file, .. } => same_attributes(*file),
             // The peer copies from its own copy, so that must be right first.
             Op::CopyRange { from, to, .. } => self.dirty.object(*from).is_none() && known(*to),
             Op::Create { parent, name, .. } => clean(*parent, name),
@@ -129,22 +138,57 @@ impl<R> Primary<R> {
         }
     }
 
+    /// What is made inherits from its directory, by the store of either node: the default
+    /// ACL, the group. Where that is not moved yet, the peer's is an old one, so what was
+    /// made there gets its own attributes moved as well. (Not shipping it instead would never
+    /// end where names come all the time.)
+    pub(super) fn mark_inherited(&mut self, op: &Op) {
+        if let Op::Create { parent, object, .. } = op
+            && self.dirty.object(*parent).is_some_and(|m| m.attributes)
+        {
+            self.dirty.mark_attributes(object.file);
+        }
+    }
+
     /// Whether the peer can copy out of `from` as this node does. Else the contents are
     /// to be sent: what is copied out of something marked would itself be marked, and
-    /// copies back and forth would keep a resync from ending.
+    /// copies back and forth would keep a resync from ending; and what is copied out of
+    /// something that is found to differ would be another difference, without a mark.
     pub fn peer_can_copy(&self, from: FileId) -> bool {
-        self.link != Link::Syncing || self.dirty.object(from).is_none()
+        let same = |map: &DirtyMap| !map.is_everything() && map.object(from).is_none();
+        match self.link {
+            // Nobody copies there: what is marked is the target.
+            Link::Alone => true,
+            Link::Syncing => same(&self.dirty) && same(&self.suspect),
+            _ => same(&self.differing) && same(&self.suspect),
+        }
+    }
+
+    /// Whether the application has just changed something.
+    fn is_busy(&self, now: Instant) -> bool {
+        now.since(self.last_app_op) < limits::RESYNC_BUSY_FOR
     }
 
     /// Bytes of resync data that may be put in flight now.
     pub fn resync_room(&self, now: Instant) -> usize {
-        let busy = now.since(self.last_app_op) < limits::RESYNC_BUSY_FOR;
-        let window = if busy {
-            limits::RESYNC_WINDOW_BUSY
-        } else {
-            limits::RESYNC_WINDOW_IDLE
+        let window = match self.is_busy(now) {
+            true => limits::RESYNC_WINDOW_BUSY,
+            false => self.flow.allowed(now).bytes.min(limits::RESYNC_WINDOW_IDLE),
         };
-        window.saturating_sub(self.window.resync_bytes)
+        match self.flushing.is_behind() {
+            true => 0,
+            false => window.saturating_sub(self.window.resync_bytes),
+        }
+    }
+
+    /// Bytes of the largest piece of file data that an op of a resync may have now.
+    pub fn resync_piece(&self, now: Instant) -> usize {
+        let most = match self.is_busy(now) {
+            true => limits::RESYNC_WINDOW_BUSY.min(limits::RESYNC_CHUNK),
+            false => limits::RESYNC_CHUNK,
+        };
+        // A peer that takes long for one seems to make no progress meanwhile.
+        most.min(self.flow.allowed(now).bytes / 8)
     }
 
     /// The next directory with marked names. Under the lock over its names, take
@@ -248,10 +292,15 @@ impl<R> Primary<R> {
         true
     }
 
+    /// Whether nothing is left to move at this moment.
+    pub fn is_moved(&self) -> bool {
+        self.link == Link::Syncing && self.dirty.is_empty() && self.listing.is_none()
+    }
+
     /// Nothing is left to move: ends the resync unless something was marked
     /// meanwhile. From here on the peer's vote counts.
     pub fn finish_resync(&mut self, now: Instant, time: Timestamp) -> Option<Seq> {
-        if self.link != Link::Syncing || !self.dirty.is_empty() || self.listing.is_some() {
+        if !self.is_moved() {
             return None;
         }
         self.rotate_marks();

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::op::{Name, NewObject, Payload};
+use crate::wire::Receipt;
 
 pub(super) const F: FileId = FileId(100);
 pub(super) const MS: u64 = 1_000_000;
@@ -68,6 +69,10 @@ impl Bed {
         self.p.submit(now(self.at), Timestamp::default(), op, 0)
     }
 
+    pub(super) fn local_done(&mut self, seq: Seq, reply: &'static str) -> Option<&'static str> {
+        self.p.local_done(now(self.at), seq, reply)
+    }
+
     pub(super) fn wire(&mut self) -> Vec<u64> {
         std::iter::from_fn(|| self.p.next_op())
             .map(|s| s.seq.0)
@@ -117,10 +122,10 @@ fn a_reply_waits_for_both_votes_in_either_order() {
     let a = bed.submit(write(0, 1)).seq.unwrap();
     let b = bed.submit(write(0, 1)).seq.unwrap();
     assert_eq!(bed.wire(), [a.0, b.0]);
-    assert_eq!(bed.p.local_done(a, "a"), None);
+    assert_eq!(bed.local_done(a, "a"), None);
     bed.applied(b.0);
     assert_eq!(bed.out().0, ["a"]);
-    assert_eq!(bed.p.local_done(b, "b"), Some("b"));
+    assert_eq!(bed.local_done(b, "b"), Some("b"));
     assert_eq!(bed.p.in_flight(), (0, 0));
 }
 
@@ -130,8 +135,8 @@ fn a_sync_waits_for_its_own_receipt_and_later_writes_do_not() {
     let s = bed.submit(sync()).seq.unwrap();
     let w = bed.submit(write(0, 1)).seq.unwrap();
     bed.wire();
-    assert_eq!(bed.p.local_done(s, "sync"), None);
-    assert_eq!(bed.p.local_done(w, "write"), None);
+    assert_eq!(bed.local_done(s, "sync"), None);
+    assert_eq!(bed.local_done(w, "write"), None);
     bed.applied(w.0);
     assert_eq!(bed.out().0, ["write"]);
     bed.receipt(Receipt::Synced { seq: s });
@@ -143,7 +148,7 @@ fn disk_mode_waits_for_stable_storage() {
     let mut bed = Bed::paired(AckMode::Disk);
     let w = bed.submit(write(0, 1)).seq.unwrap();
     bed.wire();
-    bed.p.local_done(w, "w");
+    bed.local_done(w, "w");
     bed.applied(w.0);
     assert!(bed.out().0.is_empty());
     bed.receipt(Receipt::Applied {
@@ -151,6 +156,29 @@ fn disk_mode_waits_for_stable_storage() {
         durable: w,
     });
     assert_eq!(bed.out().0, ["w"]);
+}
+
+#[test]
+fn what_nobody_waits_for_may_linger_and_nothing_else() {
+    let mut bed = Bed::paired(AckMode::Flush);
+    assert!(bed.submit(write(0, 1)).seq.is_none());
+    assert!(bed.p.may_linger());
+    bed.submit(sync());
+    assert!(!bed.p.may_linger());
+    // Once it is on its way, what comes behind it may.
+    bed.wire();
+    bed.submit(write(0, 1));
+    assert!(bed.p.may_linger());
+    for n in 1..limits::MAX_LINGERING_OPS {
+        assert!(bed.p.may_linger(), "{n} wait");
+        bed.submit(write(n * 8192, 1));
+    }
+    assert!(!bed.p.may_linger());
+    for mode in [AckMode::Memory, AckMode::Disk] {
+        let mut bed = Bed::paired(mode);
+        bed.submit(write(0, 1));
+        assert!(!bed.p.may_linger());
+    }
 }
 
 #[test]
@@ -173,10 +201,10 @@ fn nothing_is_acknowledged_between_the_loss_and_the_durable_decision() {
     let mut bed = Bed::paired(AckMode::Memory);
     let w = bed.submit(write(4096, 1)).seq.unwrap();
     bed.wire();
-    bed.p.local_done(w, "w");
+    bed.local_done(w, "w");
     bed.p.peer_lost(now(10), "cut");
     let x = bed.submit(write(0, 1)).seq.unwrap();
-    bed.p.local_done(x, "x");
+    bed.local_done(x, "x");
     assert!(bed.out().0.is_empty());
     bed.p.tick(now(311));
     assert_eq!(bed.p.link(), Link::Holding);
@@ -196,7 +224,7 @@ fn a_local_vote_after_the_peer_is_gone_replies_at_once() {
     let w = bed.submit(write(0, 1)).seq.unwrap();
     bed.p.peer_left(false);
     bed.p.alone_is_durable();
-    assert_eq!(bed.p.local_done(w, "w"), Some("w"));
+    assert_eq!(bed.local_done(w, "w"), Some("w"));
 }
 
 #[test]
@@ -204,7 +232,7 @@ fn what_the_peer_applied_but_did_not_flush_is_dirty_after_a_loss() {
     let mut bed = Bed::paired(AckMode::Memory);
     let w = bed.submit(write(0, 1)).seq.unwrap();
     bed.wire();
-    bed.p.local_done(w, "w");
+    bed.local_done(w, "w");
     bed.applied(w.0);
     assert!(bed.p.dirty().is_empty());
     bed.p.peer_lost(now(1), "cut");
@@ -253,7 +281,7 @@ fn a_checkpoint_that_fails_here_makes_way_for_the_next_one_and_keeps_its_marks()
     let a = bed.submit(write(0, 1)).seq.unwrap();
     assert!(bed.p.begin_checkpoint(now(1), Timestamp::default()));
     bed.wire();
-    bed.p.local_done(a, "a");
+    bed.local_done(a, "a");
     bed.applied(a.0 + 1);
     bed.p.checkpoint_failed();
     bed.receipt(Receipt::Synced { seq: a.next() });
@@ -276,7 +304,7 @@ fn a_short_outage_resends_only_what_was_not_applied() {
     let s = bed.submit(sync()).seq.unwrap();
     let b = bed.submit(write(8, 1)).seq.unwrap();
     bed.wire();
-    bed.p.local_done(a, "a");
+    bed.local_done(a, "a");
     bed.p.peer_lost(now(5), "cut");
     assert!(!bed.p.can_resume(SessionId(2), a));
     assert!(!bed.p.can_resume(SessionId(1), b.next()));
@@ -346,6 +374,7 @@ fn a_sync_that_never_ends_drops_the_peer() {
     let mut bed = Bed::paired(AckMode::Memory);
     let s = bed.submit(sync()).seq.unwrap();
     bed.wire();
+    bed.local_done(s, "sync");
     bed.applied(s.0);
     bed.p.tick(now(8000));
     assert_eq!(bed.p.link(), Link::Paired);
@@ -368,8 +397,12 @@ fn lies_in_receipts_are_noticed() {
 }
 
 fn create(name: &str, file: u64) -> Op {
+    create_in(FileId::ROOT, name, file)
+}
+
+fn create_in(parent: FileId, name: &str, file: u64) -> Op {
     Op::Create {
-        parent: FileId::ROOT,
+        parent,
         name: Name::new(name.as_bytes()).unwrap(),
         object: NewObject {
             file: FileId(file),
@@ -431,6 +464,39 @@ fn while_syncing_only_what_the_peer_can_do_is_shipped() {
 }
 
 use crate::marks::Names;
+use crate::op::XattrMode;
+
+/// Whether the attribute is there decides what comes of these, and the peer may have others.
+#[test]
+fn an_attribute_is_not_removed_there_before_the_object_has_its_attributes() {
+    let xattr = |mode| Op::SetXattr {
+        file: F,
+        name: Bytes::from_static(b"user.a"),
+        value: Bytes::new(),
+        mode,
+    };
+    let remove = Op::RemoveXattr {
+        file: F,
+        name: Bytes::from_static(b"user.a"),
+    };
+    let mut bed = Bed::alone(AckMode::Memory);
+    bed.submit(xattr(XattrMode::Either));
+    bed.p.peer_ready(now(1), SessionId(1));
+    for op in [
+        remove.clone(),
+        xattr(XattrMode::Create),
+        xattr(XattrMode::Replace),
+    ] {
+        bed.submit(op.clone());
+        assert!(bed.wire().is_empty(), "{op:?}");
+    }
+    bed.submit(xattr(XattrMode::Either));
+    assert_eq!(bed.wire().len(), 1);
+    assert!(bed.p.take_attributes(F));
+    bed.submit(remove);
+    bed.submit(xattr(XattrMode::Create));
+    assert_eq!(bed.wire().len(), 2);
+}
 
 #[test]
 fn marks_survive_a_resync_that_breaks_off() {
@@ -454,14 +520,46 @@ fn marks_survive_a_resync_that_breaks_off() {
     assert_eq!(bed.marked().block_bytes(), before);
 }
 
-#[test]
-fn resync_makes_way_for_the_application() {
+/// A resync beside a peer that has just shown that it is fast.
+fn syncing_fast() -> Bed {
     let mut bed = Bed::alone(AckMode::Memory);
     bed.p.peer_ready(now(1), SessionId(1));
+    bed.at = 900;
+    for _ in 0..8 {
+        bed.submit(write(0, 1 << 20));
+    }
+    let last = bed.wire()[7];
+    bed.applied(last);
+    bed
+}
+
+#[test]
+fn resync_makes_way_for_the_application() {
+    let mut bed = syncing_fast();
     assert_eq!(bed.p.resync_room(now(1000)), limits::RESYNC_WINDOW_IDLE);
     bed.at = 1000;
     bed.submit(write(0, 1));
     assert_eq!(bed.p.resync_room(now(1001)), limits::RESYNC_WINDOW_BUSY);
+    // There is room for a piece at any time, or a resync would not end under load.
+    assert!(bed.p.resync_piece(now(1001)) <= limits::RESYNC_WINDOW_BUSY);
+    let quiet = now(1000 + limits::RESYNC_BUSY_FOR.as_millis() as u64);
+    assert_eq!(bed.p.resync_piece(quiet), limits::RESYNC_CHUNK);
+}
+
+/// The times of what a resync moves are shipped several times a second: it would make way for
+/// itself half of the time.
+#[test]
+fn resync_does_not_make_way_for_the_times_of_what_it_moves() {
+    let mut bed = syncing_fast();
+    bed.at = 1000;
+    let shipped = bed.submit(Op::Times {
+        file: F,
+        accessed: Timestamp::default(),
+        modified: Timestamp::default(),
+    });
+    assert!(shipped.output);
+    assert_eq!(bed.p.resync_room(now(1001)), limits::RESYNC_WINDOW_IDLE);
+    assert_eq!(bed.p.resync_piece(now(1001)), limits::RESYNC_CHUNK);
 }
 
 #[test]
@@ -469,7 +567,7 @@ fn a_failure_of_the_peer_is_not_a_failure_of_the_application() {
     let mut bed = Bed::paired(AckMode::Memory);
     let w = bed.submit(write(0, 1)).seq.unwrap();
     bed.wire();
-    bed.p.local_done(w, "w");
+    bed.local_done(w, "w");
     bed.receipt(Receipt::Failed {
         seq: w,
         reason: "no space".into(),
@@ -488,7 +586,7 @@ fn nothing_is_remembered_once_everything_is_settled() {
     assert!(bed.p.begin_checkpoint(now(1), Timestamp::default()));
     let w = bed.submit(write(0, 1)).seq.unwrap();
     let seqs = bed.wire();
-    bed.p.local_done(w, "w");
+    bed.local_done(w, "w");
     bed.applied(w.0);
     bed.receipt(Receipt::Synced { seq: Seq(seqs[0]) });
     bed.p.checkpoint_flushed();
@@ -502,11 +600,11 @@ fn a_vote_of_an_earlier_term_answers_nobody() {
     let s = bed.submit(sync()).seq.unwrap();
     bed.wire();
     bed.p = bed.p.next_term();
-    assert_eq!(bed.p.local_done(s, "sync"), None);
+    assert_eq!(bed.local_done(s, "sync"), None);
     bed.p.peer_ready(now(1), SessionId(2));
     let end = bed.p.finish_resync(now(1), Timestamp::default()).unwrap();
     assert!(end > s, "numbers go on");
-    assert_eq!(bed.p.local_done(s, "sync"), None);
+    assert_eq!(bed.local_done(s, "sync"), None);
     assert_eq!(bed.out().0, [""; 0]);
 }
 
@@ -516,7 +614,7 @@ fn a_peer_that_comes_back_without_its_session_ends_the_wait() {
         let mut bed = Bed::paired(AckMode::Memory);
         let w = bed.submit(write(0, 1)).seq.unwrap();
         bed.wire();
-        bed.p.local_done(w, "w");
+        bed.local_done(w, "w");
         if held {
             bed.p.peer_lost(now(1), "cut");
             bed.p.tick(now(400));
@@ -573,4 +671,21 @@ fn what_a_resync_was_about_to_cut_off_stays_marked() {
         let spans = marks.object(F).unwrap().blocks.spans(0);
         assert_eq!(spans, [(4096, 4 * 4096)], "flushed: {flushed}");
     }
+}
+
+/// The store there lets what is new inherit from its directory: the default ACL, the group.
+#[test]
+fn what_is_made_where_the_attributes_are_not_moved_yet_gets_its_own_moved() {
+    let (old, right) = (FileId(1), FileId(2));
+    let mut bed = Bed::alone(AckMode::Memory);
+    bed.p.mark(|map| map.mark_attributes(old));
+    bed.p.peer_ready(now(1), SessionId(1));
+    bed.submit(create_in(old, "x", 10));
+    bed.submit(create_in(right, "y", 11));
+    assert_eq!(bed.wire().len(), 2, "both are shipped");
+    assert!(bed.p.dirty().object(FileId(10)).unwrap().attributes);
+    assert!(bed.p.dirty().object(FileId(11)).is_none());
+    // A directory among them passes on what it got itself.
+    bed.submit(create_in(FileId(10), "z", 12));
+    assert!(bed.p.dirty().object(FileId(12)).unwrap().attributes);
 }

@@ -37,7 +37,7 @@ impl<R> Primary<R> {
     pub fn can_verify(&self) -> bool {
         self.link == Link::Paired
             && self.verifying.len() < limits::MAX_VERIFYING
-            && self.has_room(0)
+            && self.has_space(0)
     }
 
     /// What a question names differs: `mark` marks it here, and the peer is told, so that

@@ -33,6 +33,8 @@ pub(super) struct Entry<R> {
     pub(super) synced: bool,
     /// The local vote, with the reply it releases.
     pub(super) local: Local<R>,
+    /// When that came, if the peer's was still missing.
+    pub(super) voted: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -59,6 +61,7 @@ pub(super) struct Window<R> {
     syncing: VecDeque<Seq>,
     pub(super) unapplied_bytes: usize,
     pub(super) resync_bytes: usize,
+    pub(super) resync_ops: u64,
 }
 
 impl<R> Window<R> {
@@ -73,6 +76,7 @@ impl<R> Window<R> {
             syncing: VecDeque::new(),
             unapplied_bytes: 0,
             resync_bytes: 0,
+            resync_ops: 0,
         }
     }
 
@@ -94,12 +98,18 @@ impl<R> Window<R> {
         self.unapplied_bytes += entry.bytes;
         if entry.op.as_ref().is_some_and(Op::is_resync) {
             self.resync_bytes += entry.bytes;
+            self.resync_ops += 1;
         }
         if entry.vote == Vote::Synced {
             self.syncing.push_back(seq);
         }
         self.entries.push_back(entry);
         seq
+    }
+
+    fn entry(&self, seq: Seq) -> Option<&Entry<R>> {
+        let index = seq.0.checked_sub(self.first.0)?;
+        self.entries.get(usize::try_from(index).ok()?)
     }
 
     pub(super) fn get(&mut self, seq: Seq) -> Option<&mut Entry<R>> {
@@ -123,6 +133,16 @@ impl<R> Window<R> {
 
     pub(super) fn has_output(&self) -> bool {
         self.cursor < self.next()
+    }
+
+    /// Entries that were not put on the wire yet.
+    pub(super) fn unshipped(&self) -> u64 {
+        self.next().0 - self.cursor.0
+    }
+
+    /// Whether one of them is a sync that somebody waits for.
+    pub(super) fn waits_for_unshipped(&self) -> bool {
+        self.syncing.back().is_some_and(|last| *last >= self.cursor)
     }
 
     /// After a resumed connection: everything that is still there is sent again.
@@ -156,6 +176,7 @@ impl<R> Window<R> {
             self.unapplied_bytes -= bytes;
             if resync {
                 self.resync_bytes -= bytes;
+                self.resync_ops -= 1;
             }
             self.applied = seq;
         }
@@ -189,7 +210,7 @@ impl<R> Window<R> {
     }
 
     /// The local vote. Hands the reply back when nothing is left to wait for.
-    pub(super) fn local_done(&mut self, seq: Seq, reply: R) -> Option<R> {
+    pub(super) fn local_done(&mut self, now: Instant, seq: Seq, reply: R) -> Option<R> {
         let (applied, durable) = (self.applied, self.durable);
         let Some(entry) = self.get(seq) else {
             return Some(reply);
@@ -205,6 +226,7 @@ impl<R> Window<R> {
             Some(reply)
         } else {
             entry.local = Local::Done(reply);
+            entry.voted = Some(now);
             None
         }
     }
@@ -252,10 +274,26 @@ impl<R> Window<R> {
         self.get(seq).map(|e| e.submitted)
     }
 
-    /// The oldest op that waits for its own sync receipt, and when it was submitted.
-    pub(super) fn oldest_syncing(&mut self) -> Option<(Seq, Instant)> {
-        let seq = *self.syncing.front()?;
-        self.get(seq).map(|e| (seq, e.submitted))
+    /// The op that has waited longest for its own sync receipt alone, and since when: of those
+    /// that somebody waits for, and of the others. Whoever waits for the local disk as well does
+    /// not wait for the peer yet.
+    pub(super) fn longest_syncing(&self) -> [Option<(Seq, Instant)>; 2] {
+        let mut found: [Option<(Seq, Instant)>; 2] = [None; 2];
+        for &seq in &self.syncing {
+            let Some(entry) = self.entry(seq) else {
+                continue;
+            };
+            let internal = matches!(entry.op, Some(Op::Checkpoint | Op::ResyncEnd));
+            if !internal && matches!(entry.local, Local::Pending) {
+                continue;
+            }
+            let since = entry.voted.unwrap_or(entry.submitted);
+            let longest = &mut found[usize::from(internal)];
+            if longest.is_none_or(|(_, before)| since < before) {
+                *longest = Some((seq, since));
+            }
+        }
+        found
     }
 
     /// The oldest op that is not known to be on the peer's stable storage, and when it was

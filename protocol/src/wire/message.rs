@@ -177,6 +177,9 @@ pub enum Receipt {
         /// Which op.
         seq: Seq,
     },
+    /// What is waited for waits for the secondary's disk, which has done something since the
+    /// last word.
+    Busy,
     /// The answer to a question of a verify.
     Verified {
         /// Which op asked.
@@ -216,6 +219,7 @@ impl Control {
                 put_generations(&mut w, &h.copy.bases);
                 put_generations(&mut w, &h.copy.history);
                 w.u8(h.copy.up_to_date.into());
+                w.u8(h.copy.cut.into());
                 w.u8(h.copy.given_up.into());
                 w.u8(h.copy.forced.into());
                 w.u32(h.epoch.0);
@@ -402,6 +406,8 @@ fn get_hello(r: &mut Reader) -> Result<Hello, Violation> {
         bases: get_generations(r)?,
         history: get_generations(r)?,
         up_to_date: r.bool("up to date")?,
+        cut: r.bool("cut")?,
+        gave_way: false,
         given_up: r.bool("given up")?,
         forced: r.bool("forced")?,
     };
@@ -466,6 +472,7 @@ impl Receipt {
                 w = Writer::new(66);
                 w.seq(*seq);
             }
+            Receipt::Busy => w = Writer::new(68),
             Receipt::Verified { seq, found } => {
                 w = Writer::new(70);
                 w.seq(*seq);
@@ -493,6 +500,7 @@ impl Receipt {
                 seq: r.seq()?,
                 reason: r.text("reason", limits::MAX_REASON)?,
             },
+            68 => Receipt::Busy,
             70 => Receipt::Verified {
                 seq: r.seq()?,
                 found: get_found(&mut r)?,

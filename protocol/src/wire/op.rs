@@ -166,7 +166,7 @@ pub(super) fn put_body(w: &mut Writer, op: &Op) -> Payload {
             w.time(*accessed);
             w.time(*modified);
         }
-        Op::Checkpoint | Op::TakeOver | Op::ResyncEnd => {}
+        Op::Checkpoint | Op::TakeOver | Op::ResyncEnd | Op::Flush => {}
         Op::Verify { question } | Op::Differs { question } => put_question(w, question),
         Op::PutDirectory {
             directory,
@@ -239,6 +239,7 @@ pub(super) fn code(op: &Op) -> u8 {
         Op::PutHole { .. } => 35,
         Op::ResyncEnd => 36,
         Op::PutXattr { .. } => 37,
+        Op::Flush => 38,
         Op::Verify { .. } => 48,
         Op::Differs { .. } => 49,
     }
@@ -449,6 +450,7 @@ pub(super) fn decode_body(code: u8, r: &mut Reader) -> Result<Op, Violation> {
             name: r.bytes("attribute name", limits::MAX_XATTR_NAME)?,
             value: r.bytes("attribute value", limits::MAX_XATTR_VALUE)?,
         },
+        38 => Op::Flush,
         48 => Op::Verify {
             question: get_ordered(r)?,
         },

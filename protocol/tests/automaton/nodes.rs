@@ -1,9 +1,10 @@
 //! What becomes of a node's effects, and what the drivers do between the nodes.
 
-use twinfold_protocol::automaton::{Automaton, Effect, Event, Link};
+use twinfold_protocol::automaton::{Automaton, Claim, Effect, Event, Link, Wanted};
 use twinfold_protocol::handshake::{Decision, Role, Which, decide};
 use twinfold_protocol::ids::{Generation, SessionId};
 use twinfold_protocol::lifecycle::Record;
+use twinfold_protocol::primary::AckMode;
 
 use super::world::{Bug, Driver, Node, World, generation};
 
@@ -11,9 +12,16 @@ impl World {
     pub(super) fn boot(&mut self, n: usize) {
         let copy = self.copy(n);
         let node = &mut self.nodes[n];
-        node.automaton = Some(Automaton::new(self.config[n], copy, node.disk.yielded));
-        let wanted = node.disk.wanted;
-        self.tell(n, Event::Want(wanted));
+        node.automaton = Some(
+            Automaton::new(self.config[n], copy, node.disk.yielded)
+                .has_agreed(node.disk.agreed)
+                .has_asked(node.disk.asked),
+        );
+        node.disk.agreed = node.automaton.as_ref().and_then(Automaton::agreed);
+        node.soon = node.disk.wanted != Wanted::Stopped;
+        if node.soon {
+            self.tell(n, Event::Want(Wanted::Soon));
+        }
         // Both hear of each other with the next heartbeats.
         for n in 0..2 {
             self.sent[n] = self.nodes[n].automaton.as_ref().map(Automaton::view);
@@ -25,14 +33,30 @@ impl World {
         generation(self.next)
     }
 
+    /// A node goes on from the generation that it has, and that its peer may have.
+    fn leaves(&mut self, n: usize) {
+        let disk = &self.nodes[n].disk;
+        let other = self.left.insert(disk.record.copy.current, n);
+        self.twice |= other.is_some_and(|o| o != n);
+        // What its machine lost is lost, if that is what the operator takes into account.
+        if self.syncdelta && disk.record.copy.cut && other.is_none() {
+            self.acknowledged = disk.has;
+        }
+    }
+
     fn become_primary(&mut self, n: usize, new: bool) {
         let next = new.then(|| self.new_generation());
+        if new {
+            self.leaves(n);
+        }
         let side = self.config[n].side;
+        let boot = self.nodes[n].disk.boot;
         self.nodes[n]
             .disk
             .record
-            .change(|r| r.become_primary(side, next, 1).unwrap());
+            .change(|r| r.become_primary(side, next, boot).unwrap());
         self.nodes[n].disk.yielded = None;
+        self.nodes[n].disk.lost = false;
         self.nodes[n].disk.was = Some(Role::Primary);
         self.nodes[n].driver = Driver::Primary(Link::None);
         self.tell_copy(n);
@@ -40,7 +64,13 @@ impl World {
     }
 
     fn become_secondary(&mut self, n: usize) {
-        self.nodes[n].disk.record.change(|r| r.become_secondary(1));
+        let disk = &mut self.nodes[n].disk;
+        let boot = match self.bug {
+            Some(Bug::ForgetsPower) => disk.record.boot,
+            _ => disk.boot,
+        };
+        disk.record
+            .change(|r| r.become_secondary(boot, AckMode::Memory));
         self.nodes[n].driver = Driver::Secondary {
             link: Link::None,
             current: false,
@@ -56,7 +86,19 @@ impl World {
             Driver::Down => None,
         };
         match effect {
-            Effect::Start(..) if !well => self.tell(n, Event::DriverDown),
+            Effect::Start(..) if !well || self.nodes[n].broken => self.tell(n, Event::DriverDown),
+            // It has nothing to be secondary with.
+            Effect::Demote if self.nodes[n].driver == Driver::Primary(Link::AtPeer) => {
+                self.tell(n, Event::DriverStays(Role::Primary));
+            }
+            // The data are here already, and of a generation that nobody else has.
+            Effect::Promote(_) if matches!(self.nodes[n].driver, Driver::Secondary { link, .. } if link == Link::Heir) =>
+            {
+                self.nodes[n].driver = Driver::Primary(Link::None);
+                self.nodes[n].disk.was = Some(Role::Primary);
+                self.tell_copy(n);
+                self.tell(n, Event::DriverUp(Role::Primary));
+            }
             Effect::Promote(_) | Effect::Demote if !well || role.is_none() => match role {
                 Some(role) => self.tell(n, Event::DriverStays(role)),
                 None => self.tell(n, Event::DriverDown),
@@ -65,16 +107,23 @@ impl World {
                 let shared = self.nodes[n].disk.record.paired;
                 self.become_primary(n, shared || force);
             }
-            Effect::Start(Role::Secondary, _) | Effect::Demote => self.become_secondary(n),
+            Effect::Start(Role::Secondary, _) | Effect::Demote => {
+                if effect == Effect::Demote {
+                    self.flush(n);
+                }
+                self.become_secondary(n);
+            }
             // By right, not by force: only what is still complete.
-            Effect::Promote(true)
+            Effect::Promote(Claim::Right)
                 if !self.nodes[n].disk.record.copy.up_to_date
-                    && self.nodes[n].disk.yielded.is_none() =>
+                    && !self.nodes[n].disk.record.copy.cut
+                    && !self.nodes[n].disk.record.copy.gave_way =>
             {
                 self.tell(n, Event::DriverStays(Role::Secondary));
             }
             Effect::Promote(_) => self.become_primary(n, true),
             Effect::StopDriver => {
+                self.flush(n);
                 self.nodes[n].driver = Driver::Down;
                 self.tell_copy(n);
                 self.tell(n, Event::DriverDown);
@@ -86,15 +135,25 @@ impl World {
                     self.make_alone(n);
                 }
             }
+            Effect::Forsake(question) => {
+                if self.nodes[n].driver == Driver::Primary(Link::Holding(question)) {
+                    self.nodes[n].driver = Driver::Primary(Link::Forsaken);
+                    self.tell(n, Event::Link(Link::Forsaken));
+                }
+            }
             Effect::Yield(g, session) => {
                 let disk = &self.nodes[n].disk;
                 if disk.record.copy.current != g || disk.session != session {
                     return self.tell(n, Event::Kept);
                 }
-                self.nodes[n].disk.record.change(Record::fall_behind);
+                self.nodes[n].disk.record.change(Record::give_way);
                 self.nodes[n].disk.yielded = Some(g);
-                if let Driver::Secondary { current, .. } = &mut self.nodes[n].driver {
-                    *current = false;
+                if let Driver::Secondary { .. } = self.nodes[n].driver {
+                    self.nodes[n].driver = Driver::Secondary {
+                        link: Link::None,
+                        current: false,
+                    };
+                    self.tell(n, Event::Link(Link::None));
                 }
                 if self.bug != Some(Bug::EarlyYield) {
                     self.tell(n, Event::Yielded(g));
@@ -105,6 +164,10 @@ impl World {
                     return self.tell(n, Event::Unreachable);
                 }
                 let owner = *self.arbiter.entry(g).or_insert(n);
+                if !well {
+                    // It has done it, and the answer is lost.
+                    return self.tell(n, Event::Unreachable);
+                }
                 let granted = owner == n || self.bug == Some(Bug::GrantsAll);
                 self.tell(
                     n,
@@ -113,6 +176,20 @@ impl World {
                         false => Event::Denied(g),
                     },
                 );
+            }
+            Effect::Release(g) => {
+                if self.reachable && self.arbiter.get(&g) == Some(&n) {
+                    self.arbiter.remove(&g);
+                }
+                if self.bug != Some(Bug::EarlyRelease) {
+                    self.tell(
+                        n,
+                        match well && self.reachable {
+                            true => Event::Released(g),
+                            false => Event::Unreleased,
+                        },
+                    );
+                }
             }
             Effect::StartApp => {
                 self.nodes[n].app = true;
@@ -126,12 +203,60 @@ impl World {
         }
     }
 
+    /// A node ends in order: its disk has everything, and so has that of its peer.
+    fn flush(&mut self, n: usize) {
+        let link = |n: usize| match self.nodes[n].driver {
+            Driver::Primary(link) | Driver::Secondary { link, .. } => link,
+            Driver::Down => Link::None,
+        };
+        let paired = self.connected() && [0, 1].map(link) == [Link::Paired; 2];
+        for node in 0..2 {
+            let disk = &mut self.nodes[node].disk;
+            if node == n || paired {
+                disk.synced = disk.has;
+            }
+        }
+    }
+
     fn make_alone(&mut self, n: usize) {
         let next = self.new_generation();
+        self.leaves(n);
         self.nodes[n].disk.record.change(|r| r.go_alone(next));
         self.nodes[n].driver = Driver::Primary(Link::None);
         self.tell_copy(n);
         self.tell(n, Event::Link(Link::None));
+    }
+
+    /// Whether the peer of this primary can take over from it.
+    pub(super) fn has_heir(&self, n: usize) -> bool {
+        let link = |n: usize| match self.nodes[n].driver {
+            Driver::Primary(link) | Driver::Secondary { link, .. } => link,
+            Driver::Down => Link::None,
+        };
+        let primary = matches!(self.nodes[n].driver, Driver::Primary(_));
+        let hangs = self.nodes.iter().any(|n| n.hangs);
+        primary && self.connected() && !hangs && [0, 1].map(link) == [Link::Paired; 2]
+    }
+
+    pub(super) fn disk_fails(&mut self, n: usize) {
+        let (peer, next) = (1 - n, self.new_generation());
+        self.leaves(peer);
+        let (side, boot) = (self.config[peer].side, self.nodes[peer].disk.boot);
+        let disk = &mut self.nodes[peer].disk;
+        disk.record
+            .change(|r| r.take_over(side, next, boot).unwrap());
+        disk.synced = disk.has;
+        self.nodes[peer].driver = Driver::Secondary {
+            link: Link::Heir,
+            current: false,
+        };
+        self.nodes[n].broken = true;
+        self.nodes[n].disk.recent = false;
+        self.nodes[n].driver = Driver::Primary(Link::AtPeer);
+        for (node, link) in [(peer, Link::Heir), (n, Link::AtPeer)] {
+            self.tell_copy(node);
+            self.tell(node, Event::Link(link));
+        }
     }
 
     pub(super) fn connect(&mut self) {
@@ -155,8 +280,8 @@ impl World {
                 if copies[0].current != copies[1].current {
                     return;
                 }
-                // Of a secondary that may be complete the controllers decide.
-                if !copies[1].up_to_date {
+                // Of a secondary that may be complete, or be taken for that, the controllers decide.
+                if !copies[1].up_to_date && !copies[1].cut {
                     self.make_alone(p);
                 }
             }
@@ -184,7 +309,7 @@ impl World {
                 self.tell(s, Event::Link(Link::Syncing));
                 self.link(p, Link::Syncing);
             }
-            Link::Syncing | Link::Paired => {}
+            Link::Syncing | Link::Paired | Link::Forsaken | Link::AtPeer | Link::Heir => {}
         }
     }
 
@@ -222,6 +347,8 @@ impl World {
             .record
             .change(|r| r.end_resync(module, current, r.epoch));
         self.nodes[s].disk.has = self.nodes[p].disk.has;
+        self.nodes[s].disk.synced = self.nodes[s].disk.has;
+        self.nodes[s].disk.lost = false;
         self.nodes[s].disk.yielded = None;
         self.nodes[s].driver = Driver::Secondary {
             link: Link::Paired,

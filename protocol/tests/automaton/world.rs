@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use twinfold_protocol::automaton::{
     Arbiter, Automaton, Config, Copy, Effect, Event, Isolation, Link, State, Status, View, Wanted,
 };
-use twinfold_protocol::handshake::Role;
+use twinfold_protocol::handshake::{Role, Which, newer};
 use twinfold_protocol::ids::{Generation, ModuleId, SessionId, Side};
 use twinfold_protocol::lifecycle::Record;
+
+use super::steps::Step;
 
 /// A mistake planted on purpose, to see that the checker finds it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -19,10 +21,14 @@ pub(crate) enum Bug {
     EarlyYield,
     /// A silent peer counts as dead.
     SilenceIsDeath,
+    /// What was granted is said to be given back before it is.
+    EarlyRelease,
     /// Nobody knows whether a view is from before the copies were last equal.
     NoSessions,
     /// A decision to go on alone answers whatever question there is when it arrives.
     AnyQuestion,
+    /// A copy whose machine lost its power counts as it did before.
+    ForgetsPower,
 }
 
 /// What survives a crash of a node.
@@ -30,12 +36,23 @@ pub(crate) enum Bug {
 pub(super) struct Disk {
     pub(super) record: RecordKey,
     pub(super) yielded: Option<Generation>,
+    /// The rules that both nodes had.
+    pub(super) agreed: Option<u128>,
+    /// What the arbiter was asked for.
+    pub(super) asked: Option<Generation>,
     pub(super) wanted: Wanted,
     /// The role it had when it last served or was up to date.
     pub(super) was: Option<Role>,
     pub(super) session: Option<SessionId>,
-    /// The last acknowledged write that the copy has.
+    /// The copies were equal, and not so long ago that it does not count any more.
+    pub(super) recent: bool,
+    /// The last acknowledged write that the copy has, and the last one that is on the disk.
     pub(super) has: u8,
+    pub(super) synced: u8,
+    /// How often the machine has booted.
+    pub(super) boot: u128,
+    /// It has lost its power since the copy was equal to another one, or served.
+    pub(super) lost: bool,
 }
 
 /// A [`Record`] that can be hashed.
@@ -44,6 +61,7 @@ pub(super) struct RecordKey {
     pub(super) copy: twinfold_protocol::handshake::CopyState,
     pub(super) role: Option<Role>,
     pub(super) paired: bool,
+    pub(super) boot: u128,
 }
 
 impl RecordKey {
@@ -52,6 +70,7 @@ impl RecordKey {
             copy: self.copy.clone(),
             role: self.role,
             paired: self.paired,
+            boot: self.boot,
             ..Record::default()
         };
         change(&mut record);
@@ -59,6 +78,7 @@ impl RecordKey {
             copy: record.copy,
             role: record.role,
             paired: record.paired,
+            boot: record.boot,
         };
     }
 }
@@ -79,6 +99,11 @@ pub(super) struct Node {
     pub(super) doing: Vec<Effect>,
     pub(super) app: bool,
     pub(super) frozen: bool,
+    pub(super) hangs: bool,
+    /// Its disk has failed: nothing starts on it.
+    pub(super) broken: bool,
+    /// It was started, and its module is to start.
+    pub(super) soon: bool,
 }
 
 /// Everything.
@@ -92,50 +117,21 @@ pub(crate) struct World {
     pub(super) reachable: bool,
     /// The last acknowledged write.
     pub(super) acknowledged: u8,
+    /// It was lost with both copies: what the next one has that serves counts.
+    pub(super) lost: bool,
     pub(super) next: u8,
     pub(super) sessions: u128,
     pub(super) questions: u64,
     pub(super) faults: u8,
     pub(super) writes: u8,
     pub(super) config: [Config; 2],
+    /// A copy that was equal recently may go on without a silent peer (`syncdelta`).
+    pub(super) syncdelta: bool,
+    /// Which node went on from a generation that the other one may have.
+    pub(super) left: BTreeMap<Generation, usize>,
+    /// Of one generation both did.
+    pub(super) twice: bool,
     pub(super) bug: Option<Bug>,
-}
-
-/// Something that can happen next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Step {
-    /// An effect of a node is done; `false`: it fails.
-    Done(usize, usize, bool),
-    /// A view arrives at a node.
-    Arrive(usize),
-    /// A node hears nothing for the timeout.
-    Silent(usize),
-    /// What did not work is tried again.
-    Retry(usize),
-    /// The drivers find each other.
-    Connect,
-    /// The resync ends.
-    Resynced,
-    /// A primary notices that its secondary is gone.
-    Lost(usize),
-    /// The application writes.
-    Write(usize),
-    /// A crashed node starts again.
-    Boot(usize),
-    /// A node loses everything but its disk.
-    Crash(usize),
-    /// A node's driver dies.
-    KillDriver(usize),
-    /// The network is cut, or heals.
-    Cut(bool),
-    /// The arbiter goes away, or comes back.
-    Arbiter(bool),
-    /// A node stops doing anything, or goes on.
-    Freeze(usize, bool),
-    /// The operator exchanges the roles.
-    Swap(usize),
-    /// The operator stops or starts a node.
-    Want(usize, Wanted),
 }
 
 pub(super) fn generation(n: u8) -> Generation {
@@ -156,6 +152,7 @@ impl World {
             isolation,
             failover: true,
             default_prim: None,
+            rules: rules(arbiter, isolation),
         });
         let copy = twinfold_protocol::handshake::CopyState {
             module: ModuleId(1),
@@ -171,16 +168,26 @@ impl World {
                     copy: copy.clone(),
                     role: Some(role),
                     paired: true,
+                    boot: 1,
                 },
                 yielded: None,
+                agreed: None,
+                asked: None,
                 wanted: Wanted::Running,
                 was: Some(role),
                 session: None,
+                recent: false,
                 has: 0,
+                synced: 0,
+                boot: 1,
+                lost: false,
             },
             doing: Vec::new(),
             app: false,
             frozen: false,
+            hangs: false,
+            broken: false,
+            soon: false,
         };
         let mut world = World {
             nodes: [node(Role::Primary), node(Role::Secondary)],
@@ -189,12 +196,16 @@ impl World {
             arbiter: BTreeMap::new(),
             reachable: true,
             acknowledged: 0,
+            lost: false,
             next: 1,
             sessions: 0,
             questions: 0,
             faults: 0,
             writes: 0,
             config,
+            syncdelta: false,
+            left: BTreeMap::new(),
+            twice: false,
             bug,
         };
         world.settle(300);
@@ -204,13 +215,23 @@ impl World {
         world
     }
 
+    /// The same, and what was equal recently counts.
+    pub(crate) fn with_syncdelta(mut self) -> World {
+        self.syncdelta = true;
+        (0..2).for_each(|n| self.tell_copy(n));
+        self
+    }
+
     pub(super) fn copy(&self, n: usize) -> Copy {
         let node = &self.nodes[n];
+        let mut state = node.disk.record.copy.clone();
+        state.up_to_date &= node.driver != Driver::Primary(Link::AtPeer);
         Copy {
-            state: node.disk.record.copy.clone(),
+            state,
             was: node.disk.was,
             shared: node.disk.record.paired || node.disk.record.role == Some(Role::Secondary),
             current: matches!(node.driver, Driver::Secondary { current: true, .. }),
+            recent: self.syncdelta && node.disk.recent,
             session: node.disk.session,
         }
     }
@@ -219,7 +240,14 @@ impl World {
         let Some(automaton) = &mut self.nodes[n].automaton else {
             return;
         };
-        for effect in automaton.handle(event) {
+        let effects = automaton.handle(event);
+        // A word that is used up is not told again by the next daemon.
+        if automaton.wanted() == Wanted::Running && self.nodes[n].disk.wanted != Wanted::Stopped {
+            self.nodes[n].disk.wanted = Wanted::Running;
+        }
+        self.nodes[n].disk.asked = automaton.asked();
+        self.nodes[n].disk.agreed = automaton.agreed();
+        for effect in effects {
             match effect {
                 Effect::Tell => {
                     let view = self.nodes[n].automaton.as_ref().map(Automaton::view);
@@ -230,6 +258,11 @@ impl World {
                         && let Effect::Yield(g, _) = effect
                     {
                         self.tell(n, Event::Yielded(g));
+                    }
+                    if self.bug == Some(Bug::EarlyRelease)
+                        && let Effect::Release(g) = effect
+                    {
+                        self.tell(n, Event::Released(g));
                     }
                     self.nodes[n].doing.push(effect);
                 }
@@ -244,6 +277,7 @@ impl World {
 
     pub(super) fn link(&mut self, n: usize, to: Link) {
         if to == Link::Paired {
+            self.nodes[n].disk.recent = true;
             self.nodes[n].disk.was = match self.nodes[n].driver {
                 Driver::Primary(_) => Some(Role::Primary),
                 _ => Some(Role::Secondary),
@@ -257,11 +291,11 @@ impl World {
         self.tell(n, Event::Link(to));
     }
 
-    fn is_alive(&self, n: usize) -> bool {
+    pub(super) fn is_alive(&self, n: usize) -> bool {
         self.nodes[n].automaton.is_some() && !self.nodes[n].frozen
     }
 
-    fn connected(&self) -> bool {
+    pub(super) fn connected(&self) -> bool {
         self.network && self.is_alive(0) && self.is_alive(1)
     }
 
@@ -274,7 +308,11 @@ impl World {
     }
 
     /// Whether a node can acknowledge a write now.
-    fn acknowledges(&self, n: usize) -> bool {
+    pub(crate) fn acknowledges(&self, n: usize) -> bool {
+        let paired = matches!(self.nodes[n].driver, Driver::Primary(Link::Paired));
+        if self.nodes[n].hangs || paired && self.nodes[1 - n].hangs {
+            return false;
+        }
         match self.nodes[n].driver {
             Driver::Primary(Link::None | Link::Syncing) => true,
             Driver::Primary(Link::Paired) => matches!(
@@ -284,23 +322,58 @@ impl World {
                     ..
                 }
             ),
+            Driver::Primary(Link::AtPeer) => {
+                self.connected() && !self.nodes[1 - n].hangs && {
+                    let peer = self.nodes[1 - n].driver;
+                    matches!(peer, Driver::Secondary { link, .. } if link == Link::Heir)
+                }
+            }
             _ => false,
+        }
+    }
+
+    /// Whose copy has what a node acknowledges.
+    fn copy_of(&self, n: usize) -> usize {
+        match self.nodes[n].driver {
+            Driver::Primary(Link::AtPeer) => 1 - n,
+            _ => n,
         }
     }
 
     /// What is wrong with this state, if anything is.
     pub(crate) fn wrong(&self) -> Option<String> {
         let both = (0..2).all(|n| self.acknowledges(n));
-        if both && self.config[0].arbiter == Arbiter::Asked {
+        let asked = self.config.iter().any(|c| c.arbiter == Arbiter::Asked);
+        if both && asked {
             return Some("two nodes acknowledge writes although there is an arbiter".into());
         }
-        let exclusive =
-            self.config[0].isolation == Isolation::Wait || self.config[0].arbiter == Arbiter::Asked;
+        if self.twice && asked {
+            return Some(
+                "both nodes went on from one generation although there is an arbiter".into(),
+            );
+        }
+        let waits = |c: &Config| c.arbiter == Arbiter::None && c.isolation == Isolation::Wait;
+        let exclusive = asked || self.config.iter().any(waits);
+        if let Some(n) = (0..2).find(|n| self.is_shown_wrong(*n)) {
+            return Some(format!("node {n} is stopped and shown as something else"));
+        }
         (0..2)
             .find(|n| {
-                exclusive && self.acknowledges(*n) && self.nodes[*n].disk.has != self.acknowledged
+                let has = self.nodes[self.copy_of(*n)].disk.has;
+                exclusive && self.acknowledges(*n) && has != self.acknowledged
             })
             .map(|n| format!("node {n} serves without an acknowledged write"))
+    }
+
+    /// Whether a node that is stopped, and does nothing but to yield, is shown otherwise.
+    fn is_shown_wrong(&self, n: usize) -> bool {
+        let node = &self.nodes[n];
+        let rests = node.disk.wanted == Wanted::Stopped
+            && node.driver == Driver::Down
+            && !node.app
+            && node.doing.iter().all(|e| matches!(e, Effect::Yield(..)));
+        let shown = node.automaton.as_ref().map(|a| a.shown().0);
+        rests && shown.is_some_and(|s| s != State::Stop)
     }
 
     /// One serves, the other follows, both are up to date and the application is up.
@@ -318,100 +391,16 @@ impl World {
         good(0, 1) || good(1, 0)
     }
 
-    /// Everything that can happen next. `faults`: also what breaks.
-    pub(crate) fn steps(&self, faults: bool) -> Vec<Step> {
-        let mut all = Vec::new();
-        for n in 0..2 {
-            let node = &self.nodes[n];
-            if node.automaton.is_none() {
-                all.push(Step::Boot(n));
-                continue;
-            }
-            if node.frozen {
-                all.push(Step::Freeze(n, false));
-                continue;
-            }
-            all.extend((0..node.doing.len()).map(|i| Step::Done(n, i, true)));
-            if self.network && self.sent[1 - n].is_some() {
-                all.push(Step::Arrive(n));
-            }
-            if !self.network || !self.is_alive(1 - n) {
-                all.push(Step::Silent(n));
-            }
-            all.push(Step::Retry(n));
-            let paired = matches!(node.driver, Driver::Primary(Link::Paired | Link::Syncing));
-            let follows = matches!(
-                node.driver,
-                Driver::Secondary {
-                    link: Link::Paired | Link::Syncing,
-                    ..
-                }
-            );
-            let peer = match self.nodes[1 - n].driver {
-                Driver::Primary(link) => paired_link(link) && follows,
-                Driver::Secondary { link, .. } => paired_link(link) && paired,
-                Driver::Down => false,
-            };
-            if (paired || follows) && !(peer && self.connected()) {
-                all.push(Step::Lost(n));
-            }
-            if self.writes > 0 && self.acknowledges(n) && node.app && self.connected_or_alone(n) {
-                all.push(Step::Write(n));
-            }
-        }
-        if self.connected() && self.roles().is_some() {
-            all.push(Step::Connect);
-            all.push(Step::Resynced);
-        }
-        if !self.network {
-            all.push(Step::Cut(false));
-        }
-        if !self.reachable {
-            all.push(Step::Arbiter(true));
-        }
-        if faults && self.faults > 0 {
-            if self.network {
-                all.push(Step::Cut(true));
-            }
-            if self.reachable && self.config[0].arbiter == Arbiter::Asked {
-                all.push(Step::Arbiter(false));
-            }
-            for n in 0..2 {
-                if self.is_alive(n) {
-                    all.push(Step::Crash(n));
-                    all.push(Step::Freeze(n, true));
-                    all.push(Step::Swap(n));
-                    if self.nodes[n].driver != Driver::Down {
-                        all.push(Step::KillDriver(n));
-                    }
-                    let stopped = self.nodes[n].disk.wanted == Wanted::Stopped;
-                    all.push(Step::Want(
-                        n,
-                        match stopped {
-                            true => Wanted::Running,
-                            false => Wanted::Stopped,
-                        },
-                    ));
-                    let failing = self.nodes[n].doing.iter().enumerate();
-                    all.extend(
-                        failing
-                            .filter(|(_, e)| {
-                                matches!(e, Effect::Start(..) | Effect::Promote(_) | Effect::Demote)
-                            })
-                            .map(|(i, _)| Step::Done(n, i, false)),
-                    );
-                }
-            }
-        }
-        all
-    }
-
-    fn connected_or_alone(&self, n: usize) -> bool {
-        self.connected() || !matches!(self.nodes[n].driver, Driver::Primary(Link::Paired))
-    }
-
     /// Something happens.
     pub(crate) fn take(&mut self, step: Step) {
+        self.happens(step);
+        if let Some(serves) = (0..2).find(|n| self.lost && self.acknowledges(*n)) {
+            self.acknowledged = self.nodes[serves].disk.has;
+            self.lost = false;
+        }
+    }
+
+    fn happens(&mut self, step: Step) {
         match step {
             Step::Done(n, i, well) => {
                 if i < self.nodes[n].doing.len() {
@@ -439,20 +428,34 @@ impl World {
             Step::Write(n) => {
                 self.writes -= 1;
                 self.acknowledged += 1;
-                self.nodes[n].disk.has = self.acknowledged;
+                let copy = self.copy_of(n);
+                self.nodes[copy].disk.has = self.acknowledged;
                 if matches!(self.nodes[n].driver, Driver::Primary(Link::Paired)) {
                     self.nodes[1 - n].disk.has = self.acknowledged;
                 }
             }
             Step::Boot(n) => self.boot(n),
-            Step::Crash(n) => {
-                self.faults -= 1;
-                let node = &mut self.nodes[n];
-                node.automaton = None;
-                node.driver = Driver::Down;
-                node.doing.clear();
-                node.app = false;
-                self.sent[n] = None;
+            Step::Begin(n) => {
+                self.nodes[n].soon = false;
+                let wanted = self.nodes[n].disk.wanted;
+                self.tell(n, Event::Want(wanted));
+            }
+            Step::Crash(n) => self.crash(n),
+            Step::PowerCut(n) => {
+                self.crash(n);
+                let disk = &mut self.nodes[n].disk;
+                disk.boot += 1;
+                (disk.has, disk.lost) = (disk.synced, true);
+                let (mine, peer) = (&self.nodes[n].disk, &self.nodes[1 - n].disk);
+                let copies = [mine, peer].map(|d| &d.record.copy);
+                match newer(copies[0], copies[1]) {
+                    // The power of both was cut: nothing here was fsynced by the application.
+                    None if peer.lost => self.lost = true,
+                    None => {}
+                    // What a node had that went on alone is lost with it.
+                    Some(Which::Me) => self.acknowledged = mine.has,
+                    Some(Which::Peer) => {}
+                }
             }
             Step::KillDriver(n) => {
                 self.faults -= 1;
@@ -463,6 +466,7 @@ impl World {
                         Effect::Promote(_)
                             | Effect::Demote
                             | Effect::GoAlone(_)
+                            | Effect::Forsake(_)
                             | Effect::StopDriver
                     )
                 });
@@ -489,16 +493,54 @@ impl World {
                 self.faults -= u8::from(on);
                 self.nodes[n].frozen = on;
             }
+            Step::Hang(n, on) => {
+                self.faults -= u8::from(on);
+                self.nodes[n].hangs = on;
+            }
+            Step::Configure(n, arbiter, isolation) => {
+                self.faults = self.faults.saturating_sub(1);
+                let config = &mut self.config[n];
+                (config.arbiter, config.isolation) = (arbiter, isolation);
+                config.rules = rules(arbiter, isolation);
+                let config = *config;
+                if let Some(automaton) = &mut self.nodes[n].automaton {
+                    automaton.configure(config);
+                    self.nodes[n].disk.agreed = automaton.agreed();
+                }
+                self.tell(n, Event::Retry);
+            }
+            Step::DiskFails(n) => {
+                self.faults -= 1;
+                self.disk_fails(n);
+            }
+            Step::Repair(n) => self.nodes[n].broken = false,
+            Step::Unanswered(n) => self.tell(n, Event::Unanswered),
             Step::Swap(n) => {
                 self.faults -= 1;
                 self.tell(n, Event::Swap);
             }
+            Step::Restart(n) => {
+                self.faults -= 1;
+                self.tell(n, Event::Restart);
+            }
             Step::Want(n, wanted) => {
                 self.faults -= 1;
                 self.nodes[n].disk.wanted = wanted;
+                self.nodes[n].soon = false;
                 self.tell(n, Event::Want(wanted));
             }
         }
+    }
+
+    fn crash(&mut self, n: usize) {
+        self.faults -= 1;
+        let node = &mut self.nodes[n];
+        node.automaton = None;
+        node.driver = Driver::Down;
+        node.doing.clear();
+        node.app = false;
+        node.soon = false;
+        self.sent[n] = None;
     }
 
     /// Everything is repaired, and both nodes are wanted: takes steps in turn until
@@ -508,8 +550,16 @@ impl World {
             self.take(Step::Cut(false));
         }
         self.reachable = true;
+        if self.config[1].rules != self.config[0].rules {
+            let Config {
+                arbiter, isolation, ..
+            } = self.config[0];
+            self.take(Step::Configure(1, arbiter, isolation));
+        }
         for n in 0..2 {
             self.nodes[n].frozen = false;
+            self.nodes[n].hangs = false;
+            self.nodes[n].broken &= self.nodes[n].driver != Driver::Down;
             if self.nodes[n].automaton.is_none() {
                 self.take(Step::Boot(n));
             }
@@ -522,18 +572,18 @@ impl World {
             if self.is_together() {
                 return;
             }
-            self.round(round);
+            self.round(round, &[]);
         }
     }
 
-    /// Everything that can go on does, and a heartbeat arrives.
-    pub(crate) fn round(&mut self, round: usize) {
+    /// Everything that can go on does but for this, and a heartbeat arrives.
+    pub(crate) fn round(&mut self, round: usize, but: &[Step]) {
         let steps = self.steps(false);
         let retry = round % 40 == 39;
         let useful: Vec<_> = steps
             .into_iter()
             .filter(|s| retry || !matches!(s, Step::Retry(_)))
-            .filter(|s| !matches!(s, Step::Write(_)))
+            .filter(|s| !matches!(s, Step::Write(_)) && !but.contains(s))
             .collect();
         for step in useful {
             self.take(step);
@@ -547,12 +597,53 @@ impl World {
         }
     }
 
+    /// What a node is remembered to be wanted as.
+    pub(crate) fn wanted(&self, n: usize) -> Wanted {
+        self.nodes[n].disk.wanted
+    }
+
+    /// What a node is doing.
+    pub(crate) fn doing(&self, n: usize) -> &[Effect] {
+        &self.nodes[n].doing
+    }
+
+    /// The generation of a node's copy.
+    pub(crate) fn generation(&self, n: usize) -> Generation {
+        self.nodes[n].disk.record.copy.current
+    }
+
+    pub(crate) fn has_arbiter(&self) -> bool {
+        self.config[0].arbiter == Arbiter::Asked
+    }
+
+    /// Whether no node takes over by itself.
+    pub(crate) fn no_failover(&mut self, off: bool) {
+        for n in 0..2 {
+            self.config[n].failover = !off;
+            let (config, node) = (self.config[n], &mut self.nodes[n]);
+            if let Some(automaton) = &mut node.automaton {
+                automaton.configure(config);
+            }
+        }
+    }
+
+    /// So many faults more may come.
+    pub(crate) fn allow(&mut self, faults: usize) {
+        self.faults += faults as u8;
+    }
+
+    /// The application runs on a node that acknowledges what it writes.
+    pub(crate) fn is_served(&self) -> bool {
+        (0..2).any(|n| self.nodes[n].app && self.acknowledges(n))
+    }
+
     /// The node whose driver is primary beside one that is secondary.
     pub(crate) fn primary(&self) -> Option<usize> {
         self.roles().map(|(primary, _)| primary)
     }
 }
 
-fn paired_link(link: Link) -> bool {
-    matches!(link, Link::Paired | Link::Syncing)
+/// A number for what decides.
+fn rules(arbiter: Arbiter, isolation: Isolation) -> u128 {
+    u128::from(arbiter == Arbiter::Asked) * 2 + u128::from(isolation == Isolation::Alone)
 }

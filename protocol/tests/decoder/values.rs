@@ -437,6 +437,7 @@ fn resync_ops() -> impl Strategy<Value = Op> {
             length,
         }),
         Just(Op::ResyncEnd),
+        Just(Op::Flush),
     ]
 }
 
@@ -458,6 +459,8 @@ fn hello() -> impl Strategy<Value = Hello> {
         bases,
         history,
         up_to_date: flags.0,
+        cut: false,
+        gave_way: false,
         given_up: flags.1,
         forced: flags.2,
     });
@@ -573,6 +576,7 @@ pub(super) fn any_receipt() -> impl Strategy<Value = Receipt> {
     prop_oneof![
         (seq(), seq()).prop_map(|(applied, durable)| Receipt::Applied { applied, durable }),
         seq().prop_map(|seq| Receipt::Synced { seq }),
+        Just(Receipt::Busy),
         (seq(), text(40)).prop_map(|(seq, reason)| Receipt::Failed { seq, reason }),
         (seq(), verify::found()).prop_map(|(seq, found)| Receipt::Verified { seq, found }),
     ]

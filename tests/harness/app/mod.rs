@@ -246,6 +246,8 @@ impl Writer {
             self.count += 1;
             let op = self.model.draw(&mut self.dice, self.count);
             self.open = Some(op.clone());
+            // It may hear of a full disk when that is over.
+            let was_full = shared.full.load(Ordering::SeqCst);
             let done = match self.count {
                 // It is there if the mount died before this was answered.
                 1 => std::fs::create_dir_all(directory),
@@ -257,7 +259,7 @@ impl Writer {
                 Err(_) if shared.dies.load(Ordering::SeqCst) => return Ok(()),
                 Err(e)
                     if e.raw_os_error() == Some(libc::ENOSPC)
-                        && shared.full.load(Ordering::SeqCst) =>
+                        && (was_full || shared.full.load(Ordering::SeqCst)) =>
                 {
                     tally.full.fetch_add(1, Ordering::SeqCst);
                     let wrong = self.settle(directory)?;

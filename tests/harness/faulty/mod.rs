@@ -36,7 +36,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::process::{self, detach, must, wait_until};
+use crate::process::{self, detach, must, unmount, wait_until};
 
 pub use history::{Fate, History, Kind, Request};
 pub use server::serve;
@@ -53,7 +53,7 @@ const NAME: &str = "disk";
 /// The whole disk, as a range of bytes.
 pub const ALL: Range<u64> = 0..u64::MAX;
 
-/// What fails, with EIO. Ranges are bytes of the disk.
+/// What fails, with EIO if nothing else is said. Ranges are bytes of the disk.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Faults {
     /// Reads of these bytes.
@@ -62,8 +62,31 @@ pub struct Faults {
     pub bad: Vec<Range<u64>>,
     /// Writes and discards of these bytes.
     pub writes: Vec<Range<u64>>,
+    /// Writes fail with ENOSPC: what gives the disk its room has no more of it.
+    pub full: bool,
     /// So many flushes more.
     pub flushes: u64,
+    /// Nothing fails, but each write and flush takes its time.
+    pub slow: Option<Slow>,
+}
+
+/// A disk that turns: how long a write or a flush takes.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Slow {
+    /// Microseconds until it begins.
+    pub seek_us: u64,
+    /// Bytes written in a millisecond from then on.
+    pub bytes_per_ms: u64,
+}
+
+impl Slow {
+    /// An ordinary hard disk.
+    pub fn hard_disk() -> Slow {
+        Slow {
+            seek_us: 6000,
+            bytes_per_ms: 120_000,
+        }
+    }
 }
 
 impl Faults {
@@ -80,7 +103,9 @@ impl Faults {
             reads: vec![ALL],
             bad: Vec::new(),
             writes: vec![ALL],
+            full: false,
             flushes: u64::MAX,
+            slow: None,
         }
     }
 }
@@ -216,7 +241,7 @@ impl ProgrammableDisk {
     /// Unmounts it; fails while it is in use.
     pub fn unmount(&mut self) -> Result<()> {
         let path = self.mounted.as_ref().context("it is not mounted")?;
-        must(Command::new("umount").arg(path))?;
+        unmount(path)?;
         self.mounted = None;
         Ok(())
     }

@@ -69,6 +69,13 @@ impl State {
         Ok(())
     }
 
+    fn turns(&self, bytes: u64) {
+        if let Some(slow) = self.faults.slow {
+            let us = slow.seek_us + bytes * 1000 / slow.bytes_per_ms;
+            std::thread::sleep(std::time::Duration::from_micros(us));
+        }
+    }
+
     fn refuse<T>(&mut self) -> io::Result<T> {
         self.standing.failed += 1;
         Err(io::Error::from_raw_os_error(libc::EIO))
@@ -90,8 +97,13 @@ impl State {
     fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
         let length = data.len() as u64;
         if self.dead || overlap(&self.faults.writes, offset, length) {
-            return self.refuse();
+            let refused = self.refuse();
+            return match self.faults.full && !self.dead {
+                true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+                false => refused,
+            };
         }
+        self.turns(length);
         self.image.write_all_at(data, offset)?;
         self.faults.bad = without(&self.faults.bad, offset, length);
         self.note(Kind::Write, offset, length, data)
@@ -110,6 +122,7 @@ impl State {
             self.faults.flushes = self.faults.flushes.saturating_sub(1);
             return self.refuse();
         }
+        self.turns(0);
         self.note(Kind::Flush, 0, 0, &[])
     }
 

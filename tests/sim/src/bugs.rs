@@ -11,6 +11,10 @@ pub enum Bug {
     LateIntents,
     /// 2: notes go with the acknowledgement, not with both flushes.
     EarlyRetire,
+    /// 2: a checkpoint that begins while another one runs has that one drop its notes.
+    CheckpointsOverlap,
+    /// 3: a flush of the secondary's disk that failed counts as done.
+    SwallowSyncError,
     /// 3: a sync is acknowledged by the local disk alone.
     LocalSync,
     /// 4: a primary goes on alone without having asked.
@@ -55,6 +59,16 @@ pub enum Bug {
     WayLeftAside,
     /// 14: a primary waits for ever for the session of a process that is gone.
     HoldForever,
+    /// 5: a verify reads what is being changed.
+    VerifyUnlocked,
+    /// 3: a node says that it has taken over before it has flushed.
+    EarlyTakeOver,
+    /// 4: the note that a copy is condemned is not looked at when its driver starts.
+    CondemnedStarts,
+    /// 5: a call that is asked for again is carried out again.
+    CalledTwice,
+    /// 14: a node that has taken over is primary only once it has reached its peer again.
+    HostWhenReached,
 }
 
 impl Bug {
@@ -62,10 +76,10 @@ impl Bug {
     pub fn invariant(self) -> u8 {
         match self {
             Bug::NoIntents | Bug::LateIntents | Bug::NotesGoFirst => 1,
-            Bug::EarlyRetire => 2,
-            Bug::LocalSync => 3,
-            Bug::GoAloneUnasked | Bug::StaleVote => 4,
-            Bug::NoRangeLock => 5,
+            Bug::EarlyRetire | Bug::CheckpointsOverlap => 2,
+            Bug::LocalSync | Bug::SwallowSyncError | Bug::EarlyTakeOver => 3,
+            Bug::GoAloneUnasked | Bug::StaleVote | Bug::CondemnedStarts => 4,
+            Bug::NoRangeLock | Bug::VerifyUnlocked | Bug::CalledTwice => 5,
             Bug::IgnoreHoles | Bug::TruncateNotShipped => 6,
             Bug::IdentityByPath | Bug::CopyOfNameless => 8,
             Bug::NoUndo | Bug::AsideLeft => 9,
@@ -73,7 +87,7 @@ impl Bug {
             Bug::EarlyUpToDate => 11,
             Bug::DropMarks | Bug::AssumeClean | Bug::ForgetMarks => 12,
             Bug::NewerByClock => 13,
-            Bug::HoldForever => 14,
+            Bug::HoldForever | Bug::HostWhenReached => 14,
             Bug::IgnoreTargetNotes => 15,
             Bug::TornRecord => 17,
             // The prefix is a promise, kept by the one order of invariant 5.

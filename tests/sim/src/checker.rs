@@ -51,6 +51,8 @@ struct Entry {
     promise: Promise,
     /// When it was acknowledged, in acknowledgements.
     when: u64,
+    /// A sync of it has failed: the disk never gets it, whatever memory shows.
+    failed: bool,
 }
 
 /// The application's knowledge.
@@ -63,6 +65,8 @@ pub(crate) struct Checker {
     told: u64,
     /// Syncs under way, and the acknowledgements before each.
     syncs: BTreeMap<u64, u64>,
+    /// Changes that one node carried out for the other.
+    carried_out: BTreeSet<u64>,
 }
 
 impl Checker {
@@ -74,6 +78,7 @@ impl Checker {
                 value,
                 promise: Promise::Asked,
                 when: u64::MAX,
+                failed: false,
             });
         }
     }
@@ -106,6 +111,36 @@ impl Checker {
         }
     }
 
+    /// A change takes place on the node that carries out what the application asks another one
+    /// for: it does so once.
+    pub(crate) fn carried_out(&mut self, change: u64) -> Result<(), String> {
+        match self.carried_out.insert(change) {
+            true => Ok(()),
+            false => Err(format!("change {change}, asked for once, is done twice")),
+        }
+    }
+
+    /// Acknowledgements so far.
+    pub(crate) fn told(&self) -> u64 {
+        self.told
+    }
+
+    /// The application, which had been told of `before` changes when it asked, sees this.
+    pub(crate) fn read(&self, place: &Place, found: u64, before: u64) -> Result<(), String> {
+        let history = self.places.get(place).map_or(&[][..], |h| h);
+        let from = history.iter().rposition(|e| e.when <= before);
+        let allowed = history.get(from.unwrap_or(0)..).unwrap_or_default();
+        let untouched = from.is_none() && found == 0;
+        if untouched || allowed.iter().any(|e| e.value == found) {
+            return Ok(());
+        }
+        let tail = history.get(history.len().saturating_sub(6)..);
+        Err(format!(
+            "{place:?} is read as {found}, but the application was told of {tail:?} (it had been \
+             told {before} times)"
+        ))
+    }
+
     /// All known blocks of a file from `first` on.
     pub(crate) fn blocks_from(&self, file: FileId, first: u32) -> Vec<Place> {
         let range = Place::Block(file, first)..=Place::Block(file, u32::MAX);
@@ -119,7 +154,9 @@ impl Checker {
         for entry in self.places.values_mut().flatten() {
             if entry.change == change {
                 entry.promise = entry.promise.max(Promise::Acknowledged);
-                entry.when = told;
+                if !entry.failed {
+                    entry.when = told;
+                }
             }
         }
         if self.lost.contains(&change) {
@@ -142,10 +179,23 @@ impl Checker {
         for (place, history) in &mut self.places {
             for entry in history {
                 let covered = place.of() == file && entry.when <= before;
-                if covered || entry.change == sync {
+                // Where another sync failed meanwhile, that one was told.
+                let own = entry.change == sync && !entry.failed;
+                if covered || own {
                     entry.promise = Promise::Synced;
                 }
             }
+        }
+    }
+
+    /// The application was told that a sync of `file` failed, and the disk will not get what
+    /// these blocks held: no later sync says that it did, until they are written again.
+    pub(crate) fn sync_failed(&mut self, file: FileId, blocks: impl IntoIterator<Item = u32>) {
+        for block in blocks {
+            let history = self.places.get_mut(&Place::Block(file, block));
+            let entries = history.into_iter().flatten();
+            let open = entries.filter(|e| e.promise != Promise::Synced);
+            open.for_each(|e| (e.when, e.failed) = (u64::MAX, true));
         }
     }
 
@@ -169,8 +219,13 @@ impl Checker {
             };
             let found = held.get(place).copied().unwrap_or(0);
             let allowed = history.get(from..).unwrap_or_default();
-            // A later write may have been under way when power went.
-            if allowed.iter().all(|e| e.value != found) && !is_torn(place, found, allowed, false) {
+            // A later write may have been under way when power went: half a block of it, or as
+            // many blocks as the size then tells.
+            let values = || allowed.iter().map(|e| e.value);
+            let between = matches!(place, Place::Size(_))
+                && (values().min() <= Some(found) && Some(found) <= values().max());
+            let is_one = between || values().any(|v| v == found);
+            if !is_one && !is_torn(place, found, allowed, false) {
                 let first = allowed.first();
                 return Err(format!(
                     "{place:?} is {found} on the disk, but a sync was acknowledged after {first:?}"
@@ -267,11 +322,14 @@ fn keep(history: &[Entry], found: u64, told: u64) -> Vec<Entry> {
             value: found,
             promise: Promise::Asked,
             when: 0,
+            failed: false,
         });
     }
     if let Some(last) = kept.last_mut() {
         last.promise = last.promise.max(Promise::Acknowledged);
-        last.when = last.when.min(told);
+        if !last.failed {
+            last.when = last.when.min(told);
+        }
     }
     kept
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use twinfold_protocol::handshake::Role;
+use twinfold_protocol::primary::Link;
 use twinfold_protocol::time::Timestamp;
 
 use crate::bugs::Bug;
@@ -34,13 +35,23 @@ impl World {
 
     /// Begins a checkpoint, unless one runs.
     pub(crate) fn begin_checkpoint(&mut self, node: usize) {
+        let overlap = self.has(Bug::CheckpointsOverlap);
         let n = &mut self.nodes[node];
-        if !n.core.can_checkpoint() || n.beginning {
+        let may = n.core.can_checkpoint() && !n.beginning;
+        let may = may || (overlap && n.core.link() == Link::Paired);
+        if !may {
             return;
         }
         n.beginning = true;
-        let segment = n.disk.rotate();
-        if self.has(Bug::EarlyRetire) {
+        // What was lost here is known by its notes alone: they stay.
+        let segment = match n.lossy {
+            true => None,
+            false => Some(n.disk.rotate()),
+        };
+        if overlap {
+            n.segment = segment;
+        }
+        if let (true, Some(segment)) = (self.has(Bug::EarlyRetire), segment) {
             self.nodes[node].disk.retire(segment);
         }
         let before = self.inside(node);
@@ -65,7 +76,9 @@ impl World {
                     n.beginning = false;
                     return;
                 }
-                n.segment = Some(segment);
+                if self.bug != Some(Bug::CheckpointsOverlap) {
+                    n.segment = segment;
+                }
                 self.ship(node);
                 self.soon_disk(node, 4 * MS, Step::Checkpoint(CheckpointStage::Flush(now)));
             }
@@ -73,9 +86,12 @@ impl World {
             CheckpointStage::Flush(_) => {
                 self.nodes[node].beginning = false;
                 // What a broken disk could not flush stays marked and noted.
-                match self.nodes[node].disk.sync_all() {
+                match self.sync_store(node) {
                     Ok(()) => self.nodes[node].core.checkpoint_flushed(),
-                    Err(_) => self.nodes[node].ailing = true,
+                    Err(_) => {
+                        self.nodes[node].core.checkpoint_failed();
+                        self.nodes[node].ailing = !self.is_away(node);
+                    }
                 }
                 self.perform(node);
             }

@@ -12,7 +12,7 @@ use twinfold_protocol::primary::Primary;
 use twinfold_protocol::wire::{CompareAnswer, CompareRequest, Hashes, MatchEntry};
 
 use crate::fs::Fs;
-use crate::world::{Node, World};
+use crate::world::{MS, Node, World};
 
 /// The source's copy, and the target to be asked.
 pub(crate) struct Here<'a> {
@@ -37,6 +37,31 @@ impl Here<'_> {
             kind,
             size: self.fs().size(file),
         })
+    }
+
+    /// Waits for the changes that are under way: what one of them has marked may still be as it
+    /// was before.
+    pub(crate) fn wait_for_changes(&mut self) -> Result<(), ()> {
+        let before = self.world.inside(self.node);
+        while !before.is_disjoint(&self.world.inside(self.node)) {
+            let next = self.world.now + 2 * MS;
+            self.world.run(next);
+            if !self.is_there() {
+                return Err(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether somebody answers, as far as anybody knows.
+    fn is_there(&self) -> bool {
+        let world = &self.world;
+        world.has_connection(self.node, self.connection)
+            && world.nodes[self.node].life == self.life
+            && world.nodes[self.node].role == Some(Role::Primary)
+            && world.nodes.iter().all(|n| !n.frozen)
+            && world.net.cut == [false; 2]
+            && world.failure.is_none()
     }
 
     /// Nothing of a process that is gone.
@@ -92,6 +117,9 @@ impl Source for Here<'_> {
 
     fn ask(&mut self, request: CompareRequest) -> Result<(), ()> {
         self.patience = self.patience.checked_sub(1).ok_or(())?;
+        if self.world.nodes[self.node].disk.unreadable {
+            return Err(());
+        }
         let mut mine = None;
         if let CompareRequest::Blocks {
             file,
@@ -100,7 +128,8 @@ impl Source for Here<'_> {
         } = &request
             && self.held(*file).is_some()
         {
-            let node = &self.world.nodes[self.node];
+            let node = &mut self.world.nodes[self.node];
+            node.make_sure(*file);
             let (size, hashes) = hashes(node, *file, *offset, *blocks);
             mine = Some((size, hashes.into()));
         }
@@ -111,23 +140,17 @@ impl Source for Here<'_> {
     /// The world goes on while a question and its answer are on their way.
     fn answer(&mut self) -> Result<Answers, ()> {
         let (request, mine) = self.asked.pop_front().ok_or(())?;
-        let world = &mut *self.world;
         let peer = 1 - self.node;
         let mut answer = None;
         for way in 0..2 {
+            let world = &mut *self.world;
             let arrives = world.now + 20_000 + world.rng.below(world.net.delay.max(1));
             world.run(arrives);
-            let there = world.has_connection(self.node, self.connection)
-                && world.nodes[self.node].life == self.life
-                && world.nodes[self.node].role == Some(Role::Primary)
-                && world.nodes.iter().all(|n| !n.frozen)
-                && world.net.cut == [false; 2]
-                && world.failure.is_none();
-            if !there {
+            if !self.is_there() {
                 return Err(());
             }
             if way == 0 {
-                answer = answer_of(&world.nodes[peer], &request);
+                answer = answer_of(&mut self.world.nodes[peer], &request);
             }
         }
         let theirs = answer.ok_or(())?;
@@ -161,7 +184,14 @@ impl Source for Here<'_> {
 }
 
 /// The target's answer.
-fn answer_of(target: &Node, request: &CompareRequest) -> Option<CompareAnswer> {
+fn answer_of(target: &mut Node, request: &CompareRequest) -> Option<CompareAnswer> {
+    if target.disk.unreadable {
+        return None;
+    }
+    if let CompareRequest::Blocks { file, .. } = request {
+        // What was not flushed may have failed to be; memory does not tell.
+        target.disk.forget_cached(Some(*file));
+    }
     let fs = &target.disk.fs;
     Some(match request {
         CompareRequest::Objects { files } => CompareAnswer::Present {

@@ -5,16 +5,20 @@
 //! attributes survive in order, up to any point; a block that was not synced survives,
 //! is torn or does not, each for itself, whatever became of the others.
 //!
+//! A flush that fails forgets, as Linux does: what it could not bring to the disk counts as
+//! written, reads show it, and the disk has what it had before. Each descriptor is told of it
+//! once; after that a flush succeeds.
+//!
 //! Everything that leaves a trace counts as an effect ([`Effects`]), so that a node can
 //! be stopped in front of any of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use twinfold_protocol::ids::FileId;
+use twinfold_protocol::ids::{FileId, Generation};
 use twinfold_protocol::lifecycle::Record;
 use twinfold_protocol::limits::BLOCK;
 use twinfold_protocol::marks::Intent;
-use twinfold_protocol::op::Op;
+use twinfold_protocol::op::{AllocateMode, Op};
 
 use crate::bugs::Bug;
 use crate::effects::{Effects, Stop};
@@ -43,6 +47,21 @@ pub(crate) struct Disk {
     pub(crate) full: bool,
     /// Changes and flushes of the store fail.
     pub(crate) broken: bool,
+    /// Flushes of the store fail; changes stay in memory, where they succeed.
+    pub(crate) unflushable: bool,
+    /// Reads of the store fail.
+    pub(crate) unreadable: bool,
+    /// The copy of this generation is condemned. Noted where the disk is not needed, and lost
+    /// with the machine's power.
+    condemned: Option<Generation>,
+    /// Blocks that memory shows as written, and of which the disk may have older bytes.
+    forgotten: BTreeSet<(FileId, u32)>,
+    /// Files whose descriptors have not been told of a failed flush.
+    untold: BTreeSet<FileId>,
+    /// Files whose writers have not been.
+    untold_to_writers: BTreeSet<FileId>,
+    /// The whole file system's has not.
+    untold_whole: bool,
     /// What a sync takes longer than it should, in nanoseconds.
     pub(crate) slow: u64,
     /// What the node does to the outside.
@@ -67,6 +86,16 @@ pub(crate) enum Refusal {
     Trouble(&'static str),
     /// The copy is not what the op expects.
     Drifted(String),
+}
+
+/// The disk does not do what it is asked for.
+const IO: Refusal = Refusal::Trouble("input/output error");
+
+impl Refusal {
+    /// Whether it tells of a disk that cannot be trusted any more.
+    pub(crate) fn is_disk_failure(&self) -> bool {
+        *self == IO
+    }
 }
 
 /// The file whose data an op changes, if it changes nothing else.
@@ -124,9 +153,17 @@ impl Disk {
         if !self.effects.next() {
             return Ok(());
         }
-        if self.broken && !matches!(op, Op::Sync { .. } | Op::Checkpoint | Op::ResyncEnd) {
+        if self.broken
+            && !matches!(
+                op,
+                Op::Sync { .. } | Op::Checkpoint | Op::ResyncEnd | Op::Flush
+            )
+        {
             self.apply_part(op);
-            return Err(Refusal::Trouble("input/output error"));
+            return Err(IO);
+        }
+        if self.unreadable && matches!(op, Op::CopyRange { .. }) {
+            return Err(IO);
         }
         if self.full && op.payload_len() > 0 {
             self.apply_part(op);
@@ -177,10 +214,9 @@ impl Disk {
 
     /// Removes what is still aside.
     pub(crate) fn clear_aside(&mut self) {
-        if self.effects.next() {
+        if self.effects.next() && !self.fails_to_flush() {
             self.fs.clear_aside();
-            self.durable = self.fs.clone();
-            self.pending.clear();
+            self.flushed();
         }
     }
 
@@ -197,17 +233,134 @@ impl Disk {
         if !self.effects.next() {
             return Ok(());
         }
-        if self.broken {
+        if self.fails_to_flush() {
+            self.forget(|_| true);
+            self.untold_whole = false;
             return Err(Refusal::Trouble("the flush failed"));
         }
-        self.take_as_it_is();
-        Ok(())
+        self.flushed();
+        match std::mem::take(&mut self.untold_whole) {
+            true => Err(Refusal::Trouble("an earlier flush failed")),
+            false => Ok(()),
+        }
+    }
+
+    fn fails_to_flush(&self) -> bool {
+        self.broken || self.unflushable
+    }
+
+    /// What is in memory is on the disk, but for what a flush forgot.
+    fn flushed(&mut self) {
+        let older = self.older();
+        self.durable = self.fs.clone();
+        self.pending.clear();
+        for op in older {
+            let _ = perform(&mut self.durable, (&op, How::default()));
+        }
+    }
+
+    /// What the disk has, or will have, of the blocks that flushes forgot.
+    fn older(&self) -> Vec<Op> {
+        if self.forgotten.is_empty() {
+            return Vec::new();
+        }
+        let mut disk = self.durable.clone();
+        for (op, how) in &self.pending {
+            let _ = perform(&mut disk, (op, *how));
+        }
+        let blocks = self.forgotten.iter();
+        let blocks = blocks.map(|(file, block)| (*file, u64::from(*block) * BLOCK));
+        let there = blocks.filter(|(file, offset)| *offset < self.fs.size(*file));
+        let old = |(file, at)| {
+            put(
+                file,
+                at,
+                disk.read(file, at, BLOCK).first().map_or(0, |v| *v),
+            )
+        };
+        there.map(old).collect()
+    }
+
+    /// A flush of these files fails: their blocks count as written. Who asked is told, and
+    /// everybody else will be.
+    fn forget(&mut self, which: impl Fn(FileId) -> bool) {
+        self.untold_whole = true;
+        for (op, _) in &mut self.pending {
+            let Some((file, offset, values)) = contents_of(op).filter(|(f, ..)| which(*f)) else {
+                continue;
+            };
+            let first = (offset / BLOCK) as u32;
+            let end = first + values.len() as u32;
+            self.forgotten
+                .extend((first..end).map(|block| (file, block)));
+            self.untold.insert(file);
+            self.untold_to_writers.insert(file);
+            // The file is as long as it was to be.
+            *op = Op::Allocate {
+                file,
+                mode: AllocateMode::Allocate,
+                offset,
+                length: values.len() as u64 * BLOCK,
+            };
+        }
+    }
+
+    /// Whether data of a file was lost since its writer was told last, whoever else was: what an
+    /// open file was told of failures is its own. Mirrors the driver's `Opening`.
+    pub(crate) fn failed_before(&mut self, file: FileId) -> bool {
+        self.untold_to_writers.remove(&file)
+    }
+
+    /// The application opens its files.
+    pub(crate) fn files_are_opened(&mut self) {
+        self.untold_to_writers.clear();
+    }
+
+    /// A flush has failed of which the next one of everything tells.
+    pub(crate) fn will_tell(&self) -> bool {
+        self.untold_whole
+    }
+
+    /// The blocks of a file that memory shows as written, and of which the disk may have older
+    /// bytes.
+    pub(crate) fn forgotten_of(&self, file: FileId) -> Vec<u32> {
+        let blocks = self.forgotten.range((file, 0)..=(file, u32::MAX));
+        blocks.map(|(_, block)| *block).collect()
+    }
+
+    /// What is in memory and not on the disk is written back, unasked, and fails.
+    pub(crate) fn fail_to_write_back(&mut self) {
+        self.forget(|_| true);
+    }
+
+    /// What memory shows of a file, and the disk may not have, is written once more.
+    pub(crate) fn make_sure(&mut self, file: FileId) {
+        for block in self.forgotten_of(file) {
+            self.forgotten.remove(&(file, block));
+            let at = u64::from(block) * BLOCK;
+            if at < self.fs.size(file) {
+                let value = self.fs.read(file, at, BLOCK).first().map_or(0, |v| *v);
+                self.pending.push((put(file, at, value), How::default()));
+            }
+        }
+    }
+
+    /// Lets memory go of what counts as written, of one file or of all: what is read is what
+    /// the disk has.
+    pub(crate) fn forget_cached(&mut self, of: Option<FileId>) {
+        let mut older = self.older();
+        let of_it = |file: FileId| of.is_none_or(|of| of == file);
+        older.retain(|op| data_of(op).is_some_and(of_it));
+        for op in older {
+            let _ = perform(&mut self.fs, (&op, How::default()));
+        }
+        self.forgotten.retain(|(file, _)| !of_it(*file));
     }
 
     /// What is there is on the disk.
     pub(crate) fn take_as_it_is(&mut self) {
-        self.durable = self.fs.clone();
-        self.pending.clear();
+        self.forget_cached(None);
+        self.flushed();
     }
 
     /// `fsync(2)`: the data of `file`, and the journal with all before it.
@@ -215,7 +368,9 @@ impl Disk {
         if !self.effects.next() {
             return Ok(());
         }
-        if self.broken {
+        if self.fails_to_flush() {
+            self.forget(|f| f == file);
+            self.untold.remove(&file);
             return Err(Refusal::Trouble("the flush failed"));
         }
         let all = std::mem::take(&mut self.pending);
@@ -235,7 +390,10 @@ impl Disk {
                 self.pending.push((op.clone(), *how));
             }
         }
-        Ok(())
+        match self.untold.remove(&file) {
+            true => Err(Refusal::Trouble("an earlier flush failed")),
+            false => Ok(()),
+        }
     }
 
     /// Changes the record, durably: all of it or nothing.
@@ -245,6 +403,25 @@ impl Disk {
         } else {
             self.torn |= self.effects.stopped() == Some(Stop::Power);
         }
+    }
+
+    /// Notes that this copy is condemned.
+    pub(crate) fn condemn(&mut self) {
+        if self.effects.next() {
+            self.condemned = Some(self.record.copy.current);
+        }
+    }
+
+    /// It is not.
+    pub(crate) fn pardon(&mut self) {
+        if self.condemned.is_some() && self.effects.next() {
+            self.condemned = None;
+        }
+    }
+
+    /// Whether it is noted that this copy is condemned.
+    pub(crate) fn is_condemned(&self) -> bool {
+        self.condemned == Some(self.record.copy.current)
     }
 
     /// Notes intents, durably.
@@ -318,7 +495,12 @@ impl Disk {
                 let _ = perform(&mut self.durable, (op, *how));
             }
         }
+        self.condemned = None;
         self.fs = self.durable.clone();
+        self.forgotten.clear();
+        self.untold.clear();
+        self.untold_to_writers.clear();
+        self.untold_whole = false;
         self.fs.forget_listings();
         self.durable.forget_listings();
     }
@@ -335,5 +517,79 @@ fn resizes(op: &Op) -> Option<FileId> {
         Op::Truncate { file, .. } => Some(*file),
         Op::PutObject { object, .. } => Some(object.file),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    // A test's helpers fail the test.
+    #![allow(clippy::unwrap_used)]
+
+    use twinfold_protocol::attr::Kind;
+    use twinfold_protocol::op::{Listing, Name, Object, PutEntry, Stability};
+
+    use super::*;
+
+    const FILE: FileId = FileId(64);
+
+    fn write(value: u64) -> Op {
+        Op::Write {
+            file: FILE,
+            offset: 0,
+            stability: Stability::Mode,
+            clear_privileges: false,
+            data: payload(&[value]),
+        }
+    }
+
+    /// A disk with a file of one block, 1, that is flushed, and 2 in memory that is not.
+    fn disk() -> Disk {
+        let mut disk = Disk::default();
+        let object = PutEntry {
+            name: Name::new(b"file".as_slice()).unwrap(),
+            object: Some(Object {
+                file: FILE,
+                kind: Kind::Regular,
+                ..Fs::default().object(FileId::ROOT).unwrap()
+            }),
+        };
+        disk.apply(&Op::PutDirectory {
+            directory: FileId::ROOT,
+            listing: Listing::Names,
+            entries: vec![object],
+        })
+        .unwrap();
+        disk.apply(&write(1)).unwrap();
+        disk.sync_all().unwrap();
+        disk.apply(&write(2)).unwrap();
+        disk
+    }
+
+    #[test]
+    fn a_failed_flush_is_told_once_to_each_descriptor_and_forgets_what_it_was_to_write() {
+        let mut disk = disk();
+        disk.unflushable = true;
+        assert!(disk.sync_all().is_err());
+        disk.unflushable = false;
+        assert_eq!(disk.sync_all(), Ok(()));
+        assert!(disk.sync(FILE).is_err());
+        assert_eq!(disk.sync(FILE), Ok(()));
+        assert_eq!(disk.fs.read(FILE, 0, BLOCK), [2]);
+        assert_eq!(disk.durable.read(FILE, 0, BLOCK), [1]);
+        disk.forget_cached(Some(FILE));
+        assert_eq!(disk.fs.read(FILE, 0, BLOCK), [1]);
+    }
+
+    #[test]
+    fn what_is_written_again_gets_to_the_disk() {
+        let mut disk = disk();
+        disk.unflushable = true;
+        assert!(disk.sync(FILE).is_err());
+        disk.unflushable = false;
+        disk.apply(&write(3)).unwrap();
+        disk.forget_cached(None);
+        assert_eq!(disk.fs.read(FILE, 0, BLOCK), [3]);
+        assert_eq!(disk.sync(FILE), Ok(()));
+        assert_eq!(disk.durable.read(FILE, 0, BLOCK), [3]);
     }
 }

@@ -39,8 +39,12 @@ pub enum Fault {
     Room(usize),
     /// A disk fails what is asked of it.
     Break(usize),
+    /// A disk fails what is read from it.
+    FailReads(usize),
     /// It works again.
     Mend(usize),
+    /// What is written to a disk's memory is not brought to the disk.
+    FailFlushes(usize),
     /// A disk takes long for each sync, or hangs.
     SlowDisk(usize),
     /// It is as fast as before.
@@ -59,7 +63,7 @@ pub enum Fault {
 
 impl Fault {
     /// The kinds that are counted, by name.
-    pub const NAMES: [&'static str; 26] = [
+    pub const NAMES: [&'static str; 28] = [
         "kill",
         "power",
         "both-power",
@@ -86,6 +90,8 @@ impl Fault {
         "checkpoint",
         "force-stale",
         "force-running",
+        "fail-flushes",
+        "fail-reads",
     ];
 
     fn number(self) -> usize {
@@ -116,6 +122,8 @@ impl Fault {
             Fault::Checkpoint(_) => 23,
             Fault::ForceStale => 24,
             Fault::ForceRunning(_) => 25,
+            Fault::FailFlushes(_) => 26,
+            Fault::FailReads(_) => 27,
         }
     }
 }
@@ -140,7 +148,7 @@ pub(crate) fn schedule(rng: &mut Rng, phases: u64) -> Vec<(u64, Fault)> {
 fn one(rng: &mut Rng, mut at: u64, all: &mut Vec<(u64, Fault)>) {
     let node = rng.below(2) as usize;
     let later = at + rng.below(1500);
-    match rng.below(49) {
+    match rng.below(64) {
         0 | 1 => all.push((at, Fault::Kill(node))),
         2 | 3 => all.push((at, Fault::Power(node))),
         4 | 5 => all.push((at, Fault::BothPower)),
@@ -202,7 +210,7 @@ fn one(rng: &mut Rng, mut at: u64, all: &mut Vec<(u64, Fault)>) {
             all.push((at, Fault::Break(node)));
             all.push((at + rng.below(6), Fault::DropEnd(node)));
             all.push((at + rng.range(8, 80), Fault::Mend(node)));
-            all.push((at + rng.range(400, 900), Fault::BothPower));
+            all.push((at + rng.range(900, 1600), Fault::BothPower));
         }
         46 | 47 => {
             // Hand-overs to and fro while syncs take long.
@@ -215,12 +223,86 @@ fn one(rng: &mut Rng, mut at: u64, all: &mut Vec<(u64, Fault)>) {
                 all.push((at, Fault::Swap));
             }
         }
-        48 => {
-            // Checkpoints meet, then everything is lost that was not flushed.
-            for _ in 0..4 {
-                all.push((at + rng.below(30), Fault::Checkpoint(node)));
+        48 | 49 => {
+            // Checkpoints meet while much is on its way, then everything is lost.
+            all.push((at, Fault::Slow));
+            for _ in 0..8 {
+                all.push((at + rng.below(250), Fault::Checkpoint(0)));
+                all.push((at + rng.below(250), Fault::Checkpoint(1)));
             }
-            all.push((at + rng.range(5, 120), Fault::BothPower));
+            all.push((at + rng.range(40, 300), Fault::BothPower));
+        }
+        50..=52 => {
+            // A flush fails, of much or of little, and works when asked for again; then, or
+            // when all is settled, memory is gone.
+            all.push((at, Fault::FailFlushes(node)));
+            for _ in 0..rng.below(3) {
+                all.push((at + rng.below(40), Fault::Checkpoint(1 - node)));
+            }
+            all.push((at + rng.range(5, 200), Fault::Mend(node)));
+            match rng.below(4) {
+                0 => all.push((at + rng.range(20, 1600), Fault::Power(node))),
+                1 => all.push((at + rng.range(20, 1600), Fault::BothPower)),
+                2 => all.push((at + rng.range(20, 1600), Fault::Power(1 - node))),
+                _ => {}
+            }
+        }
+        53 | 54 => {
+            all.push((at, Fault::FailReads(node)));
+            if rng.one_in(3) {
+                all.push((at, Fault::Break(node)));
+            }
+            all.push((later, Fault::Mend(node)));
+        }
+        55 | 56 => {
+            // A disk fails, and the line breaks at nearly the same moment.
+            let cut = [Fault::DropEnd(0), Fault::CutBoth, Fault::Cut(node)];
+            all.push((at, Fault::Break(node)));
+            let nearly = at.saturating_sub(20) + rng.below(60);
+            all.push((nearly, *rng.pick(&cut).unwrap_or(&Fault::CutBoth)));
+            all.push((at + rng.range(60, 2500), Fault::Heal));
+            all.push((later, Fault::Mend(node)));
+        }
+        57..=59 => {
+            // A disk fails, and then one of both nodes.
+            all.push((at, Fault::Break(node)));
+            let (one, soon) = (rng.below(2) as usize, at + rng.below(600));
+            all.push(match rng.below(5) {
+                0 => (soon, Fault::Kill(one)),
+                1 => (soon, Fault::Power(one)),
+                2 => (soon, Fault::Freeze(one)),
+                3 => (at, Fault::StopAt(one, 1 + rng.below(300), Stop::Kill)),
+                _ => (at, Fault::StopAt(one, 1 + rng.below(300), Stop::Power)),
+            });
+            all.push((soon + rng.below(1500), Fault::Thaw(one)));
+            all.push((later, Fault::Mend(node)));
+        }
+        60 => {
+            // A disk fails while the network is slow and lossy, and connections break.
+            all.push((at, Fault::Slow));
+            all.push((at, Fault::Loss));
+            all.push((at + rng.below(20), Fault::Break(node)));
+            for _ in 0..rng.range(1, 6) {
+                let end = rng.below(2) as usize;
+                all.push((at + rng.below(900), Fault::DropEnd(end)));
+            }
+            all.push((later, Fault::Mend(node)));
+        }
+        61 | 62 => {
+            // A disk fails while that of the peer, which is to flush first, takes long; and the
+            // node is lost before it is told.
+            all.push((at, Fault::SlowDisk(1 - node)));
+            all.push((at + 1, Fault::FailReads(node)));
+            let lost = at + rng.range(20, 300);
+            all.push(match rng.below(3) {
+                0 => (lost, Fault::Kill(node)),
+                1 => (lost, Fault::Power(node)),
+                _ => (lost, Fault::CutBoth),
+            });
+            all.push((lost + rng.below(20), Fault::DropEnd(1 - node)));
+            all.push((later + 1500, Fault::Heal));
+            all.push((later + 1500, Fault::Mend(node)));
+            all.push((later + 1500, Fault::FastDisk(1 - node)));
         }
         _ => {
             // In the middle of a resync: the target was restarted a moment ago.
@@ -267,7 +349,16 @@ impl World {
             Fault::Full(node) => self.nodes[node].disk.full = true,
             Fault::Room(node) => self.nodes[node].disk.full = false,
             Fault::Break(node) => self.nodes[node].disk.broken = true,
-            Fault::Mend(node) => self.nodes[node].disk.broken = false,
+            Fault::FailFlushes(node) => self.nodes[node].disk.unflushable = true,
+            Fault::FailReads(node) => self.nodes[node].disk.unreadable = true,
+            Fault::Mend(node) => {
+                let disk = &mut self.nodes[node].disk;
+                if disk.unflushable && self.rng.one_in(2) {
+                    // Nobody has asked for it, and nobody is told yet.
+                    disk.fail_to_write_back();
+                }
+                (disk.broken, disk.unflushable, disk.unreadable) = (false, false, false);
+            }
             Fault::SlowDisk(node) => {
                 let longest = if self.rng.one_in(3) { 4000 } else { 300 };
                 self.nodes[node].disk.slow = self.rng.range(20, longest) * MS;
@@ -303,11 +394,12 @@ impl World {
             return;
         }
         self.nodes[node].frozen = false;
-        self.release(node);
+        // First: what has arrived may wait for what was under way.
         for event in std::mem::take(&mut self.nodes[node].waiting) {
             let at = self.now + 1;
             self.at(at, event);
         }
+        self.release(node);
     }
 
     /// Everything is repaired: from here on progress is demanded.
@@ -319,6 +411,7 @@ impl World {
             self.thaw(node);
             let disk = &mut self.nodes[node].disk;
             (disk.full, disk.broken, disk.slow) = (false, false, 0);
+            (disk.unflushable, disk.unreadable) = (false, false);
             disk.effects.disarm();
         });
         self.net.delay = MS;

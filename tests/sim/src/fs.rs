@@ -464,13 +464,29 @@ impl Fs {
         Ok(())
     }
 
-    /// What is aside and has a name as well loses its place aside.
+    /// What is aside, or in a directory that is, and has a name as well loses its place there.
     pub(crate) fn settle_aside(&mut self) {
         self.put_back();
         self.lent.clear();
         for file in self.aside.clone() {
+            self.settle_below(file);
             if self.links(file) > 1 {
                 self.aside.remove(&file);
+            }
+        }
+    }
+
+    fn settle_below(&mut self, directory: FileId) {
+        let Some(Body::Directory(names)) = self.items.get(&directory).map(|item| &item.body) else {
+            return;
+        };
+        for (name, file) in names.clone() {
+            self.settle_below(file);
+            if self.file(file).is_some()
+                && self.links(file) > 1
+                && let Ok(names) = self.names_mut(directory)
+            {
+                names.remove(&name);
             }
         }
     }

@@ -10,6 +10,7 @@
 //! pair, and their copies are equal.
 
 mod bugs;
+mod calls;
 mod checker;
 mod checkpoint;
 mod compare;
@@ -19,6 +20,7 @@ mod faults;
 mod fs;
 mod log;
 mod net;
+mod operator;
 mod own;
 mod plan;
 mod prefix;
@@ -27,6 +29,11 @@ mod resync;
 mod rng;
 mod roles;
 mod secondary;
+mod stats;
+mod syncs;
+mod takeover;
+mod told;
+mod verify;
 mod way;
 mod workload;
 mod world;
@@ -35,7 +42,7 @@ pub use bugs::Bug;
 pub use effects::Stop;
 pub use faults::Fault;
 pub use plan::{Less, Plan, plan_of, shrink};
-pub use world::Stats;
+pub use stats::Stats;
 
 use twinfold_protocol::primary::Link;
 
@@ -127,7 +134,11 @@ impl World {
     }
 
     fn compare_copies(&mut self) {
-        let [a, b] = [0, 1].map(|n: usize| self.nodes[n].disk.fs.reachable());
+        // What counts, in the end, is what the disks have.
+        let [a, b] = [0, 1].map(|n: usize| {
+            self.nodes[n].disk.forget_cached(None);
+            self.nodes[n].disk.fs.reachable()
+        });
         if a != b {
             let ids: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
             let differ = ids.into_iter().find(|id| a.get(id) != b.get(id));

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use twinfold_sim::{Bug, Stats, plan_of, run, shrink};
+use twinfold_sim::{Bug, Plan, Stats, plan_of, run, shrink};
 
 /// The simulator of twinfold: two nodes, their disks, their network, and everything
 /// that can happen to them.
@@ -21,6 +21,9 @@ struct Arguments {
     /// Seconds after which no new seed is begun.
     #[arg(long)]
     seconds: Option<u64>,
+    /// A verify runs all the time.
+    #[arg(long)]
+    verify: bool,
     /// Plant this bug.
     #[arg(long)]
     bug: Option<Bug>,
@@ -32,18 +35,26 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.trace {
-        Some(seed) => trace(seed, arguments.bug),
+        Some(seed) => trace(seed, &arguments),
         None => many(&arguments),
     }
 }
 
-fn trace(seed: u64, bug: Option<Bug>) -> ExitCode {
-    let failed = run(seed, &plan_of(seed), bug, false).failure.is_some();
-    let plan = if failed {
-        shrink(seed, bug)
-    } else {
-        plan_of(seed)
-    };
+impl Arguments {
+    fn plan(&self, seed: u64) -> Plan {
+        Plan {
+            verify: self.verify,
+            ..plan_of(seed)
+        }
+    }
+}
+
+fn trace(seed: u64, arguments: &Arguments) -> ExitCode {
+    let bug = arguments.bug;
+    let mut plan = arguments.plan(seed);
+    if run(seed, &plan, bug, false).failure.is_some() {
+        plan = shrink(seed, plan, bug);
+    }
     println!("{plan:?}");
     let outcome = run(seed, &plan, bug, true);
     outcome.trace.iter().for_each(|line| println!("{line}"));
@@ -71,7 +82,7 @@ fn many(arguments: &Arguments) -> ExitCode {
                     if seed >= end || limit.is_some_and(|l| begun.elapsed() > l) {
                         return;
                     }
-                    let outcome = run(seed, &plan_of(seed), arguments.bug, false);
+                    let outcome = run(seed, &arguments.plan(seed), arguments.bug, false);
                     let mut total = total.lock().unwrap_or_else(|e| e.into_inner());
                     total.0 += 1;
                     total.1.add(&outcome.stats);
@@ -91,7 +102,9 @@ fn many(arguments: &Arguments) -> ExitCode {
     println!(
         "{seeds} seeds in {seconds:.1} s, {:.0}/s: {} effects, {} changes asked for, {} \
          acknowledged; {} failovers, {} hand-overs, {} splits given up, {} starts, {} resyncs, {} \
-         sessions resumed, {} times alone, {} checkpoints and {} while alone, {} copies of nameless files, looked {} times, {} prefixes compared",
+         sessions resumed, {} times alone, {} checkpoints and {} while alone, {} copies of nameless files, {} questions of a verify, looked {} times, {} prefixes compared; {} failed disks of a primary \
+         with a peer, {} take-overs, {} without an heir, {} heirs promoted, {} last resorts, {} remote calls, {} \
+         reads, {} failing reads, {} rejoins",
         seeds as f64 / seconds,
         stats.effects,
         stats.asked,
@@ -106,8 +119,18 @@ fn many(arguments: &Arguments) -> ExitCode {
         stats.checkpoints,
         stats.alone_checkpoints,
         stats.orphans,
+        stats.verified,
         stats.looks,
         stats.prefixes,
+        stats.failed_disks,
+        stats.take_overs,
+        stats.without_heir,
+        stats.heirs_promoted,
+        stats.last_resorts,
+        stats.remote_calls,
+        stats.reads,
+        stats.failed_reads,
+        stats.rejoins,
     );
     println!("faults: {}", stats.faults_by_name());
     match failed.first() {

@@ -11,6 +11,7 @@ use twinfold_protocol::marks::{DirtyMap, Intent};
 use twinfold_protocol::op::Sequenced;
 use twinfold_protocol::wire::{OpStreamStart, Receipt};
 
+use crate::calls::{Answer, Request};
 use crate::world::{Event, MS, World};
 
 /// What one node says to the other.
@@ -58,6 +59,28 @@ pub(crate) enum Message {
     Leave {
         /// Its copy is on its disk.
         flushed: bool,
+    },
+    /// The secondary is asked to leave and to come back.
+    Rejoin,
+    /// A node whose disk has failed comes to the one that took over in this session.
+    Visit(SessionId),
+    /// Its calls are carried out.
+    Welcome,
+    /// A call.
+    Call {
+        /// Its number.
+        number: u64,
+        /// Those before this one are answered.
+        done: u64,
+        /// What is asked.
+        request: Request,
+    },
+    /// An answer.
+    Answer {
+        /// To which call.
+        number: u64,
+        /// Which.
+        answer: Answer,
     },
 }
 

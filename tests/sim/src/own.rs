@@ -98,7 +98,10 @@ impl World {
             saved.suspect = DirtyMap::default();
             saved.suspect.mark_everything();
         }
-        n.disk.save_marks(Some(segment), saved, n.recovered.clone());
+        // What was lost here is known by its notes alone.
+        if !n.lossy {
+            n.disk.save_marks(Some(segment), saved, n.recovered.clone());
+        }
         own
     }
 
@@ -117,7 +120,7 @@ impl World {
     /// Both nodes have flushed what was noted before `segment`.
     pub(crate) fn notes_may_go(&mut self, node: usize, segment: u64) {
         let n = &mut self.nodes[node];
-        if n.role != Some(Role::Primary) {
+        if n.role != Some(Role::Primary) || n.lossy {
             return;
         }
         let own = OwnMarks {
@@ -138,7 +141,7 @@ impl World {
     pub(crate) fn checkpoint_alone(&mut self, node: usize) {
         let n = &self.nodes[node];
         let alone = n.role == Some(Role::Primary) && n.core.link() == Link::Alone;
-        if !alone || n.beginning || self.resyncs(node) || !n.disk.log.has_notes() {
+        if !alone || n.lossy || n.beginning || self.resyncs(node) || !n.disk.log.has_notes() {
             return;
         }
         let segment = self.nodes[node].disk.rotate();
@@ -166,9 +169,10 @@ impl World {
         if n.damaged {
             own.suspect.mark_everything();
         }
-        if n.disk.sync_all().is_err() {
+        if self.sync_store(node).is_err() {
             return;
         }
+        let n = &mut self.nodes[node];
         self.stats.alone_checkpoints += 1;
         n.disk.save_marks(Some(segment), own, n.recovered.clone());
         n.disk.retire(segment);

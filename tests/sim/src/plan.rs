@@ -21,6 +21,8 @@ pub struct Plan {
     pub faults: Vec<(u64, Fault)>,
     /// What is left out.
     pub less: Less,
+    /// A verify runs all the time.
+    pub verify: bool,
 }
 
 /// What of the application's work is left out.
@@ -45,13 +47,13 @@ pub fn plan_of(seed: u64) -> Plan {
     Plan {
         faults: faults::schedule(&mut Rng::new(seed ^ 0xfa17), PHASES),
         less: Less::default(),
+        verify: false,
     }
 }
 
-/// What of a failing seed is enough to fail: fewer faults, fewer kinds of changes, fewer
+/// What of a failing plan is enough to fail: fewer faults, fewer kinds of changes, fewer
 /// changes.
-pub fn shrink(seed: u64, bug: Option<Bug>) -> Plan {
-    let mut plan = plan_of(seed);
+pub fn shrink(seed: u64, mut plan: Plan, bug: Option<Bug>) -> Plan {
     let mut tries = 0;
     let mut fails = |plan: &Plan| {
         tries += 1;

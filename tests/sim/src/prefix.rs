@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use twinfold_protocol::ids::{Seq, SessionId};
+use twinfold_protocol::ids::{FileId, Seq, SessionId};
 use twinfold_protocol::op::Op;
 
 use crate::fs::Fs;
@@ -47,6 +47,14 @@ impl Sequence {
         self.whole.apply(op)
     }
 
+    /// Something that took its place was not done here, and nothing more is shipped of it:
+    /// this is what the primary has.
+    pub(crate) fn is_left(&mut self, file: FileId, fs: &Fs) {
+        if let (Some(whole), Some(here)) = (self.whole.items.get_mut(&file), fs.items.get(&file)) {
+            *whole = here.clone();
+        }
+    }
+
     /// A resync has moved everything: from its end on the secondary follows.
     pub(crate) fn ends_resync(&mut self, session: SessionId, end: Seq) {
         self.waiting.clear();
@@ -57,13 +65,13 @@ impl Sequence {
         });
     }
 
-    /// The secondary has applied everything up to `applied` and now holds `fs`. Returns
-    /// whether there was something to compare.
+    /// The secondary has applied everything up to `applied` and now holds `fs`, or nothing that
+    /// counts. Returns whether there was something to compare.
     pub(crate) fn applied(
         &mut self,
         session: SessionId,
         applied: Seq,
-        fs: &Fs,
+        fs: Option<&Fs>,
     ) -> Result<bool, String> {
         let Some(behind) = self.behind.as_mut().filter(|b| b.session == session) else {
             return Ok(false);
@@ -74,9 +82,9 @@ impl Sequence {
             behind.fs.apply(op)?;
             self.waiting.pop_front();
         }
-        if applied < behind.end {
+        let Some(fs) = fs.filter(|_| applied >= behind.end) else {
             return Ok(false);
-        }
+        };
         let (wanted, held) = (behind.fs.reachable(), fs.reachable());
         if wanted == held {
             return Ok(true);

@@ -2,18 +2,20 @@
 
 use twinfold_protocol::handshake::Role;
 use twinfold_protocol::ids::{FileId, Generation, Seq};
-use twinfold_protocol::limits::BLOCK;
+use twinfold_protocol::limits::MAX_OFFSET;
 use twinfold_protocol::marks::{Intent, id_block, intents_of};
-use twinfold_protocol::op::{Op, RenameMode, Stability};
-use twinfold_protocol::primary::{AckMode, Action, Link};
+use twinfold_protocol::op::{Op, Stability};
+use twinfold_protocol::primary::{Action, Link};
 use twinfold_protocol::time::Timestamp;
 
 use crate::bugs::Bug;
+use crate::calls::Answer;
 use crate::checker::Place;
-use crate::disk::Disk;
+use crate::disk::{Disk, Refusal};
 use crate::fs::{Fs, payload};
 use crate::net::Message;
-use crate::workload::{below_itself, held_by};
+use crate::takeover::Undone;
+use crate::workload::{below_itself, held_by, named_by};
 use crate::world::{MS, Step, World};
 
 /// A change under way.
@@ -31,8 +33,27 @@ pub(crate) struct Change {
     pub(crate) passed: bool,
     /// Nothing is done here any more: only the reply waits.
     pub(crate) applied: bool,
-    /// The application is told of an error.
-    pub(crate) failed: bool,
+    /// The peer is asked to carry it out.
+    pub(crate) away: bool,
+    /// The peer's application asked for it, by this call.
+    pub(crate) guest: Option<u64>,
+}
+
+impl Change {
+    /// One that begins.
+    pub(crate) fn new(op: Op, term: u64) -> Change {
+        let passed = matches!(op, Op::Sync { .. });
+        Change {
+            op,
+            locked: Vec::new(),
+            seq: None,
+            term,
+            passed,
+            applied: false,
+            away: false,
+            guest: None,
+        }
+    }
 }
 
 /// Where a change stands.
@@ -53,7 +74,8 @@ pub(crate) enum Stage {
 impl World {
     /// A change goes on.
     pub(crate) fn change_step(&mut self, node: usize, id: u64, stage: Stage) {
-        let Some(change) = self.nodes[node].changes.get(&id).cloned() else {
+        let change = self.nodes[node].changes.get(&id).filter(|c| !c.away);
+        let Some(change) = change.cloned() else {
             return;
         };
         match stage {
@@ -66,12 +88,18 @@ impl World {
             Stage::Apply => self.change_apply(node, id, &change),
             Stage::Synced => {
                 if let Op::Sync { file, .. } | Op::Write { file, .. } = change.op {
-                    let failed = self.nodes[node].disk.sync(file).is_err();
-                    if let Some(change) = self.nodes[node].changes.get_mut(&id) {
-                        change.failed |= failed;
+                    let mut done = self.sync_object(node, file);
+                    // A failure that another's call met is this one's as well.
+                    if change.guest.is_none() && self.nodes[node].disk.failed_before(file) {
+                        done = Err(Refusal::Trouble("an earlier flush failed"));
+                    }
+                    // One that ended well after the disk had failed says nothing.
+                    match (done, self.is_away(node)) {
+                        (_, true) => self.moves(node, id),
+                        (Ok(()), false) => self.vote(node, id),
+                        (Err(_), false) => self.told_failed(node, id),
                     }
                 }
-                self.vote(node, id);
             }
         }
     }
@@ -81,6 +109,9 @@ impl World {
     }
 
     fn change_lock(&mut self, node: usize, id: u64, op: &Op) {
+        if self.is_away(node) {
+            return self.moves(node, id);
+        }
         if !self.writable(node) {
             return self.refused(node, id);
         }
@@ -156,11 +187,24 @@ impl World {
         self.nodes[node].disk.note(cold);
     }
 
-    fn refused(&mut self, node: usize, id: u64) {
+    pub(crate) fn refused(&mut self, node: usize, id: u64) {
         if let Some(change) = self.nodes[node].changes.remove(&id) {
             for file in change.locked {
                 self.nodes[node].locks.remove(&file);
             }
+            if let Some(number) = change.guest {
+                self.answer(node, number, Answer::Failed);
+            }
+        }
+    }
+
+    /// A change that was not done here, because the disk has failed, is done by the peer. One
+    /// of a visitor is not.
+    fn moves(&mut self, node: usize, id: u64) {
+        let guest = self.nodes[node].changes.get(&id).map(|c| c.guest);
+        match guest {
+            Some(None) => self.move_call(node, id),
+            _ => self.told_failed(node, id),
         }
     }
 
@@ -170,6 +214,9 @@ impl World {
             return self.refused(node, id);
         }
         if let Op::Sync { .. } = op {
+            if self.is_away(node) {
+                return self.moves(node, id);
+            }
             self.submit(node, id, op.clone(), 0);
             return self.soon_disk(node, 5 * MS, Step::Change(id, Stage::Synced));
         }
@@ -192,8 +239,13 @@ impl World {
         }
         let old_size = self.old_size(node, op);
         let before = self.nodes[node].disk.fs.clone();
-        if below_itself(&before, op) || self.nodes[node].disk.apply(op).is_err() {
+        if below_itself(&before, op) {
             return self.refused(node, id);
+        }
+        match self.nodes[node].disk.apply(op) {
+            Ok(()) => {}
+            Err(why) if why.is_disk_failure() => return self.failed_here(node, id, op),
+            Err(_) => return self.refused(node, id),
         }
         if self.nodes[node].disk.effects.is_dead() {
             return;
@@ -229,6 +281,38 @@ impl World {
         }
         self.unlock(node, id);
         self.vote(node, id);
+    }
+
+    /// The disk has failed a change that is applied here before it is shipped, and nobody
+    /// knows whether it did a part of it.
+    fn failed_here(&mut self, node: usize, id: u64, op: &Op) {
+        let old_size = self.old_size(node, op);
+        let undone = match op {
+            Op::Truncate { file, .. } | Op::Allocate { file, .. } => {
+                vec![Undone::Data(*file, 0, MAX_OFFSET)]
+            }
+            Op::CopyRange {
+                to,
+                to_offset,
+                length,
+                ..
+            } => vec![Undone::Data(*to, *to_offset, *length)],
+            _ => {
+                let mut touched = named_by(op);
+                touched.dedup();
+                touched.into_iter().map(Undone::Object).collect()
+            }
+        };
+        self.nodes[node].core.failed_here(op, old_size);
+        if self.disk_failed_in(node, &undone) {
+            return self.moves(node, id);
+        }
+        for undone in undone {
+            if let Undone::Object(_) = undone {
+                self.differs(node, undone);
+            }
+        }
+        self.refused(node, id);
     }
 
     /// What lost its last name lasts as long as somebody has it open.
@@ -271,7 +355,12 @@ impl World {
         };
         // A copy that fails half-way says how far it came; here it fails at once.
         let disk = &mut self.nodes[node].disk;
-        if disk.full || disk.broken || disk.apply(&contents).is_err() {
+        if disk.broken {
+            // The peer does not have its source: the application is told.
+            self.disk_failed_in(node, &[Undone::Data(*to, *to_offset, *length)]);
+            return self.refused(node, id);
+        }
+        if disk.full || disk.apply(&contents).is_err() {
             return self.refused(node, id);
         }
         self.stats.orphans += 1;
@@ -285,7 +374,7 @@ impl World {
         self.vote(node, id);
     }
 
-    fn unlock(&mut self, node: usize, id: u64) {
+    pub(crate) fn unlock(&mut self, node: usize, id: u64) {
         let n = &mut self.nodes[node];
         if let Some(change) = n.changes.get_mut(&id) {
             for file in std::mem::take(&mut change.locked) {
@@ -323,7 +412,8 @@ impl World {
     /// An op of the driver's own, for which nobody waits.
     fn submit_unasked(&mut self, node: usize, op: Op, old_size: u64) {
         if let Some(seq) = self.place(node, op, old_size) {
-            self.nodes[node].core.local_done(seq, 0);
+            let now = self.instant();
+            self.nodes[node].core.local_done(now, seq, 0);
         }
     }
 
@@ -338,11 +428,11 @@ impl World {
         else {
             return;
         };
-        let here = self.nodes[node].disk.apply(&change.op).is_ok();
+        let here = self.nodes[node].disk.apply(&change.op);
         if self.has(Bug::LateIntents) {
             self.note_intents(node, &change.op);
         }
-        if here {
+        if here.is_ok() {
             self.unlock(node, id);
             if *stability == Stability::Mode {
                 self.vote(node, id);
@@ -352,15 +442,23 @@ impl World {
             return;
         }
         // A part of it may be here.
-        if self.serving == Some((node, self.nodes[node].life)) {
+        if self.is_for_the_application(node, id) {
             let size = self.nodes[node].disk.fs.size(*file);
             self.checker.asked(id, [(Place::Size(*file), size)]);
         }
+        let range = Undone::Data(*file, *offset, data.len() as u64);
+        if here.is_err_and(|why| why.is_disk_failure()) && self.disk_failed_in(node, &[range]) {
+            // The peer has it, or will; whether that counts is known when it has taken over.
+            return self.moves(node, id);
+        }
         // It failed here: the peer gets what is here.
         if let (Some(seq), false) = (change.seq, self.has(Bug::NoUndo)) {
-            self.nodes[node].core.local_done(seq, 0);
+            let now = self.instant();
+            self.nodes[node].core.local_done(now, seq, 0);
         }
-        if !self.has(Bug::NoUndo) {
+        if self.nodes[node].disk.unreadable {
+            self.differs(node, range);
+        } else if !self.has(Bug::NoUndo) {
             let size = self.nodes[node].disk.fs.size(*file);
             let length = (data.len() as u64).min(size.saturating_sub(*offset));
             let held = self.nodes[node].disk.fs.read(*file, *offset, length);
@@ -385,96 +483,9 @@ impl World {
         self.perform(node);
     }
 
-    /// The checker learns what a change does, in its place in the order.
-    fn asked(&mut self, node: usize, id: u64, op: &Op) {
-        let fs = &self.nodes[node].disk.fs;
-        let mut places = Vec::new();
-        match op {
-            Op::Write {
-                file, offset, data, ..
-            } => {
-                let first = (offset / BLOCK) as u32;
-                for (i, value) in crate::fs::values(data).into_iter().enumerate() {
-                    places.push((Place::Block(*file, first + i as u32), value));
-                }
-                let end = offset + data.len() as u64;
-                places.push((Place::Size(*file), end.max(fs.size(*file))));
-            }
-            Op::CopyRange {
-                to,
-                to_offset,
-                length,
-                ..
-            } => {
-                let first = (to_offset / BLOCK) as u32;
-                for (i, value) in fs.read(*to, *to_offset, *length).into_iter().enumerate() {
-                    places.push((Place::Block(*to, first + i as u32), value));
-                }
-                places.push((Place::Size(*to), fs.size(*to)));
-            }
-            Op::Truncate { file, size, .. } => {
-                let gone = self.checker.blocks_from(*file, (size / BLOCK) as u32);
-                places.extend(gone.into_iter().map(|p| (p, 0)));
-                places.push((Place::Size(*file), *size));
-            }
-            Op::Allocate {
-                file,
-                offset,
-                length,
-                ..
-            } => {
-                let first = (offset / BLOCK) as u32;
-                let blocks = first..first + (length / BLOCK) as u32;
-                places.extend(blocks.map(|b| (Place::Block(*file, b), 0)));
-            }
-            Op::Create {
-                parent,
-                name,
-                object,
-            } => {
-                places.push((Place::Name(*parent, name.clone()), object.file.0));
-                places.push((Place::Mode(object.file), object.mode.into()));
-            }
-            Op::Link { file, parent, name } => {
-                places.push((Place::Name(*parent, name.clone()), file.0));
-            }
-            Op::Unlink { parent, name, .. } | Op::RemoveDirectory { parent, name, .. } => {
-                places.push((Place::Name(*parent, name.clone()), 0));
-            }
-            Op::Rename {
-                parent,
-                name,
-                file,
-                new_parent,
-                new_name,
-                replaced,
-                mode,
-            } => {
-                let moved = Some(*file) != *replaced;
-                if moved {
-                    let left = match mode {
-                        RenameMode::Exchange => replaced.map_or(0, |f| f.0),
-                        _ => 0,
-                    };
-                    places.push((Place::Name(*parent, name.clone()), left));
-                    places.push((Place::Name(*new_parent, new_name.clone()), file.0));
-                }
-            }
-            Op::SetAttributes { file, change } => {
-                places.push((Place::Mode(*file), change.mode.unwrap_or_default().into()));
-            }
-            _ => {}
-        }
-        if self.serving == Some((node, self.nodes[node].life)) {
-            self.checker.asked(id, places);
-        } else {
-            // The application has gone elsewhere: this can be promised to nobody.
-            self.checker.asked_elsewhere(id);
-        }
-    }
-
     /// The local vote of a change.
     fn vote(&mut self, node: usize, id: u64) {
+        let now = self.instant();
         let n = &mut self.nodes[node];
         let Some(change) = n.changes.get_mut(&id) else {
             return;
@@ -486,68 +497,13 @@ impl World {
             Some(_) if self.bug == Some(Bug::LocalSync) && matches!(change.op, Op::Sync { .. }) => {
                 Some(id)
             }
-            Some(seq) => n.core.local_done(seq, id),
+            Some(seq) => n.core.local_done(now, seq, id),
         };
         if let Some(id) = ready {
             self.reply(node, id);
         } else if late && self.bug != Some(Bug::StaleVote) {
             // It came too late: the application gets an error.
-            self.nodes[node].changes.remove(&id);
-        }
-    }
-
-    /// The application is told that a change is done.
-    fn reply(&mut self, node: usize, id: u64) {
-        let Some(change) = self.nodes[node].changes.remove(&id) else {
-            return;
-        };
-        if change.failed || !self.nodes[node].disk.effects.next() {
-            return;
-        }
-        if change.seq.is_some() && change.term != self.nodes[node].term {
-            return self.fail(format!(
-                "node {node}: change {id} of an earlier term is acknowledged: nobody knows whether \
-                 the peer had it"
-            ));
-        }
-        self.stats.acknowledged += 1;
-        let synced = match change.op {
-            Op::Sync { file, .. } => Some(file),
-            Op::Write {
-                file,
-                stability: Stability::Full,
-                ..
-            } => Some(file),
-            _ => None,
-        };
-        let told = self.checker.acknowledged(id);
-        // In mode `flush` only what is synced is promised to be on the other node.
-        let promised = self.config.mode != AckMode::Flush || synced.is_some();
-        // The node in use has lost what was not on its disk, and another one that was frozen
-        // meanwhile is heard only now: two nodes failed.
-        let lost = self
-            .serving
-            .is_some_and(|(n, _)| n != node && self.nodes[n].serves_what_is_left);
-        if let (Err(e), true) = (told, promised && !lost) {
-            if self.habits.witness || self.serving.is_some_and(|(n, _)| n == node) {
-                return self.fail(format!("node {node}: {e}; {:?} serves", self.serving));
-            }
-            // Nobody kept two nodes from going on: this one has a history of its own now.
-            self.nodes[node].own_history = true;
-        }
-        // A sync on a node that is not in use any more says nothing about the one that is.
-        if let Some(file) = synced
-            && self.serving == Some((node, self.nodes[node].life))
-        {
-            // Both disks, unless this node is alone.
-            let both = change.seq.is_some() && self.nodes[node].core.link() == Link::Paired;
-            for holder in [node, 1 - node].into_iter().take(1 + usize::from(both)) {
-                let disk = self.nodes[holder].disk.durable();
-                if let Err(e) = self.checker.on_disk(id, file, disk) {
-                    return self.fail(format!("node {holder}: {e}"));
-                }
-            }
-            self.checker.synced(id, file);
+            self.refused(node, id);
         }
     }
 
@@ -596,31 +552,33 @@ impl World {
             Action::PeerIsCurrent => {
                 self.stats.resyncs += 1;
                 if self.serving.is_some_and(|(n, _)| n == node) {
-                    self.before_split = None;
+                    self.before_split.clear();
                 }
-                self.nodes[1 - node].lost_cache = false;
-                self.nodes[1 - node].given_up = false;
+                if let Some(session) = self.nodes[node].core.session() {
+                    self.peer_ends_doubt(node, session);
+                }
                 let generation = self.nodes[node].disk.record.copy.current;
                 self.soon_disk(node, 5 * MS, Step::PeerIsCurrent(generation));
             }
-            Action::PeerTookOver | Action::HeirIsLate => {
-                unreachable!("no simulated primary gives its data up")
-            }
+            Action::PeerTookOver => self.peer_took_over(node),
+            Action::HeirIsLate => self.heir_is_late(node),
             Action::CheckpointDone => {
                 self.stats.checkpoints += 1;
                 if let Some(segment) = self.nodes[node].segment.take() {
                     self.notes_may_go(node, segment);
                 }
             }
-            // No simulated primary verifies.
-            Action::Verified { .. } | Action::Unanswered { .. } => {}
+            Action::Verified { seq, found } => self.verified(node, seq, &found),
+            Action::Unanswered { seq } => {
+                self.nodes[node].verifying.remove(&seq);
+            }
         }
     }
 
     /// The new generation is durable.
     pub(crate) fn alone(&mut self, node: usize, generation: Generation) {
-        // Up to here the other one has everything, or ends its resync with it.
-        self.before_split = None;
+        // One that was asked to take over could not, and said so.
+        self.peer_cannot_take_over(node);
         self.nodes[node].disk.update(|r| r.go_alone(generation));
         let serves = self.serving == Some((node, self.nodes[node].life));
         if serves && !self.habits.witness {
@@ -646,6 +604,7 @@ impl World {
             let now = self.instant();
             self.nodes[node].core.tick(now);
             self.perform(node);
+            self.expire_calls(node);
         }
     }
 }

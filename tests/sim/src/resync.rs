@@ -33,6 +33,11 @@ impl World {
     pub(crate) fn dial(&mut self, node: usize) {
         self.soon(node, 150 * MS, Step::Dial);
         let n = &self.nodes[node];
+        let waits = self.must_host(node) && n.connection.is_none();
+        if waits && !self.has(Bug::HostWhenReached) {
+            // The primary was lost before it could be told.
+            return self.begin_hosting(node);
+        }
         if n.role != Some(Role::Secondary) || n.connection.is_some() {
             return;
         }
@@ -44,11 +49,9 @@ impl World {
         let id = self.connect();
         let n = &mut self.nodes[node];
         n.connection = Some(id);
-        let resume = n
-            .standby
-            .as_ref()
-            .map(|s| (s.machine.session(), s.machine.applied_seq()));
+        let resume = n.standby.as_ref().and_then(|s| s.machine.resumes_at());
         let record = Box::new(n.disk.record.clone());
+        n.told = Some((id, n.disk.record.clone()));
         self.send(node, id, Message::Hello { record, resume });
     }
 
@@ -62,7 +65,13 @@ impl World {
                 session,
             } => self.decided(node, id, &record, decision, session),
             Message::Resume(session) => self.note(|| format!("node {node} resumes {session}")),
+            Message::Refuse(_) if self.nodes[node].takeover.visit == Some(id) => {
+                self.refused_calls(node);
+            }
             Message::Refuse(theirs) => {
+                if self.nodes[node].connection == Some(id) && self.must_host(node) {
+                    return self.begin_hosting(node);
+                }
                 if self.nodes[node].connection == Some(id) {
                     self.refused_by(node, theirs.as_deref());
                     self.drop_connection(node);
@@ -86,6 +95,27 @@ impl World {
                 }
                 self.perform(node);
                 self.ship(node);
+            }
+            Message::Rejoin => {
+                if self.nodes[node].connection == Some(id) {
+                    self.rejoin(node);
+                }
+            }
+            Message::Visit(session) => self.visited(node, id, session),
+            Message::Welcome => {
+                if self.nodes[node].takeover.visit == Some(id) {
+                    self.welcomed(node);
+                }
+            }
+            Message::Call {
+                number,
+                done,
+                request,
+            } => self.called(node, id, (number, done, request)),
+            Message::Answer { number, answer } => {
+                if self.nodes[node].takeover.visit == Some(id) {
+                    self.answered(node, number, answer);
+                }
             }
             Message::Leave { flushed } => {
                 if self.nodes[node].connection == Some(id) {
@@ -120,7 +150,11 @@ impl World {
         let refuse = |w: &mut World| {
             let n = &w.nodes[node];
             let primary = n.role == Some(Role::Primary);
-            let record = primary.then(|| Box::new(n.disk.record.clone()));
+            let mut record = primary.then(|| Box::new(n.disk.record.clone()));
+            if let Some(record) = &mut record {
+                // What its own disk does not take any more is said at least.
+                record.copy.up_to_date &= !w.is_away(node);
+            }
             w.send(node, id, Message::Refuse(record));
             w.close(id, node);
         };
@@ -147,6 +181,7 @@ impl World {
                 }),
             );
             self.perform(node);
+            self.ask_to_rejoin(node);
             self.ship(node);
             return;
         }
@@ -171,7 +206,8 @@ impl World {
             };
         }
         let Decision::Resync {
-            source: Which::Me, ..
+            source: Which::Me,
+            method,
         } = decision
         else {
             self.note(|| format!("node {node} decides {decision:?}"));
@@ -185,6 +221,7 @@ impl World {
         self.replace_connection(node, id);
         let session = SessionId(self.random_id());
         self.note(|| format!("node {node} decides {decision:?}, session {session}"));
+        self.nodes[node].decided = Some((session, method));
         self.send(
             node,
             id,
@@ -196,7 +233,7 @@ impl World {
         );
     }
 
-    fn replace_connection(&mut self, node: usize, id: u64) {
+    pub(crate) fn replace_connection(&mut self, node: usize, id: u64) {
         if let Some(old) = self.nodes[node].connection.replace(id)
             && old != id
         {
@@ -216,7 +253,10 @@ impl World {
         {
             return;
         }
-        let mine = self.nodes[node].disk.record.clone();
+        // From what it said of itself: a resync of before may have ended since.
+        let Some((_, mine)) = self.nodes[node].told.take().filter(|told| told.0 == id) else {
+            return self.fail(format!("node {node} said nothing of itself"));
+        };
         let own = decide((&mine.copy, Role::Secondary), (&theirs.copy, Role::Primary));
         if own != decision.mirrored() && !self.has(Bug::NewerByClock) {
             return self.fail(format!(
@@ -247,10 +287,12 @@ impl World {
             segment: None,
             stable: false,
             stable_syncing: false,
+            failed_syncs: n.failed_syncs,
             inbox: Default::default(),
             busy: false,
         });
-        let own = Box::new(n.own.clone().united());
+        let mut own = Box::new(n.own.clone().united());
+        own.unite(n.differing.clone());
         let damaged = (n.damaged || n.disk.log.is_damaged() || own.is_everything())
             && self.bug != Some(Bug::AssumeClean);
         let mut intents = n.disk.log.all();
@@ -276,7 +318,6 @@ impl World {
         session: SessionId,
         (theirs_own, intents, damaged): (DirtyMap, Vec<Intent>, bool),
     ) {
-        let peer = 1 - node;
         let usable = self.has_connection(node, id)
             && self.nodes[node].core.link() == Link::Alone
             && self.nodes[node].role == Some(Role::Primary)
@@ -288,13 +329,10 @@ impl World {
             }
             return;
         }
-        let mine = self.nodes[node].disk.record.clone();
-        let theirs = self.nodes[peer].disk.record.clone();
-        // The method was decided before the target took its flag down; that changes nothing.
-        let decision = decide((&mine.copy, Role::Primary), (&theirs.copy, Role::Secondary));
-        let mut method = match decision {
-            Decision::Resync { method, .. } => method,
-            _ => Method::Marks,
+        self.begin_in_doubt(node, session);
+        let decided = self.nodes[node].decided;
+        let Some((_, mut method)) = decided.filter(|d| d.0 == session) else {
+            return self.fail(format!("node {node} has decided nothing for {session}"));
         };
         if method == Method::Marks && (damaged || self.nodes[node].damaged) {
             method = Method::Compare;
@@ -333,7 +371,9 @@ impl World {
             asked: VecDeque::new(),
             world: self,
         };
-        let compared = compare(&mut here, method, noted, &suspects);
+        let compared = here
+            .wait_for_changes()
+            .and_then(|()| compare(&mut here, method, noted, &suspects));
         if self.nodes[node].life != life {
             return;
         }
@@ -378,6 +418,9 @@ impl World {
 
     /// A connection of a node is gone.
     pub(crate) fn connection_lost(&mut self, node: usize, id: u64) {
+        if self.nodes[node].takeover.visit == Some(id) {
+            return self.visit_lost(node);
+        }
         if self.nodes[node].connection != Some(id) {
             return;
         }
@@ -391,6 +434,8 @@ impl World {
             let now = self.instant();
             self.nodes[node].core.peer_lost(now, "lost");
             self.perform(node);
+        } else {
+            self.begin_hosting(node);
         }
     }
 
@@ -399,6 +444,15 @@ impl World {
         let core = &self.nodes[node].core;
         if core.link() != Link::Syncing || core.session() != Some(session) {
             return;
+        }
+        if self.nodes[node].disk.unreadable {
+            // The marks are kept.
+            let now = self.instant();
+            self.drop_connection(node);
+            self.nodes[node]
+                .core
+                .peer_lost(now, "the source cannot be read");
+            return self.perform(node);
         }
         let again = |w: &mut World| w.soon(node, MS, Step::Resync(session));
         for op in std::mem::take(&mut self.nodes[node].moving.stale) {
@@ -423,6 +477,7 @@ impl World {
         match self.nodes[node].core.next_object(after) {
             Some(file) => self.put_object(node, file),
             None if after.is_some() => self.nodes[node].moving.after = None,
+            None if self.flushes_first(node, session) => {}
             None => {
                 self.nodes[node].disk.update(|r| r.peer_may_be_current());
                 let now = self.instant();
@@ -433,9 +488,26 @@ impl World {
                     self.sequence[node].ends_resync(session, end);
                     return self.ship(node);
                 }
+                self.nodes[node].disk.update(|r| r.peer_is_behind());
             }
         }
         again(self);
+    }
+
+    /// The peer flushes before the end in some sessions: as after a resync of a gigabyte.
+    fn flushes_first(&mut self, node: usize, session: SessionId) -> bool {
+        let now = self.instant();
+        let n = &mut self.nodes[node];
+        if n.core.flush_runs() {
+            return true;
+        }
+        if !session.0.is_multiple_of(4) || n.moving.flushed == Some(session) {
+            return false;
+        }
+        n.moving.flushed = Some(session);
+        n.core.begin_flush(now, Timestamp::default());
+        self.ship(node);
+        true
     }
 
     fn put(&mut self, node: usize, op: Op) {
@@ -537,6 +609,7 @@ impl World {
         if n.locks.contains(&file) && !stale {
             return;
         }
+        n.make_sure(file);
         let size = n.disk.fs.size(file);
         let Some((offset, length)) = n.core.take_run(file, RUN, size) else {
             n.moving.object = None;

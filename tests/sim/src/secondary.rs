@@ -1,19 +1,25 @@
 //! The secondary's driver: applies ops in order, notes first, syncs when asked.
 
 use twinfold_protocol::ids::{FileId, SessionId};
-use twinfold_protocol::marks::Intent;
+use twinfold_protocol::marks::{DirtyMap, Intent};
 use twinfold_protocol::op::{Op, Sequenced, Stability};
 use twinfold_protocol::secondary::{Accepted, needs_sync};
+use twinfold_protocol::verify::mark_question;
 use twinfold_protocol::wire::{OpStreamStart, Receipt};
 
 use crate::bugs::Bug;
 use crate::disk::Refusal;
 use crate::net::Message;
+use crate::verify::found;
 use crate::world::{MS, Step, SyncJob, World};
 
 impl World {
     /// The op stream begins.
     pub(crate) fn standby_start(&mut self, node: usize, start: OpStreamStart) {
+        if self.must_host(node) {
+            // The session is over, and the primary does not know yet.
+            return self.begin_hosting(node);
+        }
         let Some(standby) = &mut self.nodes[node].standby else {
             return;
         };
@@ -106,7 +112,11 @@ impl World {
         let n = &mut self.nodes[node];
         let syncing = n.standby.as_ref().is_some_and(|s| s.machine.is_moving());
         n.half_resynced |= op.op.is_resync() && op.op != Op::ResyncEnd;
-        let applied = match ignored {
+        let answer = match &op.op {
+            Op::Verify { question } => Some(found(&n.disk.fs, question)),
+            _ => None,
+        };
+        let applied = match ignored || answer.is_some() {
             true => Ok(()),
             false => n.disk.apply_as(&op.op, syncing),
         };
@@ -141,16 +151,28 @@ impl World {
         }
         standby.machine.applied(op.seq);
         standby.inbox.pop_front();
+        // A resync ends in vain, and is to be told so by its last flush.
+        let in_vain = standby.machine.is_syncing() && n.disk.will_tell();
         let (session, fs) = (standby.machine.session(), &n.disk.fs);
+        let fs = (!in_vain).then_some(fs);
         match self.sequence[1 - node].applied(session, op.seq, fs) {
             Ok(looked) => self.stats.prefixes += u64::from(looked),
             Err(e) => return self.fail(format!("node {node}: {e}")),
+        }
+        if let Op::Differs { question } = &op.op {
+            let n = &mut self.nodes[node];
+            mark_question(&mut n.differing, question);
+            n.disk.update(|r| r.fall_behind());
         }
         if needs_sync(&op.op) {
             self.sync_job(node, op);
         }
         self.stable_job(node);
         self.tell(node);
+        if let (Some(found), Some(id)) = (answer, self.nodes[node].connection) {
+            let seq = op.seq;
+            self.send(node, id, Message::Receipt(Receipt::Verified { seq, found }));
+        }
         self.standby_wake(node);
     }
 
@@ -173,7 +195,12 @@ impl World {
         if let (Some(standby), Some(id)) = (&mut n.standby, n.connection)
             && let Some(receipt) = standby.machine.receipt()
         {
+            // Now and then its disk is busy, as far as it knows.
+            let busy = standby.machine.applied_seq().0 % 16 == 5;
             self.send(node, id, Message::Receipt(receipt));
+            if busy {
+                self.send(node, id, Message::Receipt(Receipt::Busy));
+            }
         }
     }
 
@@ -196,9 +223,17 @@ impl World {
                     Op::Checkpoint => SyncJob::Checkpoint(op.seq, retire),
                     _ => {
                         standby.machine.all_moved();
+                        n.differing = DirtyMap::default();
                         SyncJob::End(op.seq, retire)
                     }
                 }
+            }
+            Op::Flush => SyncJob::Flush(op.seq),
+            Op::TakeOver => {
+                if self.bug == Some(Bug::EarlyTakeOver) {
+                    self.synced(node, op.seq);
+                }
+                SyncJob::TakeOver(op.seq)
             }
             _ => return,
         };
@@ -212,23 +247,34 @@ impl World {
             .as_ref()
             .map(|s| s.machine.session());
         if now != Some(session) {
+            // What it is told is not told again.
+            let _ = match job {
+                SyncJob::Object(_, file) => self.sync_object(node, file),
+                // It was asked for twice.
+                SyncJob::TakeOver(seq) if self.nodes[node].takeover.hosting == Some(session) => {
+                    return self.took_over(node, session, seq);
+                }
+                _ => self.sync_store(node),
+            };
             return;
         }
-        let disk = &mut self.nodes[node].disk;
         let flushed = match job {
-            SyncJob::Object(_, file) => disk.sync(file),
+            SyncJob::Object(_, file) => self.sync_object(node, file),
             SyncJob::End(..) => {
-                disk.clear_aside();
-                disk.sync_all()
+                self.nodes[node].disk.clear_aside();
+                self.flush_session(node)
             }
-            SyncJob::Checkpoint(..) | SyncJob::Stable(_) => disk.sync_all(),
+            SyncJob::Checkpoint(..)
+            | SyncJob::Flush(_)
+            | SyncJob::Stable(_)
+            | SyncJob::TakeOver(_) => self.flush_session(node),
         };
         if flushed.is_err() {
             // Whether or not anybody is there to be told.
             return self.standby_failed(node, "the flush failed");
         }
         match job {
-            SyncJob::Object(seq, _) => self.synced(node, seq),
+            SyncJob::Object(seq, _) | SyncJob::Flush(seq) => self.synced(node, seq),
             SyncJob::Checkpoint(seq, retire) => {
                 self.retire(node, retire);
                 self.synced(node, seq);
@@ -248,6 +294,20 @@ impl World {
                 }
                 self.tell(node);
             }
+            SyncJob::TakeOver(seq) => {
+                self.take_over(node, session);
+                self.took_over(node, session, seq);
+            }
+        }
+    }
+
+    /// Flushes the store for a session: everything that was changed in it is on the disk.
+    fn flush_session(&mut self, node: usize) -> Result<(), Refusal> {
+        self.sync_store(node)?;
+        let n = &self.nodes[node];
+        match n.standby.as_ref().map(|s| s.failed_syncs) == Some(n.failed_syncs) {
+            true => Ok(()),
+            false => Err(Refusal::Trouble("an earlier flush failed")),
         }
     }
 
@@ -261,9 +321,23 @@ impl World {
         let n = &mut self.nodes[node];
         if let Some(standby) = &mut n.standby {
             let (module, generation, epoch) = (standby.module, standby.generation, standby.epoch);
-            n.disk.update(|r| r.end_resync(module, generation, epoch));
+            let differs = !n.differing.is_empty();
+            n.disk.update(|r| {
+                r.end_resync(module, generation, epoch);
+                if differs {
+                    r.fall_behind();
+                }
+            });
             standby.machine.resync_ended();
-            n.half_resynced &= n.disk.effects.is_dead();
+            let ended = !n.disk.effects.is_dead();
+            n.half_resynced &= !ended;
+            // It has everything, and on its disk.
+            n.lost_cache &= !ended;
+            n.given_up &= !ended;
+            // All that flushes had lost before was compared or moved.
+            let lost = standby.failed_syncs != n.failed_syncs;
+            n.lossy &= lost;
+            n.doubtful &= lost;
             self.forget_own_marks(node);
         }
     }
@@ -273,6 +347,22 @@ impl World {
             self.tell(node);
             self.send(node, id, Message::Receipt(Receipt::Synced { seq }));
         }
+    }
+
+    /// The primary asks this node to come again: it leaves in order, and dials.
+    pub(crate) fn rejoin(&mut self, node: usize) {
+        let Some(standby) = self.nodes[node].standby.take() else {
+            return;
+        };
+        self.stats.rejoins += 1;
+        let synced = self.sync_store(node).is_ok();
+        let n = &mut self.nodes[node];
+        let flushed = synced && standby.failed_syncs == n.failed_syncs;
+        n.disk.update(|r| r.fall_behind());
+        if let Some(id) = n.connection {
+            self.send(node, id, Message::Leave { flushed });
+        }
+        self.drop_connection(node);
     }
 
     /// This copy cannot go on.

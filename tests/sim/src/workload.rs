@@ -8,8 +8,10 @@ use twinfold_protocol::op::{
     AllocateMode, Change as Attributes, Name, NewObject, Op, RenameMode, Stability,
 };
 
+use crate::calls::Request;
 use crate::fs::{Fs, payload};
 use crate::primary::{Change, Stage};
+use crate::takeover::Place;
 use crate::world::{Event, MS, World};
 
 const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
@@ -41,6 +43,10 @@ impl World {
         if self.quiet || !n.up || n.frozen || n.life != life || n.changes.len() > 40 {
             return;
         }
+        self.verify_something(node);
+        if self.rng.one_in(10) {
+            return self.read_something(node);
+        }
         let Some(op) = self.choose(node) else { return };
         let id = self.next_change;
         self.next_change += 1;
@@ -48,20 +54,11 @@ impl World {
         if self.less.skips(id, op.word()) {
             return;
         }
-        let syncs = matches!(op, Op::Sync { .. });
-        let change = Change {
-            op,
-            locked: Vec::new(),
-            seq: None,
-            term: self.nodes[node].term,
-            passed: syncs,
-            applied: false,
-            failed: false,
-        };
-        self.nodes[node].changes.insert(id, change);
-        if syncs {
+        let change = Change::new(op, self.nodes[node].term);
+        if let Op::Sync { .. } = change.op {
             self.checker.asked_to_sync(id);
         }
+        self.nodes[node].changes.insert(id, change);
         self.change_step(node, id, Stage::Lock);
     }
 
@@ -70,15 +67,58 @@ impl World {
     fn used_by_the_application(&mut self) -> Option<(usize, u64)> {
         let (node, life) = self.serving?;
         let peer = &self.nodes[1 - node];
-        let second = peer.role == Some(Role::Primary) && !self.habits.witness;
+        // One that has taken over has no mount to write to.
+        let primary = peer.role == Some(Role::Primary) && peer.takeover.hosting.is_none();
+        let second = primary && !self.habits.witness;
         Some(match second && self.rng.one_in(3) {
             true => (1 - node, peer.life),
             false => (node, life),
         })
     }
 
+    /// The node whose copy the application sees.
+    fn seen_by_the_application(&self, node: usize) -> usize {
+        match self.nodes[node].takeover.place {
+            Place::Peer(_) => 1 - node,
+            _ => node,
+        }
+    }
+
+    /// The application reads a block.
+    fn read_something(&mut self, node: usize) {
+        let fs = &self.nodes[self.seen_by_the_application(node)].disk.fs;
+        let files: Vec<FileId> = fs.reachable().into_keys().collect();
+        let files: Vec<FileId> = files
+            .into_iter()
+            .filter(|f| fs.file(*f).is_some())
+            .collect();
+        let Some(file) = self.rng.pick(&files).copied() else {
+            return;
+        };
+        let block = self.rng.pick(&BLOCKS).copied().unwrap_or_default();
+        let before = self.checker.told();
+        let unreadable = self.nodes[node].disk.unreadable && !self.is_away(node);
+        if unreadable {
+            self.stats.failed_reads += 1;
+            // Where nobody can take over, the application is told.
+            self.disk_failed(node);
+        }
+        if self.is_away(node) {
+            self.call(node, Request::Read(file, block, before));
+        } else if !unreadable {
+            let offset = u64::from(block) * BLOCK;
+            let held = self.nodes[node].disk.fs.read(file, offset, BLOCK);
+            if let Some(found) = held.first() {
+                self.seen(node, (file, block), *found, before);
+            }
+        }
+    }
+
     fn choose(&mut self, node: usize) -> Option<Op> {
-        let fs = self.nodes[node].disk.fs.clone();
+        let fs = self.nodes[self.seen_by_the_application(node)]
+            .disk
+            .fs
+            .clone();
         let reachable = fs.reachable();
         let files: Vec<FileId> = reachable
             .keys()
@@ -226,6 +266,21 @@ pub(crate) fn held_by(op: &Op) -> Vec<FileId> {
         | Op::RemoveDirectory { file, .. } => vec![*file],
         Op::CopyRange { from, to, .. } => vec![*from, *to],
         Op::Rename { replaced, .. } => replaced.iter().copied().collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The objects whose names or attributes an op changes.
+pub(crate) fn named_by(op: &Op) -> Vec<FileId> {
+    match op {
+        Op::Create { parent, object, .. } => vec![*parent, object.file],
+        Op::Link { parent, .. }
+        | Op::Unlink { parent, .. }
+        | Op::RemoveDirectory { parent, .. } => vec![*parent],
+        Op::Rename {
+            parent, new_parent, ..
+        } => vec![*parent, *new_parent],
+        Op::SetAttributes { file, .. } => vec![*file],
         _ => Vec::new(),
     }
 }

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
-use twinfold_protocol::handshake::Role;
+use twinfold_protocol::handshake::{Method, Role};
 use twinfold_protocol::ids::{Epoch, FileId, Generation, ModuleId, Seq, SessionId, Side};
 use twinfold_protocol::lifecycle::Record;
 use twinfold_protocol::marks::{DirtyMap, Intent};
@@ -12,8 +12,10 @@ use twinfold_protocol::op::{Name, Sequenced};
 use twinfold_protocol::primary::{AckMode, Config, OwnMarks, Primary};
 use twinfold_protocol::secondary::Secondary;
 use twinfold_protocol::time::Instant;
+use twinfold_protocol::verify::{Found, Question};
 
 use crate::bugs::Bug;
+use crate::calls::Request;
 use crate::checker::{Checker, Promise};
 use crate::disk::Disk;
 use crate::effects::Stop;
@@ -24,6 +26,8 @@ use crate::plan::{Less, Plan};
 use crate::prefix::Sequence;
 use crate::primary::{Change, Stage};
 use crate::rng::Rng;
+use crate::stats::Stats;
+use crate::takeover::TakeOver;
 
 /// One millisecond, in the nanoseconds of simulated time.
 pub(crate) const MS: u64 = 1_000_000;
@@ -103,6 +107,20 @@ pub(crate) enum Step {
     Resync(SessionId),
     /// This primary hands over or stops: no change is taken any more.
     Quiesce(Quiet, u64, u64),
+    /// The disk has failed: that is noted, and the peer of this session is to be asked.
+    Ask(SessionId),
+    /// The peer is asked to take over, once these changes have ended.
+    Yield(SessionId, BTreeSet<u64>),
+    /// The peer should have answered.
+    Heard(SessionId),
+    /// The peer is looked for, to carry out calls.
+    Visit,
+    /// The copy whose disk has failed is marked on that disk.
+    MarkFailed,
+    /// The primary knows that this node has taken over.
+    Host,
+    /// A call of the visitor of this session is carried out.
+    CarryOut(SessionId, u64, Request),
 }
 
 /// What a primary that takes no more changes is about to do.
@@ -118,7 +136,7 @@ pub(crate) enum Quiet {
 #[derive(Clone, Debug)]
 pub(crate) enum CheckpointStage {
     /// Changes that were noted in the old segment take their places first.
-    Gather(u64, BTreeSet<u64>),
+    Gather(Option<u64>, BTreeSet<u64>),
     /// The same while alone; then the marks are saved.
     Alone(u64, BTreeSet<u64>),
     /// And are applied here, before all is flushed.
@@ -132,10 +150,14 @@ pub(crate) enum SyncJob {
     Object(Seq, FileId),
     /// Everything, and the segments before this one go.
     Checkpoint(Seq, Option<u64>),
+    /// Everything, in a resync.
+    Flush(Seq),
     /// The end of a resync.
     End(Seq, Option<u64>),
     /// Everything applied so far, in mode `disk`.
     Stable(Seq),
+    /// Everything; then this node goes on in the primary's place.
+    TakeOver(Seq),
 }
 
 /// A secondary's part of a session.
@@ -150,6 +172,8 @@ pub(crate) struct Standby {
     pub(crate) segment: Option<u64>,
     pub(crate) stable: bool,
     pub(crate) stable_syncing: bool,
+    /// Flushes that had failed when it began.
+    pub(crate) failed_syncs: u64,
     pub(crate) inbox: VecDeque<Sequenced>,
     pub(crate) busy: bool,
 }
@@ -160,6 +184,8 @@ pub(crate) struct Moving {
     pub(crate) after: Option<FileId>,
     pub(crate) object: Option<FileId>,
     pub(crate) listing: Option<(FileId, Option<Name>, bool)>,
+    /// The session in which the peer was asked to flush before the end.
+    pub(crate) flushed: Option<SessionId>,
     /// Planted bug: what was read and is put into the order later.
     pub(crate) stale: Vec<twinfold_protocol::op::Op>,
 }
@@ -194,6 +220,10 @@ pub(crate) struct Node {
     pub(crate) damaged: bool,
     pub(crate) standby: Option<Standby>,
     pub(crate) connection: Option<u64>,
+    /// What it said of its copy in its last hello, and over which connection.
+    pub(crate) told: Option<(u64, Record)>,
+    /// How the resync of the session begins that it decided on last.
+    pub(crate) decided: Option<(SessionId, Method)>,
     pub(crate) epoch: Epoch,
     pub(crate) next_id: u64,
     pub(crate) changes: BTreeMap<u64, Change>,
@@ -201,10 +231,19 @@ pub(crate) struct Node {
     /// Files without a name that the application still has open.
     pub(crate) orphans: BTreeMap<FileId, Item>,
     pub(crate) moving: Moving,
+    /// Questions of a verify on their way, and what was here.
+    pub(crate) verifying: BTreeMap<Seq, (Question, Found)>,
     /// The segment that the running checkpoint began.
     pub(crate) segment: Option<u64>,
     /// A checkpoint is about to begin.
     pub(crate) beginning: bool,
+    /// Flushes of its store that have failed in this life.
+    pub(crate) failed_syncs: u64,
+    /// One has failed since this copy was last equal to another one.
+    pub(crate) lossy: bool,
+    /// Memory may show what the disk does not have: the run before did not end in order, and
+    /// the machine is the same.
+    pub(crate) doubtful: bool,
     /// Its store could not be flushed: it needs a restart.
     pub(crate) ailing: bool,
     /// No more changes are taken.
@@ -218,49 +257,22 @@ pub(crate) struct Node {
     pub(crate) given_up: bool,
     /// It went on by itself while the other one's copy was made the good one.
     pub(crate) own_history: bool,
+    /// What it did before this term was given up with its copy.
+    pub(crate) disowned: u64,
     /// Lost its page cache since it last held everything.
     pub(crate) lost_cache: bool,
     /// It serves what a power cut has left of it.
     pub(crate) serves_what_is_left: bool,
     /// Events that wait while it is frozen.
     pub(crate) waiting: Vec<Event>,
-}
-
-/// What was counted.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Stats {
-    /// Changes the application asked for.
-    pub asked: u64,
-    /// Those it was told are done.
-    pub acknowledged: u64,
-    /// Promotions.
-    pub failovers: u64,
-    /// Starts of a process.
-    pub restarts: u64,
-    /// Resyncs that came to their end.
-    pub resyncs: u64,
-    /// Sessions that went on over a new connection.
-    pub resumed: u64,
-    /// Times a primary went on alone.
-    pub alone: u64,
-    /// Times the checker looked at a copy.
-    pub looks: u64,
-    /// Times the secondary's copy was compared with its place in the sequence.
-    pub prefixes: u64,
-    /// Copies out of files without a name.
-    pub orphans: u64,
-    /// Checkpoints that came to their end.
-    pub checkpoints: u64,
-    /// Checkpoints of a primary that was alone.
-    pub alone_checkpoints: u64,
-    /// Planned hand-overs.
-    pub swaps: u64,
-    /// Copies given up after a split.
-    pub splits: u64,
-    /// What the nodes did to disks, network and application.
-    pub effects: u64,
-    /// Faults of each kind, as in [`Fault::NAMES`].
-    pub faults: [u64; Fault::NAMES.len()],
+    /// What its primary has found to differ here.
+    pub(crate) differing: DirtyMap,
+    /// The session whose secondary is to leave and to come back.
+    pub(crate) rejoin: Option<SessionId>,
+    /// Flushes that had failed when the resync of a session began.
+    pub(crate) failed_before: Option<(SessionId, u64)>,
+    /// Its part in a disk's failure, of its own or of its peer.
+    pub(crate) takeover: TakeOver,
 }
 
 /// Everything.
@@ -277,9 +289,9 @@ pub(crate) struct World {
     /// Which node may go on from a generation without its peer.
     pub(crate) witness: BTreeMap<u128, usize>,
     pub(crate) checker: Checker,
-    /// What the application knew when its primary went on alone, unasked of a witness, and
-    /// the generations that the copy may have that was left behind.
-    pub(crate) before_split: Option<(Vec<Generation>, Checker)>,
+    /// What the application knew when its primary left a generation, unasked of a witness: a
+    /// copy of that generation that was left behind has that much.
+    pub(crate) before_split: BTreeMap<Generation, Checker>,
     /// The node and the life of it that the application uses.
     pub(crate) serving: Option<(usize, u64)>,
     /// The primary's sequence, to compare the secondary with.
@@ -298,6 +310,8 @@ pub(crate) struct World {
     pub(crate) habits: Habits,
     /// What of the application's work is left out.
     pub(crate) less: Less,
+    /// What a verify looks at, if one runs.
+    pub(crate) verify: Option<Rng>,
     pub(crate) bug: Option<Bug>,
     pub(crate) quiet: bool,
     pub(crate) stats: Stats,
@@ -354,14 +368,20 @@ impl World {
                 damaged: false,
                 standby: None,
                 connection: None,
+                told: None,
+                decided: None,
                 epoch: Epoch(0),
                 next_id: 0,
                 changes: BTreeMap::new(),
                 locks: BTreeSet::new(),
                 orphans: BTreeMap::new(),
                 moving: Moving::default(),
+                verifying: BTreeMap::new(),
                 segment: None,
                 beginning: false,
+                failed_syncs: 0,
+                lossy: false,
+                doubtful: false,
                 ailing: false,
                 closing: false,
                 comparing: false,
@@ -369,9 +389,14 @@ impl World {
                 denied: false,
                 given_up: false,
                 own_history: false,
+                disowned: 0,
                 lost_cache: false,
                 serves_what_is_left: false,
                 waiting: Vec::new(),
+                differing: DirtyMap::default(),
+                rejoin: None,
+                failed_before: None,
+                takeover: TakeOver::default(),
             }
         };
         let mut net = Net::default();
@@ -387,7 +412,7 @@ impl World {
             net,
             witness: BTreeMap::new(),
             checker: Checker::default(),
-            before_split: None,
+            before_split: BTreeMap::new(),
             serving: None,
             sequence: Default::default(),
             blind: None,
@@ -397,6 +422,7 @@ impl World {
             config,
             habits,
             less: plan.less.clone(),
+            verify: plan.verify.then(|| Rng::new(seed ^ 0x5eef)),
             bug,
             quiet: false,
             stats: Stats::default(),
@@ -552,6 +578,15 @@ impl World {
             Step::SyncDone(session, job) => self.standby_synced(node, session, job),
             Step::Resync(session) => self.resync_step(node, session),
             Step::Quiesce(why, until, rounds) => self.quiesce_step(node, why, until, rounds),
+            Step::Ask(session) => self.ask_to_take_over(node, session),
+            Step::Yield(session, before) => self.yield_step(node, session, before),
+            Step::Heard(session) => self.not_heard(node, session),
+            Step::Visit => self.visit(node),
+            Step::MarkFailed => self.mark_failed(node),
+            Step::Host => self.begin_hosting(node),
+            Step::CarryOut(session, number, request) => {
+                self.carry_out(node, session, number, request);
+            }
         }
     }
 
@@ -560,37 +595,6 @@ impl World {
         self.stats.looks += 1;
         if let Err(e) = self.checker.look(&self.nodes[node].disk.fs, level) {
             self.fail(format!("node {node}: {e}"));
-        }
-    }
-}
-
-impl Stats {
-    /// How often each kind of fault happened.
-    pub fn faults_by_name(&self) -> String {
-        let counts = Fault::NAMES.iter().zip(self.faults);
-        let texts: Vec<String> = counts.map(|(name, n)| format!("{name} {n}")).collect();
-        texts.join(", ")
-    }
-
-    /// Adds what was counted elsewhere.
-    pub fn add(&mut self, other: &Stats) {
-        self.asked += other.asked;
-        self.acknowledged += other.acknowledged;
-        self.failovers += other.failovers;
-        self.restarts += other.restarts;
-        self.resyncs += other.resyncs;
-        self.resumed += other.resumed;
-        self.alone += other.alone;
-        self.looks += other.looks;
-        self.prefixes += other.prefixes;
-        self.orphans += other.orphans;
-        self.checkpoints += other.checkpoints;
-        self.alone_checkpoints += other.alone_checkpoints;
-        self.swaps += other.swaps;
-        self.splits += other.splits;
-        self.effects += other.effects;
-        for (mine, theirs) in self.faults.iter_mut().zip(other.faults) {
-            *mine += theirs;
         }
     }
 }

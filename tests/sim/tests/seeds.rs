@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use twinfold_sim::{Stats, plan_of, run};
+use twinfold_sim::{Plan, Stats, plan_of, run};
 
 /// Seconds of a run in which no new seed is begun any more; more with
 /// `TWINFOLD_SIM_SECONDS`.
@@ -43,8 +43,31 @@ fn nothing_acknowledged_is_lost_and_the_copies_come_together() {
         total.resyncs,
         total.resumed,
         total.alone,
+        total.take_overs,
+        total.heirs_promoted,
+        total.remote_calls / 100,
+        total.reads / 100,
+        total.failed_reads,
     ];
     assert!(counts.iter().all(|n| *n > 0), "{total:?}");
+}
+
+#[test]
+fn a_verify_under_every_fault_reports_no_false_difference() {
+    let mut total = Stats::default();
+    for seed in 1..=40 {
+        let plan = Plan {
+            verify: true,
+            ..plan_of(seed)
+        };
+        let outcome = run(seed, &plan, None, false);
+        assert_eq!(
+            outcome.failure, None,
+            "seed {seed}: see it with `cargo run --release -p twinfold-sim -- --verify --trace {seed}`"
+        );
+        total.add(&outcome.stats);
+    }
+    assert!(total.verified > 1000, "{total:?}");
 }
 
 #[test]

@@ -58,6 +58,22 @@ fn loses_privileges(req: &Request) -> bool {
     req.uid() != 0
 }
 
+/// How stable a write shall be that passes the kernel's cache by. Whether it does is decided
+/// by how the file was opened, for the kernel as for [`Vfs::write`](crate::vfs::Vfs::write):
+/// `O_DIRECT` can be switched off and on behind that (`F_SETFL`, `fcntl(2)`).
+fn asked_for(flags: OpenFlags, write_flags: WriteFlags) -> Stability {
+    // Written back from the page cache, the flags are some descriptor's, not this write's.
+    if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+        Stability::Mode
+    } else if flags.0 & libc::O_SYNC == libc::O_SYNC {
+        Stability::Full
+    } else if flags.0 & libc::O_DSYNC != 0 {
+        Stability::Data
+    } else {
+        Stability::Mode
+    }
+}
+
 fn how(flags: i32) -> OpenHow {
     OpenHow {
         write: OpenFlags(flags).acc_mode() != OpenAccMode::O_RDONLY,
@@ -342,18 +358,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        // Written back from the page cache, the flags are some descriptor's, not this write's;
-        // and after a buffered O_SYNC write the kernel itself asks for a sync.
-        let direct = flags.0 & libc::O_DIRECT != 0;
-        let stability = if !direct || write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
-            Stability::Mode
-        } else if flags.0 & libc::O_SYNC == libc::O_SYNC {
-            Stability::Full
-        } else if flags.0 & libc::O_DSYNC != 0 {
-            Stability::Data
-        } else {
-            Stability::Mode
-        };
+        let stability = asked_for(flags, write_flags);
         let written = data.len() as u32;
         self.vfs.write(
             HandleId(fh.0),
@@ -663,5 +668,28 @@ fn sized(value: &[u8], size: u32, reply: ReplyXattr) {
         reply.error(Errno::ERANGE);
     } else {
         reply.data(value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_past_the_cache_is_as_stable_as_its_descriptor_says_now() {
+        let none = WriteFlags::empty();
+        for (flags, asked) in [
+            (libc::O_DIRECT | libc::O_DSYNC, Stability::Data),
+            (libc::O_DIRECT | libc::O_SYNC, Stability::Full),
+            (libc::O_DIRECT, Stability::Mode),
+            // Opened with `O_DIRECT`, which is switched off by now.
+            (libc::O_DSYNC, Stability::Data),
+            (libc::O_SYNC, Stability::Full),
+        ] {
+            let flags = OpenFlags(flags | libc::O_WRONLY);
+            assert_eq!(asked_for(flags, none), asked);
+            let written_back = WriteFlags::FUSE_WRITE_CACHE;
+            assert_eq!(asked_for(flags, written_back), Stability::Mode);
+        }
     }
 }

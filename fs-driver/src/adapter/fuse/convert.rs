@@ -155,6 +155,29 @@ mod tests {
         }
     }
 
+    /// The kernel passes on any time that a program sets, and the store keeps what it can.
+    #[test]
+    fn the_ends_of_time_are_told_without_an_overflow() {
+        for (secs, nanos) in [
+            (i64::MIN, 0),
+            (i64::MIN, 999_999_999),
+            (i64::MAX, 0),
+            (i64::MAX, 999_999_999),
+        ] {
+            let t = system_time(Timestamp { secs, nanos });
+            let near = Timestamp {
+                secs: secs.clamp(i64::MIN + 1, i64::MAX - 1),
+                nanos,
+            };
+            let one_second = Duration::from_secs(1);
+            let (early, late) = match secs < 0 {
+                true => (t, system_time(near)),
+                false => (system_time(near), t),
+            };
+            assert_eq!(late.duration_since(early).unwrap(), one_second);
+        }
+    }
+
     #[test]
     fn device_numbers_survive() {
         for (major, minor) in [(1, 3), (259, 70_000), (4095, 0xf_ffff)] {

@@ -1,14 +1,21 @@
 //! Mounting, remounting, unmounting.
+//!
+//! Read-only is the file system alone, never a mount of it: bind mounts, and the views of the
+//! mounts that services and containers have of their own, keep the flags they began with for
+//! ever, and would stay read-only behind a promotion.
 
-use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use fuser::{Config, Filesystem, Session, SessionACL};
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::fs::CWD;
+use rustix::mount::{
+    self, FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, UnmountFlags,
+};
 
 use super::Adapter;
 use super::convert::ino;
@@ -25,11 +32,18 @@ const SOURCE: &str = "twinfold:";
 #[derive(Debug)]
 pub struct Mounted {
     path: PathBuf,
-    session: std::thread::JoinHandle<io::Result<()>>,
+    gone: Arc<AtomicBool>,
 }
 
-/// Mounts the file system at `path`, read-only for a secondary.
-pub fn mount(vfs: Arc<Vfs>, name: &str, path: &Path, read_only: bool) -> Result<Mounted> {
+/// Mounts the file system at `path`, read-only for a secondary. `ended` is called when the mount
+/// is gone.
+pub fn mount(
+    vfs: Arc<Vfs>,
+    name: &str,
+    path: &Path,
+    read_only: bool,
+    ended: impl FnOnce() + Send + 'static,
+) -> Result<Mounted> {
     let adapter = Adapter { vfs: vfs.clone() };
     let session = session(adapter, name, path, read_only)?;
     let kernel = session.notifier();
@@ -43,14 +57,33 @@ pub fn mount(vfs: Arc<Vfs>, name: &str, path: &Path, read_only: bool) -> Result<
     };
     vfs.serve_caches(Box::new(drop_pages))
         .context("cannot start the caches' thread")?;
-    let session = std::thread::Builder::new()
+    let gone = Arc::new(AtomicBool::new(false));
+    let end = End(gone.clone(), Some(ended));
+    std::thread::Builder::new()
         .name("fuse".into())
-        .spawn(move || session.run())
+        .spawn(move || {
+            let _end = end;
+            if let Err(error) = session.run() {
+                tracing::debug!(%error, "the mount's session ended");
+            }
+        })
         .context("cannot start the mount's thread")?;
     Ok(Mounted {
         path: path.to_owned(),
-        session,
+        gone,
     })
+}
+
+/// Notes that the thread that has this ends, however that is, and tells so.
+struct End<F: FnOnce()>(Arc<AtomicBool>, Option<F>);
+
+impl<F: FnOnce()> Drop for End<F> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+        if let Some(ended) = self.1.take() {
+            ended();
+        }
+    }
 }
 
 /// Mounts any file system as the driver's own is mounted, with as many threads: so is what
@@ -81,40 +114,51 @@ pub fn session<F: Filesystem>(
 fn attach(name: &str, path: &Path, read_only: bool) -> io::Result<OwnedFd> {
     let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
     let device = rustix::fs::open("/dev/fuse", flags, rustix::fs::Mode::empty())?;
-    let options = CString::new(format!(
-        "fd={},rootmode={:o},user_id=0,group_id=0,default_permissions,allow_other",
-        device.as_raw_fd(),
-        libc::S_IFDIR
-    ))?;
-    let read_only = match read_only {
-        true => MountFlags::RDONLY,
-        false => MountFlags::empty(),
-    };
-    let source = format!("{SOURCE}{name}");
-    rustix::mount::mount(source, path, c"fuse", read_only, options.as_c_str())?;
+    let new = mount::fsopen(c"fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in [
+        ("source", format!("{SOURCE}{name}")),
+        ("fd", device.as_raw_fd().to_string()),
+        ("rootmode", format!("{:o}", libc::S_IFDIR)),
+        ("user_id", "0".into()),
+        ("group_id", "0".into()),
+    ] {
+        mount::fsconfig_set_string(&new, key, value)?;
+    }
+    mount::fsconfig_set_flag(&new, "default_permissions")?;
+    mount::fsconfig_set_flag(&new, "allow_other")?;
+    set_read_only(&new, read_only)?;
+    mount::fsconfig_create(&new)?;
+    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+    let made = mount::fsmount(&new, flags, MountAttrFlags::empty())?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
+    mount::move_mount(&made, c"", CWD, path, flags)?;
     Ok(device)
+}
+
+/// Of a file system that is configured.
+fn set_read_only(configured: &OwnedFd, read_only: bool) -> io::Result<()> {
+    let key = if read_only { "ro" } else { "rw" };
+    Ok(mount::fsconfig_set_flag(configured, key)?)
 }
 
 fn detach(path: &Path) -> io::Result<()> {
     let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
-    Ok(rustix::mount::unmount(path, flags)?)
+    Ok(mount::unmount(path, flags)?)
 }
 
 impl Mounted {
-    /// Makes the mount writable or read-only, in place. Becoming read-only fails
-    /// while something is open for writing.
+    /// Makes the mount writable or read-only, in place, wherever it is seen. Becoming
+    /// read-only fails while something is open for writing.
     pub fn set_read_only(&self, read_only: bool) -> io::Result<()> {
-        let flags = if read_only {
-            MountFlags::RDONLY
-        } else {
-            MountFlags::empty()
-        };
-        Ok(rustix::mount::mount_remount(&self.path, flags, c"")?)
+        let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_NO_AUTOMOUNT;
+        let picked = mount::fspick(CWD, &self.path, flags)?;
+        set_read_only(&picked, read_only)?;
+        Ok(mount::fsconfig_reconfigure(&picked)?)
     }
 
     /// Unmounts; fails while it is in use.
     pub fn unmount(&self) -> io::Result<()> {
-        Ok(rustix::mount::unmount(&self.path, UnmountFlags::NOFOLLOW)?)
+        Ok(mount::unmount(&self.path, UnmountFlags::NOFOLLOW)?)
     }
 
     /// Takes the mount away from under whoever uses it.
@@ -124,7 +168,7 @@ impl Mounted {
 
     /// Whether the mount is gone.
     pub fn is_gone(&self) -> bool {
-        self.session.is_finished()
+        self.gone.load(Ordering::Acquire)
     }
 }
 
@@ -137,7 +181,7 @@ pub fn unmount_stale(path: &Path) -> io::Result<bool> {
         if !is_our_mount(path)? {
             break;
         }
-        rustix::mount::unmount(path, UnmountFlags::DETACH)?;
+        mount::unmount(path, UnmountFlags::DETACH)?;
         removed = true;
     }
     Ok(removed)

@@ -8,6 +8,7 @@
 //! not answered is asked again.
 
 mod read;
+mod repairing;
 mod report;
 mod second;
 mod walk;
@@ -23,9 +24,10 @@ use serde::Serialize;
 use tokio::sync::{Notify, mpsc};
 use twinfold_protocol::handshake::Role;
 use twinfold_protocol::ids::{Seq, SessionId};
+use twinfold_protocol::marks::{DirtyMap, intents_of_marks};
 use twinfold_protocol::primary::Link;
 use twinfold_protocol::time::Instant;
-use twinfold_protocol::verify::{Found, Question, mark_question};
+use twinfold_protocol::verify::{Found, Question};
 use twinfold_protocol::wire::{VerifyAnswer, VerifyRequest};
 
 use super::{Engine, clock};
@@ -40,9 +42,6 @@ const LEASE: Duration = Duration::from_secs(60);
 
 /// Findings told in one answer.
 const PAGE: usize = 256;
-
-/// How long a repair may make no progress before it is given up.
-const REPAIR_STALL: Duration = Duration::from_secs(60);
 
 /// How often to look whether to go on.
 const LOOK: Duration = Duration::from_millis(50);
@@ -86,8 +85,8 @@ enum VerifyError {
     )]
     NotLeft,
     #[error(
-        "what differs is marked, but its resync makes no progress; see `status`. It is repaired when \
-         the nodes are paired again"
+        "what differs is marked, but its resync makes no progress or does not end; see `status`. It \
+         is repaired when the nodes are paired again"
     )]
     NotRepaired,
 }
@@ -232,6 +231,23 @@ impl Verify {
 }
 
 impl Run {
+    fn new(id: u64, options: VerifyOptions) -> Run {
+        Run {
+            id,
+            options,
+            cancelled: AtomicBool::new(false),
+            begun: clock::now(),
+            asked: AtomicU64::new(clock::now().0),
+            whole: AtomicU64::new(0),
+            weight: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+            ended: Mutex::default(),
+            state: Mutex::new((VerifyState::Measuring, None)),
+            report: Mutex::default(),
+        }
+    }
+
     /// Fails when it shall not go on.
     fn check(&self) -> Result<(), VerifyError> {
         if self.cancelled.load(Ordering::Relaxed) {
@@ -338,25 +354,12 @@ impl Engine {
                 ),
             }
         };
-        let run = Arc::new(Run {
-            id: current.as_ref().map_or(1, |run| run.id + 1),
-            options,
-            cancelled: AtomicBool::new(false),
-            begun: clock::now(),
-            asked: AtomicU64::new(clock::now().0),
-            whole: AtomicU64::new(0),
-            weight: AtomicU64::new(0),
-            read: AtomicU64::new(0),
-            moved: AtomicU64::new(0),
-            ended: Mutex::default(),
-            state: Mutex::new((VerifyState::Measuring, None)),
-            report: Mutex::default(),
-        });
+        let id = current.as_ref().map_or(1, |run| run.id + 1);
+        let run = Arc::new(Run::new(id, options));
         let (engine, running) = (self.clone(), run.clone());
         std::thread::Builder::new()
             .name("verify".into())
             .spawn(move || engine.verify_all(&running, session))?;
-        let id = run.id;
         *current = Some(run);
         Ok(id)
     }
@@ -438,58 +441,49 @@ impl Engine {
         compared
     }
 
-    /// Ends the session in order. The secondary's copy then is, durably, not up to date, and
-    /// it comes back to a resync that moves what differs.
-    fn verify_repair(self: &Arc<Self>, run: &Run, session: SessionId) -> Result<(), VerifyError> {
-        if self.core.lock().differing().is_empty() {
-            return Ok(());
+    /// The peer's copy differs in what was asked: that is noted first, for neither node may
+    /// forget it in a crash. Without room for the note it is known for as long as this node
+    /// runs, like what a full disk refuses to take.
+    fn found_to_differ(&self, asked: Question, marks: DirtyMap) {
+        // A checkpoint that lets the note go waits for the mark, and saves it.
+        let pass = self.gate.enter();
+        let mut notes = Vec::new();
+        intents_of_marks(&marks, |note| notes.push(note));
+        if let Err(error) = self.note(&notes) {
+            tracing::warn!(%error, "what differs from the peer's copy cannot be noted");
         }
-        run.set(VerifyState::Repairing);
-        self.verify.ask_to_rejoin(session);
-        let mut seen = None;
-        let mut since = clock::now();
-        let left = self.verify_patience() + LEASE;
-        loop {
-            run.check()?;
-            let (link, now, progress) = {
-                let core = self.core.lock();
-                let left = core.dirty().counts();
-                (core.link(), core.session(), (left, core.progress()))
-            };
-            if now == Some(session) {
-                if clock::now().since(since) > left {
-                    *self.verify.rejoin.lock() = None;
-                    return Err(VerifyError::NotLeft);
-                }
-            } else {
-                run.moved.store(progress.1.moved_bytes, Ordering::Relaxed);
-                if link == Link::Paired {
-                    break;
-                }
-                if seen != Some((link, now, progress)) {
-                    seen = Some((link, now, progress));
-                    since = clock::now();
-                }
-                if clock::now().since(since) > REPAIR_STALL + self.verify_patience() {
-                    return Err(VerifyError::NotRepaired);
-                }
-            }
-            std::thread::sleep(LOOK);
-        }
-        let mut report = run.report.lock();
-        for finding in &mut report.findings {
-            finding.repaired = !matches!(finding.what, "foreign" | "unreadable");
-        }
-        Ok(())
+        let mut core = self.core.lock();
+        core.differs(clock::now(), clock::wall(), asked, |map| map.unite(marks));
+        drop(core);
+        drop(pass);
+        self.output.notify_one();
     }
+}
 
-    /// The primary says that this copy differs in what it asked for.
-    pub(super) fn note_differing(&self, question: &Question) {
-        let mut differing = self.differing.lock();
-        if differing.is_empty() {
-            tracing::warn!("the primary found that this copy differs from its own");
-        }
-        mark_question(&mut differing, question);
-        differing.bound();
+#[cfg(test)]
+mod tests {
+    use twinfold_protocol::ids::FileId;
+    use twinfold_protocol::marks::Intent;
+
+    use super::super::bed::{opened, paired};
+    use super::*;
+
+    /// The power of both nodes may be cut before anybody repairs it.
+    #[test]
+    fn what_is_found_to_differ_is_noted_before_it_is_marked() {
+        let (engine, _place) = opened(true);
+        engine.start_primary(false).unwrap();
+        paired(&engine);
+        let file = FileId(5000);
+        let question = Question::Data {
+            file,
+            offset: 8192,
+            length: 4096,
+        };
+        let mut marks = DirtyMap::default();
+        marks.mark_data(file, 8192, 4096);
+        engine.found_to_differ(question, marks);
+        assert!(engine.peer_differs());
+        assert!(engine.intents.is_hot(Intent::Extent { file, extent: 0 }));
     }
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use crossbeam::channel::Receiver;
 use twinfold_protocol::attr::Kind;
-use twinfold_protocol::ids::{Seq, SessionId};
+use twinfold_protocol::ids::{FileId, Seq, SessionId};
+use twinfold_protocol::marks::DirtyMap;
 use twinfold_protocol::primary::Link;
 use twinfold_protocol::time::Instant;
 use twinfold_protocol::verify::{self, Difference, Found, Lead, Question};
@@ -232,8 +233,23 @@ impl<'a> Second<'a> {
         let differences =
             verify::differences(&pending.question, &pending.mine, &theirs, pending.times)
                 .ok_or_else(|| VerifyError::Unexpected(format!("{theirs:?}")))?;
+        if let Question::Data { file, .. } = pending.question
+            && !differences.is_empty()
+        {
+            self.is_on_disk(file)?;
+        }
         self.report(pending, differences);
         Ok(())
+    }
+
+    /// What was compared is what this disk has, and it may have failed to take what was written
+    /// since the last flush. Then this copy is not the one to be repaired from.
+    fn is_on_disk(&self, file: FileId) -> Result<(), VerifyError> {
+        let engine = self.engine;
+        let Some(node) = engine.store.object(file)? else {
+            return Ok(());
+        };
+        Ok(engine.sync_counted(|| engine.store.sync(&node, true))?)
     }
 
     fn report(&self, pending: Pending, differences: Vec<Difference>) {
@@ -261,13 +277,10 @@ impl<'a> Second<'a> {
                 _ => question.clone(),
             };
             let one = [difference];
-            let mut core = self.engine.core.lock();
-            core.differs(clock::now(), clock::wall(), asked, |map| {
-                verify::mark(map, &question, &mine, &one);
-                place.mark(map, &one);
-            });
-            drop(core);
-            self.engine.output.notify_one();
+            let mut marks = DirtyMap::default();
+            verify::mark(&mut marks, &question, &mine, &one);
+            place.mark(&mut marks, &one);
+            self.engine.found_to_differ(asked, marks);
             let [difference] = one;
             let problem = Problem::Differs(difference);
             self.run.found(self.engine, &question, &place, problem);

@@ -53,6 +53,8 @@ fn a_segment_that_is_missing_newer_damaged_or_under_another_name_is_damage() {
     let crc = crc32c::crc32c(&newer[..28]).to_le_bytes();
     newer[28..32].copy_from_slice(&crc);
     assert!(strange_head(&newer[..32], 3).contains("version 2"));
+    std::fs::write(&path, &newer).unwrap();
+    assert!(damaged(), "one of another version");
     std::fs::write(&path, [0; 4096]).unwrap();
     assert!(!damaged(), "a crash while it was made");
     std::fs::write(&path, &good).unwrap();
@@ -75,6 +77,112 @@ fn a_cold_range_costs_one_sync_and_a_hot_one_nothing() {
     log.rotate().unwrap();
     log.ensure(&[extent(7)]).unwrap();
     assert_eq!(log.syncs(), 2, "cold again after a checkpoint");
+}
+
+/// Neither after a checkpoint, nor while one runs: its flush stands in front of every sync.
+#[test]
+fn what_is_used_stays_hot_across_checkpoints_and_goes_cold_when_it_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = new_log(dir.path());
+    let used = [
+        extent(700),
+        Intent::Directory {
+            directory: FileId::ROOT,
+        },
+        Intent::Attributes { file: FileId(9) },
+    ];
+    let once = extent(100);
+    let ids = Intent::NewIds {
+        first: FileId(4096),
+    };
+    log.ensure(&[&used[..], &[once, ids]].concat()).unwrap();
+    let syncs = log.syncs();
+    let mut before = None;
+    for n in 0..4 {
+        if n == 2 {
+            log.prepare().unwrap();
+        }
+        let segment = log.rotate_hot().unwrap().unwrap();
+        log.ensure(&used).unwrap();
+        if let Some(before) = before.replace(segment) {
+            log.retire(before).unwrap();
+        }
+        assert_eq!(log.syncs(), syncs, "checkpoint {n}");
+        assert!(
+            !log.is_hot(ids),
+            "what it covers would be compared as a whole"
+        );
+        let noted = log.all().unwrap();
+        assert!(!noted.damaged && used.iter().all(|i| noted.intents.contains(i)));
+    }
+    assert!(!log.is_hot(once));
+    assert_eq!(
+        log.all().unwrap().intents,
+        used.into(),
+        "the rest is retired"
+    );
+    // Nobody asks for anything any more.
+    for _ in 0..2 {
+        let segment = log.rotate_hot().unwrap().unwrap();
+        log.retire(segment).unwrap();
+    }
+    assert_eq!(log.all().unwrap(), Recovered::default());
+    assert!(!log.has_notes());
+}
+
+#[test]
+fn what_is_taken_along_is_durable_before_the_new_segment_is_used_and_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = new_log(dir.path());
+    let many: Vec<_> = (0..2 * MAX_TAKEN_ALONG as u64)
+        .map(|n| Intent::Attributes { file: FileId(n) })
+        .collect();
+    log.ensure(&many).unwrap();
+    log.prepare().unwrap();
+    let path = path_of(dir.path(), 3);
+    assert_eq!(found(&path, 3), (0, false), "made ahead");
+    assert_eq!(log.next_segment(), 3, "and not begun");
+    assert_eq!(log.rotate_hot().unwrap(), Some(3));
+    assert_eq!(found(&path, 3), (MAX_TAKEN_ALONG, false));
+    let hot: Vec<_> = many.iter().filter(|i| log.is_hot(**i)).copied().collect();
+    log.ensure(&[extent(5)]).unwrap();
+    log.retire(3).unwrap();
+    drop(log);
+    let (_, after) = IntentLog::open(dir.path(), 3).unwrap();
+    assert_eq!(after.intents, hot.into_iter().chain([extent(5)]).collect());
+    assert!(!after.damaged);
+}
+
+/// A crash after it was made, and before it was begun.
+#[test]
+fn a_segment_that_was_made_ahead_is_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = new_log(dir.path());
+    log.ensure(&[extent(1)]).unwrap();
+    log.prepare().unwrap();
+    log.ensure(&[extent(50)]).unwrap();
+    let saved = log.next_segment();
+    drop(log);
+    let copy = tempfile::tempdir().unwrap();
+    for segment in segments(dir.path()).unwrap() {
+        std::fs::copy(path_of(dir.path(), segment), path_of(copy.path(), segment)).unwrap();
+    }
+    let (log, found) = IntentLog::open(dir.path(), 0).unwrap();
+    assert_eq!((found.intents.len(), found.damaged), (2, false));
+    log.ensure(&[extent(100)]).unwrap();
+    assert_eq!(log.all().unwrap().intents, [1, 50, 100].map(extent).into());
+    // Saved marks stand for the notes of that run.
+    let (log, found) = IntentLog::open(copy.path(), saved).unwrap();
+    assert_eq!(found, Recovered::default());
+    log.ensure(&[extent(100)]).unwrap();
+    assert_eq!(log.all().unwrap().intents, [extent(100)].into());
+    // On a full disk it is gone on in.
+    drop(log);
+    let log = IntentLog::open(copy.path(), 0).unwrap().0;
+    log.prepare().unwrap();
+    drop(log);
+    let began = begin(copy.path(), 0, full).unwrap();
+    goes_on(copy.path(), began, 0);
 }
 
 #[test]
@@ -192,20 +300,28 @@ fn a_torn_end_is_ignored_and_a_hole_in_the_middle_is_damage() {
 
 #[test]
 fn many_threads_share_syncs_and_all_of_theirs_is_durable() {
-    let dir = tempfile::tempdir().unwrap();
+    // On a disk: a sync has to take time.
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let log = new_log(dir.path());
+    const THREADS: u32 = 8;
+    const ROUNDS: u32 = 20;
+    let together = std::sync::Barrier::new(THREADS as usize);
     std::thread::scope(|s| {
-        for t in 0..8u32 {
-            let log = &log;
+        for t in 0..THREADS {
+            let (log, together) = (&log, &together);
             s.spawn(move || {
-                for n in 0..20 {
+                for n in 0..ROUNDS {
+                    together.wait();
                     // Far apart, so that nothing is noted ahead.
                     log.ensure(&[extent(t * 100_000 + n * 100)]).unwrap();
                 }
             });
         }
     });
-    assert_eq!(log.all().unwrap().intents.len(), 160);
+    let notes = u64::from(THREADS * ROUNDS);
+    assert_eq!(log.all().unwrap().intents.len() as u64, notes);
+    // Who comes while one syncs shares the next one.
+    assert!(log.syncs() < notes, "{} syncs for {notes}", log.syncs());
 }
 
 fn full(_: &Path, _: u64) -> io::Result<(File, u64)> {

@@ -217,6 +217,7 @@ impl Store {
             | Op::Differs { .. }
             | Op::TakeOver
             | Op::ResyncEnd
+            | Op::Flush
             | Op::PutDirectory { .. }
             | Op::PutObject { .. }
             | Op::PutXattr { .. }
@@ -428,7 +429,7 @@ pub(super) mod tests {
                 .lookup(&store.root, &name(&format!("two{counter}")))
                 .unwrap();
             assert_eq!((found.file(), found.size().unwrap()), (file, 4));
-            assert_eq!(store.clear_aside().unwrap(), 0);
+            assert_eq!(store.clear_aside(&Default::default()).unwrap(), 0);
         }
     }
 
@@ -450,6 +451,45 @@ pub(super) mod tests {
         assert_eq!(store.settle_aside().unwrap(), 1, "that has no name");
         assert!(store.node(lost).is_ok());
         store.apply(&unlink("two", file), false).unwrap();
+        assert_eq!(
+            store.node(file).unwrap_err().raw_os_error(),
+            Some(libc::ESTALE)
+        );
+        assert_eq!(held(&directory), [] as [std::path::PathBuf; 0]);
+    }
+
+    /// The same of what is in a directory that lost its place.
+    #[test]
+    fn a_copy_made_good_half_resynced_removes_what_loses_its_last_name_outside_of_a_lost_directory()
+    {
+        let (directory, store) = store();
+        let lost = create(&store, 1, "lost", Kind::Directory);
+        let file = create(&store, 2, "one", Kind::Regular);
+        let alone = create(&store, 3, "two", Kind::Regular);
+        for (file, old, new) in [(file, None, "inner"), (alone, Some("two"), "alone")] {
+            let link = Op::Link {
+                file,
+                parent: lost,
+                name: name(new),
+            };
+            store.apply(&link, false).unwrap();
+            if let Some(old) = old {
+                store.apply(&unlink(old, file), false).unwrap();
+            }
+        }
+        let gone = twinfold_protocol::op::PutEntry {
+            name: name("lost"),
+            object: None,
+        };
+        let listing = Op::PutDirectory {
+            directory: FileId::ROOT,
+            listing: twinfold_protocol::op::Listing::Names,
+            entries: vec![gone],
+        };
+        store.put(&listing).unwrap();
+        assert_eq!(store.settle_aside().unwrap(), 1, "the directory");
+        assert!(store.node(alone).is_ok());
+        store.apply(&unlink("one", file), false).unwrap();
         assert_eq!(
             store.node(file).unwrap_err().raw_os_error(),
             Some(libc::ESTALE)

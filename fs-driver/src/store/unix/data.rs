@@ -1,5 +1,6 @@
 //! File contents and attributes.
 
+use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -25,8 +26,62 @@ const GROUP_EXECUTE: u32 = 0o010;
 /// Pieces handed to one `pwritev(2)`.
 const MAX_SLICES: usize = 256;
 
-/// Bytes of the largest page of a file system's cache (x86-64: 2 MiB).
-const LARGEST_PAGE: u64 = 2 << 20;
+/// Bytes written at once, between multiples of this. The kernel keeps what is written at
+/// once in one large page, and where it then writes a part of such a page it looks at each of
+/// the page's blocks (ext4 since Linux 6.16): at 1 MiB that takes several times as long as
+/// the rest of a small write.
+const PIECE: u64 = 64 << 10;
+
+/// Bytes that the kernel forgets together: the largest page of a file system's cache
+/// (x86-64: 2 MiB).
+pub const FORGOTTEN: u64 = 2 << 20;
+
+/// What is written once more at least.
+const LOST_BLOCK: usize = twinfold_protocol::limits::BLOCK as usize;
+
+/// What readers of a file have seen and its disk does not have.
+#[derive(Debug)]
+pub struct Lost {
+    /// From where on it was looked at, and what was seen there.
+    first: u64,
+    seen: Vec<u8>,
+    /// Where in it, and how many bytes.
+    blocks: Vec<(usize, usize)>,
+}
+
+impl Lost {
+    /// Whether that is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    /// For tests: these bytes at `first`.
+    #[cfg(test)]
+    pub fn bytes(first: u64, seen: &[u8]) -> Lost {
+        Lost {
+            first,
+            seen: seen.to_vec(),
+            blocks: vec![(0, seen.len())],
+        }
+    }
+}
+
+/// Writes all of `slices`, no more than [`MAX_SLICES`], at `at`.
+fn write_slices(file: &File, mut at: u64, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+    let mut rest = slices;
+    while !rest.is_empty() {
+        match rustix::io::pwritev(file, rest, at) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => {
+                at += n as u64;
+                IoSlice::advance_slices(&mut rest, n);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
 
 impl Store {
     /// Reads into `buffer` from `offset` until it is full or the file ends; returns the bytes read.
@@ -44,6 +99,26 @@ impl Store {
         Ok(done)
     }
 
+    /// Up to `most` bytes at `offset`; fewer at the end of the file only. The same as
+    /// [`Store::read`], without clearing a buffer first.
+    pub fn read_new(&self, node: &Node, offset: u64, most: usize) -> io::Result<Vec<u8>> {
+        let file = node.data()?;
+        let mut bytes = Vec::with_capacity(most);
+        while bytes.len() < most {
+            let (done, at) = (bytes.len(), offset + bytes.len() as u64);
+            // What may have been allocated beyond `most` is not asked for.
+            let spare = &mut bytes.spare_capacity_mut()[..most - done];
+            match rustix::io::pread(file, spare, at).map(|(read, _)| read.len()) {
+                Ok(0) => break,
+                // SAFETY: the kernel has filled so many bytes behind those that are there.
+                Ok(n) => unsafe { bytes.set_len(done + n) },
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(bytes)
+    }
+
     /// Writes all of `data` at `offset`. On an error part of it may have been written;
     /// the file then is what it is, and the caller looks.
     pub fn write(&self, node: &Node, offset: u64, data: &Payload) -> io::Result<()> {
@@ -54,25 +129,35 @@ impl Store {
 
     fn write_all(&self, node: &Node, offset: u64, data: &Payload) -> io::Result<()> {
         let file = node.data()?;
-        if let [one] = data.chunks() {
-            return file.write_all_at(one, offset);
+        // Most writes are one piece, and need no list.
+        if let [chunk] = data.chunks()
+            && !chunk.is_empty()
+            && chunk.len() as u64 <= PIECE - offset % PIECE
+        {
+            return write_slices(file, offset, &mut [IoSlice::new(chunk)]);
         }
-        let mut slices: Vec<IoSlice<'_>> = data.chunks().iter().map(|c| IoSlice::new(c)).collect();
-        let mut rest = &mut slices[..];
-        let mut at = offset;
-        while !rest.is_empty() {
-            let most = rest.len().min(MAX_SLICES);
-            match rustix::io::pwritev(file, &rest[..most], at) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => {
-                    at += n as u64;
-                    IoSlice::advance_slices(&mut rest, n);
+        let (mut at, mut length) = (offset, 0);
+        let mut slices: Vec<IoSlice<'_>> = Vec::new();
+        for chunk in data.chunks() {
+            let mut chunk = &chunk[..];
+            while !chunk.is_empty() {
+                let room = PIECE - (at + length) % PIECE;
+                let fits = chunk
+                    .len()
+                    .min(usize::try_from(room).unwrap_or(chunk.len()));
+                let (now, later) = chunk.split_at(fits);
+                slices.push(IoSlice::new(now));
+                length += fits as u64;
+                if fits as u64 == room || slices.len() == MAX_SLICES {
+                    write_slices(file, at, &mut slices)?;
+                    slices.clear();
+                    at += length;
+                    length = 0;
                 }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
+                chunk = later;
             }
         }
-        Ok(())
+        write_slices(file, at, &mut slices)
     }
 
     /// Clears suid, and sgid where the group may execute, as a write by an ordinary user does.
@@ -178,12 +263,12 @@ impl Store {
     /// LWN 752063), so that a read alone does not tell what the disk has.
     pub fn forget_cached(&self, node: &Node, offset: u64, length: u64) -> io::Result<()> {
         // A page that is only partly in the range stays, and pages may be as large as this.
-        let first = offset / LARGEST_PAGE * LARGEST_PAGE;
+        let first = offset / FORGOTTEN * FORGOTTEN;
         let end = match length {
             0 => None,
             _ => offset
                 .saturating_add(length)
-                .checked_next_multiple_of(LARGEST_PAGE),
+                .checked_next_multiple_of(FORGOTTEN),
         };
         let length = end.and_then(|end| std::num::NonZeroU64::new(end - first));
         Ok(rustix::fs::fadvise(
@@ -192,6 +277,54 @@ impl Store {
             length,
             rustix::fs::Advice::DontNeed,
         )?)
+    }
+
+    /// What readers see of the [`FORGOTTEN`] bytes at `first`, a multiple of that, and the disk
+    /// does not have. Readers may see it no more: the caller holds these bytes until they are
+    /// written once more.
+    pub fn find_lost(&self, node: &Node, first: u64) -> io::Result<Lost> {
+        let mut seen = vec![0; FORGOTTEN as usize];
+        let n = self.read(node, first, &mut seen)?;
+        seen.truncate(n);
+        self.forget_cached(node, first, FORGOTTEN)?;
+        let mut disk = vec![0; n];
+        // What the disk does not give is written as well: a bad sector is replaced then.
+        let known = match self.read(node, first, &mut disk) {
+            Ok(known) => known,
+            Err(e) if e.raw_os_error() == Some(libc::EIO) => 0,
+            Err(e) => return Err(e),
+        };
+        disk.truncate(known);
+        let blocks = seen
+            .chunks(LOST_BLOCK)
+            .enumerate()
+            .filter_map(|(n, block)| {
+                let at = n * LOST_BLOCK;
+                (disk.get(at..at + block.len()) != Some(block)).then_some((at, block.len()))
+            });
+        Ok(Lost {
+            first,
+            blocks: blocks.collect(),
+            seen,
+        })
+    }
+
+    /// Writes that once more; returns how many bytes. The caller holds the whole file: the
+    /// times of somebody else's write must not be put back.
+    pub fn rewrite(&self, node: &Node, lost: &Lost) -> io::Result<u64> {
+        let before = node.attributes()?;
+        let file = node.data()?;
+        let mut rewritten = 0;
+        self.with_capabilities(node, || {
+            for (at, length) in &lost.blocks {
+                file.write_all_at(&lost.seen[*at..at + length], lost.first + *at as u64)?;
+                rewritten += *length as u64;
+            }
+            Ok(())
+        })?;
+        // Nothing was changed for anybody who looks.
+        self.set_times(node, Some(before.accessed), Some(before.modified))?;
+        Ok(rewritten)
     }
 
     /// Brings an object to stable storage.

@@ -355,6 +355,7 @@ mod tests {
 
     #[test]
     fn the_bytes_of_a_file() {
+        assert_eq!(crate::state::documented_version("index/EPOCH"), VERSION);
         let dir = tempfile::tempdir().unwrap();
         let (index, _) = Index::open(dir.path()).unwrap();
         let file = FileId::new(Epoch(0x0201), 1);

@@ -16,6 +16,10 @@ mod adoption;
 mod apply;
 mod creds;
 mod data;
+#[cfg(test)]
+mod data_tests;
+mod disk;
+mod freeing;
 mod index;
 mod names;
 mod node;
@@ -41,10 +45,13 @@ use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
 use twinfold_protocol::attr::Attributes;
 use twinfold_protocol::ids::FileId;
+use twinfold_protocol::limits;
 use twinfold_protocol::op::Name;
 
 pub use adoption::{Adoption, strip_ids};
 pub use apply::ApplyError;
+pub use data::{FORGOTTEN, Lost};
+pub(crate) use disk::Disk;
 pub use names::{DirectoryHandle, Entry, Listed};
 pub use node::{Node, Opening, Readers};
 pub use seed::mark_as_seed;
@@ -150,6 +157,7 @@ pub struct Store {
     /// target only).
     lent: Mutex<HashMap<FileId, (FileId, Name)>>,
     watcher: OnceLock<Watcher>,
+    freeing: freeing::Freeing,
     /// Held while the index is made anew.
     rebuilding: Mutex<()>,
 }
@@ -233,7 +241,7 @@ impl Store {
         let (index, strange) = Index::open(&layout.state().join("index"))?;
         let root = sys::reopen_path(file_system.as_fd())?;
         let root = Arc::new(Node::new(FileId::ROOT, root)?);
-        let largest_file = sys::largest_file(aside.as_fd());
+        let largest_file = sys::largest_file(aside.as_fd()).min(limits::MAX_MAPPED_FILE);
         let (capacity, descriptors) = capacity();
         let store = Store {
             layout,
@@ -248,6 +256,7 @@ impl Store {
             listings: Mutex::default(),
             lent: Mutex::default(),
             watcher: OnceLock::new(),
+            freeing: freeing::Freeing::default(),
             rebuilding: Mutex::default(),
         };
         if let Some(why) = strange
@@ -393,11 +402,18 @@ impl Store {
         let file = node.file();
         let mut nodes = self.nodes.lock();
         nodes.cached.remove(&file);
-        if Arc::strong_count(&node) > 1 {
-            nodes.keep_orphan(node);
-        }
+        let unused = match Arc::strong_count(&node) > 1 {
+            true => {
+                nodes.keep_orphan(node);
+                None
+            }
+            false => Some(node),
+        };
         drop(nodes);
         self.index.remove(file);
+        if let Some(node) = unused {
+            self.freeing.free(node);
+        }
     }
 
     /// The kernel does not refer to this object any more.
@@ -433,7 +449,7 @@ impl Store {
         })
     }
 
-    /// Bytes a file can have at most on this file system.
+    /// Bytes a file can have at most on this file system, and have its changes marked.
     pub fn largest_file(&self) -> u64 {
         self.largest_file
     }

@@ -70,24 +70,44 @@ pub(super) fn c_name(name: &Name) -> CString {
 impl Store {
     /// What a name leads to.
     pub fn lookup(&self, parent: &Node, name: &Name) -> io::Result<Arc<Node>> {
+        self.known(parent, name)?.map_err(|why| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{name}: {why} is in the store; somebody wrote behind the mount"),
+            )
+        })
+    }
+
+    /// What a name leads to, or why that is no object of this store.
+    fn known(&self, parent: &Node, name: &Name) -> io::Result<Result<Arc<Node>, &'static str>> {
         let path = sys::open_name(parent.path(), &c_name(name))?;
-        let why = match xattrs::id_of(path.as_fd())? {
-            Some(file) => {
-                if let Some(node) = self.nodes.lock().cached.get(&file) {
-                    node.touch();
-                    return Ok(node.clone());
-                }
-                if self.learn(file, &path)? {
-                    return self.remember(file, path);
-                }
-                "a copy of an object, with the id of it,"
-            }
-            None => "an object without an id",
+        let Some(file) = xattrs::id_of(path.as_fd())? else {
+            return Ok(Err("an object without an id"));
         };
-        Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("{name}: {why} is in the store; somebody wrote behind the mount"),
-        ))
+        if let Some(node) = self.nodes.lock().cached.get(&file) {
+            node.touch();
+            return Ok(Ok(node.clone()));
+        }
+        match self.learn(file, &path)? {
+            true => self.remember(file, path).map(Ok),
+            false => Ok(Err("a copy of an object, with the id of it,")),
+        }
+    }
+
+    /// As [`Store::find`], for what lists this copy, or reads it to bring up another one: what
+    /// is no object of this store is left out. It may be one that is just being made and gets
+    /// its id in a moment: the op that makes it comes later. What was put there behind the
+    /// mount cannot be replicated, and must not keep all the rest from it.
+    pub fn find_own(&self, parent: &Node, name: &Name) -> io::Result<Option<Arc<Node>>> {
+        match self.known(parent, name) {
+            Ok(Ok(node)) => Ok(Some(node)),
+            Ok(Err(why)) => {
+                tracing::warn!(directory = %parent.file(), %name, "{why} is left out");
+                Ok(None)
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     /// As [`Store::lookup`], with `None` for a name that does not exist.
@@ -317,13 +337,13 @@ impl Store {
     }
 
     /// All names of a directory and what they lead to, one after the other: none is kept
-    /// open for it.
+    /// open for it. What is no object of this store is left out.
     pub fn each(
         &self,
         node: &Arc<Node>,
         mut see: impl FnMut(Name, Arc<Node>) -> io::Result<()>,
     ) -> io::Result<()> {
-        self.each_name(node, |name| match self.find(node, &name)? {
+        self.each_name(node, |name| match self.find_own(node, &name)? {
             Some(entry) => see(name, entry),
             None => Ok(()),
         })

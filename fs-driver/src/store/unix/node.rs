@@ -26,6 +26,8 @@ pub struct Node {
     pub ranges: RangeLocks,
     touched: AtomicBool,
     orphan: AtomicBool,
+    /// Known to have no capabilities (`capabilities(7)`).
+    plain: AtomicBool,
     /// Open on the mount, in any way.
     open: AtomicU32,
     /// Of these, through the page cache; and how many there have ever been.
@@ -100,6 +102,7 @@ impl Node {
             ranges: RangeLocks::default(),
             touched: AtomicBool::new(true),
             orphan: AtomicBool::new(false),
+            plain: AtomicBool::new(false),
             open: AtomicU32::new(0),
             cached: AtomicU32::new(0),
             ever_cached: AtomicU32::new(0),
@@ -175,6 +178,16 @@ impl Node {
     /// It has no name any more: nothing of it is replicated.
     pub fn is_orphan(&self) -> bool {
         self.orphan.load(Ordering::Acquire)
+    }
+
+    /// Whether it is known to have no capabilities, which a change of what is in it would
+    /// take away.
+    pub(super) fn is_plain(&self) -> bool {
+        self.plain.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_plain(&self, plain: bool) {
+        self.plain.store(plain, Ordering::Release);
     }
 
     pub(super) fn set_orphan(&self) {

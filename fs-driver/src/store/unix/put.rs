@@ -83,14 +83,20 @@ impl Store {
 
     /// Moves data: the kernel takes a file's capabilities away with each change of what is in
     /// it, but they came before it, with the attributes.
-    fn with_capabilities(
+    pub(super) fn with_capabilities(
         &self,
         node: &Node,
         change: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<()> {
+        if node.is_plain() {
+            return change();
+        }
         let kept = match self.get_xattr(node, xattrs::CAPABILITY) {
             Ok(kept) => Some(kept),
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => None,
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => {
+                node.set_plain(true);
+                None
+            }
             Err(e) => return Err(e),
         };
         let changed = change();
@@ -341,50 +347,38 @@ impl Store {
         self.set_times(&node, Some(object.accessed), Some(object.modified))
     }
 
-    /// Removes what is still aside: the primary has no name for it.
-    pub fn clear_aside(&self) -> io::Result<u64> {
+    /// Removes what is still aside: the primary has no name for it. The files whose inodes are
+    /// in `linked` have one name more, outside of the store.
+    pub fn clear_aside(&self, linked: &HashSet<u64>) -> io::Result<u64> {
         let mut removed = 0;
         for name in self.all_aside()? {
-            removed += self.remove_tree(self.aside.as_fd(), &name)?;
+            removed += self.remove_tree(self.aside.as_fd(), &name, linked)?;
         }
         Ok(removed)
     }
 
     /// This copy is made the good one although a resync of it has not ended. A file that is
-    /// aside and has a name as well loses its place aside: with it, it would outlive its last
-    /// name. What has no name but that stays where it is, for whoever may need it. Returns
-    /// how many such objects there are.
+    /// aside, or in a directory that is, and has a name as well loses its place there: with it,
+    /// it would outlive its last name. What has no name but that stays where it is, for whoever
+    /// may need it. Returns how many such objects are aside.
     pub fn settle_aside(&self) -> io::Result<u64> {
         self.put_back()?;
         self.forget_lent();
-        let mut kept = 0;
-        for name in self.all_aside()? {
-            let stat = rustix::fs::fstat(&sys::open_name(self.aside.as_fd(), &name)?)?;
-            if kind_of(&stat)? != Kind::Directory && stat.st_nlink > 1 {
-                rustix::fs::unlinkat(&self.aside, name.as_c_str(), AtFlags::empty())?;
-            } else {
-                kept += 1;
-            }
-        }
-        Ok(kept)
+        settle_below(self.aside.as_fd())
     }
 
     /// The names of what is aside.
     fn all_aside(&self) -> io::Result<Vec<CString>> {
-        let directory = sys::reopen(self.aside.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let mut all = Vec::new();
-        for entry in rustix::fs::Dir::new(directory)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if name.to_bytes() != b"." && name.to_bytes() != b".." {
-                all.push(name.to_owned());
-            }
-        }
-        Ok(all)
+        names_in(self.aside.as_fd())
     }
 
     /// Removes what a name leads to, with all below it, whether it has an id or not.
-    fn remove_tree(&self, directory: BorrowedFd<'_>, name: &CString) -> io::Result<u64> {
+    fn remove_tree(
+        &self,
+        directory: BorrowedFd<'_>,
+        name: &CString,
+        linked: &HashSet<u64>,
+    ) -> io::Result<u64> {
         let path = sys::open_name(directory, name)?;
         let is_directory = kind_of(&rustix::fs::fstat(&path)?)? == Kind::Directory;
         let node = match self.id_proven(path.as_fd())? {
@@ -398,7 +392,7 @@ impl Store {
                 let entry = entry?;
                 let child = entry.file_name();
                 if child.to_bytes() != b"." && child.to_bytes() != b".." {
-                    removed += self.remove_tree(path.as_fd(), &child.to_owned())?;
+                    removed += self.remove_tree(path.as_fd(), &child.to_owned(), linked)?;
                 }
             }
         }
@@ -408,13 +402,48 @@ impl Store {
             AtFlags::empty()
         };
         rustix::fs::unlinkat(directory, name.as_c_str(), flags)?;
-        if let Some(node) = node
-            && (is_directory || rustix::fs::fstat(node.path())?.st_nlink == 0)
-        {
-            self.orphan(node);
+        if let Some(node) = node {
+            let stat = rustix::fs::fstat(node.path())?;
+            if is_directory || stat.st_nlink == u64::from(linked.contains(&stat.st_ino)) {
+                self.orphan(node);
+            }
         }
         Ok(removed)
     }
+}
+
+/// All names in a directory.
+fn names_in(directory: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
+    let directory = sys::reopen(directory, OFlags::RDONLY | OFlags::DIRECTORY)?;
+    let mut all = Vec::new();
+    for entry in rustix::fs::Dir::new(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_bytes() != b"." && name.to_bytes() != b".." {
+            all.push(name.to_owned());
+        }
+    }
+    Ok(all)
+}
+
+/// Takes the names in a directory, and below it, of files that have others. Returns how many
+/// names of the directory stay.
+fn settle_below(directory: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut kept = 0;
+    for name in names_in(directory)? {
+        let path = sys::open_name(directory, &name)?;
+        let stat = rustix::fs::fstat(&path)?;
+        let is_directory = kind_of(&stat)? == Kind::Directory;
+        if is_directory {
+            settle_below(path.as_fd())?;
+        }
+        if !is_directory && stat.st_nlink > 1 {
+            rustix::fs::unlinkat(directory, name.as_c_str(), AtFlags::empty())?;
+        } else {
+            kept += 1;
+        }
+    }
+    Ok(kept)
 }
 
 pub(super) fn aside_name(file: FileId) -> CString {

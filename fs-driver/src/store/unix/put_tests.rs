@@ -83,6 +83,11 @@ fn a_file_has_its_capabilities_when_its_data_has_been_moved() {
     store.put(&put_data(0)).unwrap();
     let gone = store.get_xattr(&node, capability.0.as_bytes());
     assert_eq!(gone.unwrap_err().raw_os_error(), Some(libc::ENODATA));
+    // That it had none is known now, and has to be forgotten when it gets some.
+    store.put(&put_object(&[capability])).unwrap();
+    store.put(&put_data(0)).unwrap();
+    let kept = store.get_xattr(&node, capability.0.as_bytes());
+    assert_eq!(kept.unwrap(), CAPABILITY);
 }
 
 /// Each node's kernel keeps labels and hashes of its own, by its own policy: the peer's say

@@ -230,7 +230,7 @@ mod tests {
             store.put(&op).unwrap();
         }
         assert!(directory.path().join("data/inner/outer/between").is_dir());
-        assert_eq!(store.clear_aside().unwrap(), 0);
+        assert_eq!(store.clear_aside(&Default::default()).unwrap(), 0);
     }
 
     #[test]
@@ -250,7 +250,7 @@ mod tests {
         assert!(directory.path().join("data/inner/outer").is_dir());
         assert!(directory.path().join("data/elsewhere").is_dir());
         assert!(!directory.path().join("data/inner/outer/between").exists());
-        assert_eq!(store.clear_aside().unwrap(), 0);
+        assert_eq!(store.clear_aside(&Default::default()).unwrap(), 0);
     }
 
     #[test]
@@ -273,7 +273,7 @@ mod tests {
         }
         let leaf = directory.path().join("data/outer/between/inner/leaf");
         assert_eq!(std::fs::read(leaf).unwrap(), b"x");
-        assert_eq!(store.clear_aside().unwrap(), 0);
+        assert_eq!(store.clear_aside(&Default::default()).unwrap(), 0);
     }
 
     #[test]

@@ -140,6 +140,9 @@ impl Store {
             XattrMode::Create => XattrFlags::CREATE,
             XattrMode::Replace => XattrFlags::REPLACE,
         };
+        if attribute == CAPABILITY {
+            node.set_plain(false);
+        }
         let attribute = name(attribute)?;
         Ok(rustix::fs::setxattr(
             sys::proc_path(node.path()).as_c_str(),

@@ -102,3 +102,26 @@ fn what_differs_outlives_every_checkpoint_and_is_moved_when_the_session_ends() {
     assert!(bed.p.differing().is_empty());
     assert_eq!(bed.p.dirty().block_bytes(), 4096);
 }
+
+#[test]
+fn nothing_is_copied_there_out_of_what_differs() {
+    let mut bed = Bed::paired(AckMode::Memory);
+    assert!(bed.p.peer_can_copy(F));
+    differ(&mut bed);
+    assert!(!bed.p.peer_can_copy(F));
+    assert!(bed.p.peer_can_copy(crate::ids::FileId(F.0 + 1)));
+    // Nor out of what a change has failed in here.
+    let mut bed = Bed::paired(AckMode::Memory);
+    bed.p.failed_here(&write(0, 1), 0);
+    assert!(!bed.p.peer_can_copy(F));
+    // So much differs that it is not told apart.
+    let mut bed = Bed::paired(AckMode::Memory);
+    let at = now(bed.at);
+    bed.p.differs(
+        at,
+        Timestamp::default(),
+        question(),
+        DirtyMap::mark_everything,
+    );
+    assert!(!bed.p.peer_can_copy(F));
+}

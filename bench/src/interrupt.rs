@@ -12,7 +12,7 @@ extern "C" fn note(_signal: libc::c_int) {
 }
 
 /// From now on SIGINT and SIGTERM are noted.
-pub(super) fn catch() {
+pub(crate) fn catch() {
     let handler = note as extern "C" fn(libc::c_int) as libc::sighandler_t;
     for signal in [libc::SIGINT, libc::SIGTERM] {
         // SAFETY: the handler does nothing but store to an atomic.
@@ -21,7 +21,7 @@ pub(super) fn catch() {
 }
 
 /// Fails when one has come.
-pub(super) fn check() -> Result<()> {
+pub(crate) fn check() -> Result<()> {
     if INTERRUPTED.load(Ordering::Relaxed) {
         bail!("interrupted");
     }

@@ -1,0 +1,137 @@
+//! The syncs that a secondary owes its primary, and what each of them ends: a checkpoint, a
+//! resync, a take-over.
+
+use std::io;
+use std::sync::Arc;
+
+use twinfold_protocol::ids::SessionId;
+use twinfold_protocol::wire::Receipt;
+
+use super::super::Engine;
+use super::{StandbyError, SyncJob, SyncWhat, of_session};
+
+impl Engine {
+    /// Runs a sync on a thread that may wait; `done` gets the receipt, if one is due.
+    pub(crate) fn standby_sync(
+        self: &Arc<Self>,
+        job: SyncJob,
+        done: impl FnOnce(Result<Option<Receipt>, StandbyError>) + Send + 'static,
+    ) {
+        let engine = self.clone();
+        let session = job.session;
+        self.jobs.run(move || {
+            let result = engine.run_sync(job);
+            if result.is_err() {
+                engine.standby_broken(session);
+            }
+            engine.synced.notify_one();
+            done(result);
+        });
+    }
+
+    /// A sync failed. Asked for again, it might succeed with what was lost forgotten: so
+    /// this holds whether or not anybody is connected who hears of it.
+    fn standby_broken(&self, session: SessionId) {
+        let mut standby = self.standby.lock();
+        let Ok(standby) = of_session(&mut standby, session) else {
+            return;
+        };
+        standby.failed = true;
+        // What cannot be noted is fenced, and told.
+        let _ = self.fall_behind();
+    }
+
+    fn run_sync(&self, job: SyncJob) -> Result<Option<Receipt>, StandbyError> {
+        let failed = |source| StandbyError::Put { op: "sync", source };
+        let object = |file, data_only| match self.store.object(file).map_err(failed)? {
+            Some(node) => self
+                .sync_counted(|| self.store.sync(&node, data_only))
+                .map_err(failed),
+            // Removed meanwhile: nothing of it has to last.
+            None => Ok(()),
+        };
+        match job.what {
+            SyncWhat::Object { file, data_only } => {
+                object(file, data_only)?;
+                self.none_failed(job.session)?;
+            }
+            SyncWhat::TakeOver => self.take_over_from_peer(job.session)?,
+            SyncWhat::Flush => self.flush_session(job.session)?,
+            SyncWhat::Checkpoint { retire } => {
+                self.flush_session(job.session)?;
+                self.retire(retire);
+                self.prepare_segment()?;
+            }
+            SyncWhat::ResyncEnd { retire } => {
+                let _ending = self.ending.lock();
+                of_session(&mut self.standby.lock(), job.session)?;
+                let kept = self.keep_what_goes().map_err(failed)?;
+                let removed = self.store.clear_aside(&kept).map_err(failed)?;
+                self.flush_session(job.session)?;
+                let mut guard = self.standby.lock();
+                let standby = of_session(&mut guard, job.session)?;
+                let (module, generation, epoch) =
+                    (standby.module, standby.generation, standby.epoch);
+                let differs = self.is_differing();
+                self.copy
+                    .update(|r| {
+                        r.end_resync(module, generation, epoch);
+                        if differs {
+                            r.fall_behind();
+                        }
+                    })
+                    .map_err(|e| {
+                        self.fence("the copy's history cannot be written", &e);
+                        StandbyError::Fenced
+                    })?;
+                standby.machine.resync_ended();
+                self.copy_is_made_good(standby.failed_syncs);
+                drop(guard);
+                self.tracker.ends(true);
+                self.store.seed_ended();
+                self.forget_own_marks();
+                self.nothing_more_goes();
+                match differs {
+                    false => tracing::info!(%generation, removed, "this copy is up to date"),
+                    true => tracing::warn!(%generation, removed, "this copy still differs"),
+                }
+                self.retire(retire);
+                self.prepare_segment()?;
+            }
+            SyncWhat::Stable { files } => {
+                match files {
+                    Some(files) => {
+                        files.into_iter().try_for_each(|f| object(f, true))?;
+                        self.none_failed(job.session)?;
+                    }
+                    None => self.flush_session(job.session)?,
+                }
+                let mut guard = self.standby.lock();
+                let standby = of_session(&mut guard, job.session)?;
+                standby.machine.durable(job.seq);
+                if let Some(stable) = &mut standby.stable {
+                    stable.syncing = false;
+                }
+                return Ok(None);
+            }
+        }
+        Ok(Some(Receipt::Synced { seq: job.seq }))
+    }
+
+    pub(super) fn log_failed(&self, error: &io::Error) -> StandbyError {
+        self.fence("the intent log cannot be written", error);
+        StandbyError::Fenced
+    }
+
+    /// Makes the segment of the next checkpoint ahead: where that begins, the ops behind it
+    /// wait.
+    fn prepare_segment(&self) -> Result<(), StandbyError> {
+        self.intents.prepare().map_err(|e| self.log_failed(&e))
+    }
+
+    pub(super) fn retire(&self, segment: Option<u64>) {
+        if let Some(Err(e)) = segment.map(|s| self.intents.retire(s)) {
+            tracing::warn!(error = %e, "old intents cannot be deleted");
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Configuring both nodes from one of them, and commanding both.
+
+use harness::wait_until;
+
+use crate::PATIENCE;
+use crate::stage::{Machine, Stage, executable};
+
+fn xml(machine: &Machine) -> std::path::PathBuf {
+    machine.home().join("etc/modules/vm/userconfig.xml")
+}
+
+fn edit(machine: &Machine, from: &str, to: &str) {
+    let text = std::fs::read_to_string(xml(machine)).unwrap();
+    assert!(text.contains(from), "{text}");
+    std::fs::write(xml(machine), text.replace(from, to)).unwrap();
+}
+
+fn version(machine: &Machine) -> String {
+    machine.must(&["confinfo", "-m", "vm"])
+}
+
+#[test]
+fn a_configuration_is_applied_to_both_nodes_while_they_run_and_a_wrong_one_to_none() {
+    let stage = Stage::running("maxloop=\"3\" isolation=\"wait\"");
+    assert!(version(&stage.a).contains("nothing was applied"));
+    edit(&stage.a, "maxloop=\"3\"", "maxloop=\"7\"");
+    let bin = stage.a.home().join("etc/modules/vm/bin");
+    executable(
+        &bin.join("transition"),
+        "#!/bin/sh\necho \"$1 $2\" >>\"$HOME_OF_TEST/transitions\"\n",
+    );
+    stage.a.must(&["config", "-m", "vm"]);
+    let first = version(&stage.a);
+    assert!(first.contains("version 1"), "{first}");
+    assert_eq!(first, version(&stage.b));
+    let text = |machine: &Machine| std::fs::read_to_string(xml(machine)).unwrap();
+    assert_eq!(text(&stage.a), text(&stage.b));
+    stage.a.works();
+    assert_eq!((stage.a.starts(), stage.b.starts()), (1, 0));
+
+    // A mistake, and what cannot change now, reach neither node.
+    edit(&stage.a, "maxloop=\"7\"", "maxlop=\"7\"");
+    let (code, _, said) = stage.a.cli(&["config", "-m", "vm"]);
+    assert_eq!(code, 1);
+    assert!(said.contains("maxlop") && said.contains("on a"), "{said}");
+    edit(&stage.a, "maxlop=\"7\"", "maxloop=\"7\"");
+    edit(&stage.a, "HOME_OF_TEST%/vm", "HOME_OF_TEST%/other");
+    let (code, _, said) = stage.a.cli(&["config", "-m", "vm"]);
+    assert_eq!(code, 1, "{said}");
+    edit(&stage.a, "HOME_OF_TEST%/other", "HOME_OF_TEST%/vm");
+    assert_eq!(first, version(&stage.a));
+    assert_eq!(first, version(&stage.b));
+
+    // The other node runs the new script.
+    stage.a.must(&["swap"]);
+    stage.b.wait("PRIM", "Ready");
+    stage.a.wait("SECOND", "Ready");
+    let ran = |machine: &Machine| machine.home().join("transitions").exists();
+    assert!(wait_until(PATIENCE, || ran(&stage.b)), "{}", stage.b.log());
+    for n in 0..4 {
+        let script = stage.b.home().join("etc/modules/vm/bin/poststop");
+        executable(&script, &format!("#!/bin/sh\nexit {n}\n"));
+        stage.b.must(&["config", "-m", "vm"]);
+    }
+    let last = version(&stage.a);
+    assert!(
+        last.contains("version 5") && last.contains("3, 4, 5"),
+        "{last}"
+    );
+    assert_eq!(last, version(&stage.b));
+    stage.b.works();
+    stage.assert_identical();
+}
+
+#[test]
+fn nodes_with_different_configurations_are_not_started() {
+    let mut stage = Stage::running("maxloop=\"3\" isolation=\"wait\"");
+    stage.a.must(&["config", "-m", "vm"]);
+    for machine in [&stage.b, &stage.a] {
+        machine.must(&["stop"]);
+        machine.wait("STOP", "NotReady");
+    }
+    // B comes back from a backup, as it were.
+    stage.b.kill_everything();
+    let silent =
+        |expected: bool| move |stage: &Stage| stage.a.state()["peer"]["silent"] == expected;
+    // What B said before it died is no more than it was then.
+    assert!(
+        wait_until(PATIENCE, || silent(true)(&stage)),
+        "{}",
+        stage.a.log()
+    );
+    let active = stage.b.home().join("lib/vm/config/active");
+    let text = std::fs::read_to_string(&active).unwrap();
+    let mut version: serde_json::Value = serde_json::from_str(&text).unwrap();
+    version["hash"] = "0123456789abcdef".into();
+    std::fs::write(&active, version.to_string()).unwrap();
+    stage.b.start_daemon();
+    assert!(
+        wait_until(PATIENCE, || silent(false)(&stage)),
+        "{}",
+        stage.a.log()
+    );
+    let refused = || {
+        let (code, _, said) = stage.a.cli(&["start"]);
+        code == 1 && said.contains("different configurations")
+    };
+    assert!(wait_until(PATIENCE, refused), "{}", stage.a.log());
+    edit(
+        &stage.a,
+        "<rfs>",
+        "<rfs async=\"none\" reiallowedbw=\"2000\">",
+    );
+    stage.a.must(&["config", "-m", "vm"]);
+    let started = || stage.a.cli(&["-H", "*", "start"]).0 == 0;
+    assert!(wait_until(PATIENCE, started), "{}", stage.a.log());
+    stage.a.wait("PRIM", "Ready");
+    stage.b.wait("SECOND", "Ready");
+    for machine in [&stage.a, &stage.b] {
+        let settings = machine.data().parent().unwrap().join("state/module.toml");
+        let settings = std::fs::read_to_string(settings).unwrap();
+        assert!(settings.contains("ack = \"disk\""), "{settings}");
+        assert!(settings.contains("resync_limit = 2048000"), "{settings}");
+    }
+    stage.assert_identical();
+}
+
+#[test]
+fn either_node_commands_the_other_one_and_both() {
+    let stage = Stage::running("isolation=\"wait\"");
+    let shown = stage.a.must(&["-H", "b", "state"]);
+    assert!(shown.starts_with("node b, peer a"), "{shown}");
+    let both = stage.b.must(&["-H", "*", "state"]);
+    assert!(
+        both.contains("node a, peer b") && both.contains("node b, peer a"),
+        "{both}"
+    );
+    let log = stage.b.must(&["-H", "*", "log", "-m", "vm"]);
+    let times: Vec<_> = log.lines().filter_map(|l| l.split(' ').next()).collect();
+    assert!(times.is_sorted(), "{log}");
+    assert!(log.contains(" a vm ") && log.contains(" b vm "), "{log}");
+    let figures = stage.b.must(&["-H", "a", "metrics"]);
+    for line in [
+        "twinfold_module_state{module=\"vm\",state=\"PRIM\"} 1",
+        "twinfold_network_up{network=\"net\"} 1",
+        "twinfold_dirty_bytes{module=\"vm\"} 0",
+    ] {
+        assert!(figures.lines().any(|l| l == line), "{line}: {figures}");
+    }
+    let into = stage.a.home().display().to_string();
+    stage.a.must(&["-H", "*", "snapshot", "--into", &into]);
+    for name in ["twinfold-a.zip", "twinfold-b.zip"] {
+        let bytes = std::fs::read(stage.a.home().join(name)).unwrap();
+        assert!(bytes.starts_with(b"PK"));
+        let has = |what: &[u8]| bytes.windows(what.len()).any(|w| w == what);
+        assert!(has(b"vm/log/events.log") && has(b"cluster.xml"));
+        assert!(!has(b"node.key"));
+    }
+    let (code, _, said) = stage.a.cli(&["-H", "c", "state"]);
+    assert!(code == 1 && said.contains("none of a and b"), "{said}");
+    let (code, _, _) = stage.b.cli(&["-H", "a", "state", "-m", "vm"]);
+    assert_eq!(code, 3, "PRIM");
+    stage.b.must(&["-H", "a", "swap"]);
+    stage.b.wait("PRIM", "Ready");
+    stage.a.wait("SECOND", "Ready");
+    stage.b.works();
+    stage.a.must(&["-H", "*", "stop"]);
+    for machine in [&stage.a, &stage.b] {
+        machine.wait("STOP", "NotReady");
+    }
+    // Nothing runs any more, and the module is taken away from both.
+    stage.b.must(&["deconfig", "-m", "vm"]);
+    for machine in [&stage.a, &stage.b] {
+        let state = machine.must(&["state", "--json"]);
+        assert!(state.contains("\"modules\":[]"), "{state}");
+        assert!(machine.data().join("count").exists(), "the data stay");
+    }
+}
+
+#[test]
+fn a_node_that_cannot_be_reached_is_not_configured_and_neither_is_the_other_one() {
+    let mut stage = Stage::running("maxloop=\"3\" isolation=\"wait\"");
+    stage.b.kill_daemon();
+    edit(&stage.a, "maxloop=\"3\"", "maxloop=\"7\"");
+    let (code, _, said) = stage.a.cli(&["config", "-m", "vm"]);
+    assert!(code == 1 && said.contains("cannot be reached"), "{said}");
+    assert!(version(&stage.a).contains("nothing was applied"));
+    stage.b.start_daemon();
+    stage.a.must(&["config", "-m", "vm"]);
+    assert_eq!(version(&stage.a), version(&stage.b));
+    stage.a.works();
+}
