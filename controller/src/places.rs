@@ -5,12 +5,14 @@
 //!                      cluster.xml         the nodes and the networks between them
 //!                      pair.json           which node this is, and the peer's identity
 //!   modules/NAME/      userconfig.xml      one module; bin/ has its scripts
-//! /var/lib/twinfold/   run                 how often the daemon was started
+//! /var/lib/twinfold/   run                 the number of the daemon's run, higher than any before
 //!   NAME/              memory.json         what is remembered of a module
 //!                      config/             what was applied (`versions`)
 //! /var/log/twinfold/
-//!   NAME/              events.log  driver.log  application.*.log
+//!   NAME/              events.log  events.log.old  driver.log
+//!                      application.log     the scripts' output; application.N.log: older
 //! /run/twinfold/       twinfold.sock       the local API
+//!                      daemon.lock         held by the running daemon
 //! ```
 
 use std::fs::DirBuilder;

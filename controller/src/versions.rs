@@ -6,6 +6,7 @@
 //!   active                               {"number":3,"hash":"..."}: what the daemon runs
 //!   3/userconfig.xml  3/bin/start_prim   that version; the last three are kept
 //!   new/                                 one that is being looked at
+//!   removed/                             what was edited when `deconfig` took the module away
 //! ```
 //!
 //! A module that was never configured by `config` runs what is in `/etc`.

@@ -3,7 +3,7 @@
 //! ```text
 //! application ─▶ adapter ─▶ vfs ─▶ engine ─▶ store          (and intents, before it)
 //!                                    │
-//!                                    └────▶ link ══ QUIC ══▶ link ─▶ receiver ─▶ store
+//!                                    └────▶ link ══ QUIC ══▶ link ─▶ engine (standby) ─▶ store
 //! ```
 //!
 //! The adapter decodes and decides nothing; [`vfs`] gives a call its meaning;

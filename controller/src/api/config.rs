@@ -122,7 +122,7 @@ pub(super) async fn apply(
 #[serde(transparent)]
 pub(super) struct Asked(Ask);
 
-/// What is edited here is applied to both nodes, or to none.
+/// What is edited here is checked on both nodes, and applied to both if both can take it.
 #[utoipa::path(
     post,
     path = "/api/v1/modules/{module}/config",

@@ -4,7 +4,7 @@
 //! init: token (printed), listens                     join: TOKEN
 //!                    <------ TLS, server pinned by the token ------
 //!                    <------ {"secret":"..."} -------------------
-//!   the token is used up, durably
+//!   the token is used up: its secret is in this process only
 //!                    ------- {"node":"b","cluster":"<cluster>..."} -->
 //!                                                      writes what it got
 //!                    <------ {"done":true} -----------------------

@@ -51,7 +51,7 @@ const MISSED: Duration = PULSE.saturating_mul(2);
 #[derive(Debug)]
 pub(crate) struct Hub {
     pub(crate) cluster: Cluster,
-    /// How often this node's daemon was started: what a later one says counts.
+    /// The number of this daemon's run, higher than any before: what a later one says counts.
     run: u64,
     lans: Vec<LanState>,
     /// What this node says, with the number of the change.

@@ -63,8 +63,8 @@ const SOON: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_secs(5);
 
 /// What is wrong with rules that only one node has.
-const RULES_DIFFER: &str = "the nodes have different rules for a separation (<etcd>, <fence> or \
-    isolation): until they are equal, none goes on without the other";
+const RULES_DIFFER: &str = "the nodes have different rules for a separation (<etcd>, <fence>, \
+    <splitbrain> or isolation): until they are equal, none goes on without the other";
 
 /// How long a driver may take to start, and its node to give way meanwhile.
 const STARTS: Duration = Duration::from_secs(30);

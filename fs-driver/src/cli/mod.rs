@@ -138,7 +138,8 @@ enum Command {
     Demote {
         #[command(flatten)]
         folder: Folder,
-        /// Also while something on the mount is open for writing.
+        /// Also while something on the mount is open for writing, or although a verify found that
+        /// the peer's copy differs.
         #[arg(long)]
         force: bool,
     },

@@ -20,7 +20,7 @@ const DIFFERED: u8 = 1;
 /// Not everything could be compared.
 const INCOMPLETE: u8 = 2;
 
-/// Bytes a second, with k, M or G behind it for 1024 times as many, as `limit` has it.
+/// Bytes a second, with k, K, M or G behind it for 1024 times as many (`limit` takes K, M, G).
 pub(super) fn rate(text: &str) -> Result<u64, String> {
     let (digits, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
         Some(at) => text.split_at(at),

@@ -76,7 +76,8 @@ pub enum Request {
     },
     /// Become secondary.
     Demote {
-        /// Also while something is open for writing.
+        /// Also while something is open for writing, or although a verify found that the peer's
+        /// copy differs.
         #[serde(default)]
         force: bool,
     },

@@ -1,5 +1,5 @@
 //! The settings of one replicated folder, `state/module.toml`, written by `init`
-//! and `set`, readable and editable by hand while the driver is stopped.
+//! and by the controller (`<rfs>`), readable and editable by hand while the driver is stopped.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -73,9 +73,11 @@ pub struct Config {
     pub mode: AckMode,
     /// The peer is dropped when it makes no progress at all for this long while ops wait.
     pub stall: Duration,
-    /// The peer is dropped when one op waits for this long, however busy it seems.
+    /// The peer is dropped when one op waits for this long, or, while it says that its disk is
+    /// busy, [`limits::BUSY_PATIENCE`] times as long.
     pub op: Duration,
-    /// As `op`, for syncs and for acknowledgements in mode `disk`.
+    /// As `op`, for syncs and for acknowledgements in mode `disk`. Syncs that nobody waits for
+    /// have [`limits::UNAWAITED_SYNCS`] times this.
     pub sync: Duration,
     /// How long a broken connection may be resumed before the caller is asked.
     pub bridge: Duration,

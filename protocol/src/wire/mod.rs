@@ -1,5 +1,5 @@
 //! Bytes on the wire. The layout is documented in `protocol/WIRE.md`; golden
-//! bytes in this module's tests keep document, code and older nodes in step.
+//! bytes in `tests/golden.rs` keep document, code and older nodes in step.
 //!
 //! Every frame is a length word (little-endian `u32`, the bytes that follow), a
 //! kind byte and a body. The decoder trusts nobody (invariant 16): a length is

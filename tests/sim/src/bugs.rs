@@ -72,7 +72,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    /// The invariant of `guarantees.md` that it breaks.
+    /// The invariant of `ARCHITECTURE.md` that it breaks.
     pub fn invariant(self) -> u8 {
         match self {
             Bug::NoIntents | Bug::LateIntents | Bug::NotesGoFirst => 1,
