@@ -4,6 +4,7 @@
 //! medians within the run are reported: the machine may be shared and noisy.
 
 mod floors;
+mod guests;
 mod interrupt;
 mod load;
 mod memory;
@@ -107,6 +108,16 @@ enum Command {
         #[arg(long, default_value = "/var/tmp")]
         dir: PathBuf,
     },
+    /// Beside DRBD: two emulated machines with a Linux kernel of their own, in each a disk for
+    /// twinfold and one for DRBD, and `run` between them.
+    ///
+    /// Needs qemu-system-x86, e2fsprogs, iproute2, drbd-utils and a kernel with the module drbd.
+    /// The processor is emulated, which costs what works in user space most: only ratios within
+    /// this run mean something.
+    Drbd(guests::Options),
+    /// Used by `drbd`: the first process of an emulated machine.
+    #[command(hide = true)]
+    Guest(guests::inside::Options),
     /// Used by `run`: a driver of its own process.
     #[command(hide = true, disable_help_flag = true)]
     Fs {
@@ -165,6 +176,9 @@ struct RunArgs {
     /// Another build of this program: its drivers are measured side by side with this one's.
     #[arg(long, conflicts_with = "peer")]
     beside: Option<PathBuf>,
+    /// A directory on a mounted DRBD device, in protocol C with a peer: measured as well.
+    #[arg(long, value_name = "DIR")]
+    drbd: Option<PathBuf>,
     /// The other machine: the secondaries and the answering ends of QUIC and TCP run there.
     #[arg(long, value_name = "HOST:PORT", requires = "token")]
     peer: Option<String>,
@@ -220,6 +234,7 @@ impl RunArgs {
                 beside: self.beside,
                 large: self.memory.then_some(large),
                 peer: self.peer,
+                drbd: self.drbd,
             },
             rate: self.rate,
             dir: self.dir,
@@ -237,6 +252,8 @@ fn main() -> ExitCode {
                 std::iter::once(OsString::from("twinfold-fs")).chain(args),
             );
         }
+        Command::Drbd(options) => return exit(guests::run(&options)),
+        Command::Guest(options) => guests::inside::run(&options),
         Command::QuicServer { dir, tuning } => floors::quic::serve(&dir, tuning),
         Command::PassThrough { source, mount } => floors::pass_through::run(&source, &mount),
         Command::Serve {

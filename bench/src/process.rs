@@ -105,6 +105,11 @@ impl Process {
         self.child.id()
     }
 
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
     /// Waits until it has ended by itself.
     pub(crate) fn wait(&mut self, patience: Duration) -> Result<()> {
         let until = Instant::now() + patience;

@@ -9,7 +9,7 @@ use super::units::{count, memory, time};
 use crate::systems::System;
 
 /// All systems, in the order of the tables.
-const SYSTEMS: [System; 10] = [
+const SYSTEMS: [System; 11] = [
     System::Bare,
     System::Plain,
     System::Twinfold,
@@ -18,6 +18,7 @@ const SYSTEMS: [System; 10] = [
     System::Alone,
     System::Gluster,
     System::Strict,
+    System::Drbd,
     System::Quic,
     System::Tcp,
 ];

@@ -46,6 +46,9 @@ pub(crate) struct Report {
     /// What each workload costs relative to the other build.
     #[serde(default)]
     pub(crate) beside: Vec<(String, Estimate)>,
+    /// What each workload costs relative to DRBD.
+    #[serde(default)]
+    pub(crate) drbd: Vec<(String, Estimate)>,
 }
 
 /// How the run was asked for.
@@ -66,6 +69,9 @@ pub(crate) struct Flags {
     /// Where the other machine was asked for.
     #[serde(default)]
     pub(crate) peer: Option<String>,
+    /// A directory on a DRBD device, measured as well.
+    #[serde(default)]
+    pub(crate) drbd: Option<PathBuf>,
 }
 
 /// The other machine.

@@ -19,6 +19,7 @@ pub(super) fn class(system: System) -> &'static str {
         System::Alone => "alone",
         System::Gluster => "gluster",
         System::Strict => "strict",
+        System::Drbd => "drbd",
         System::Quic => "quic",
         System::Tcp => "tcp",
     }

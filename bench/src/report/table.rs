@@ -95,15 +95,17 @@ pub(crate) fn show(report: &Report) -> String {
             f.error
         );
     }
-    if !report.beside.is_empty() {
-        out.push_str("\ncost relative to the other build\n");
-    }
-    for (name, over) in &report.beside {
-        let _ = writeln!(
-            out,
-            "  {name:<56} {:.2} ({:.2} .. {:.2})",
-            over.median, over.low, over.high
-        );
+    for (other, all) in [("the other build", &report.beside), ("DRBD", &report.drbd)] {
+        if !all.is_empty() {
+            let _ = writeln!(out, "\ncost relative to {other}");
+        }
+        for (name, over) in all {
+            let _ = writeln!(
+                out,
+                "  {name:<56} {:.2} ({:.2} .. {:.2})",
+                over.median, over.low, over.high
+            );
+        }
     }
     out.push('\n');
     for t in &report.targets {

@@ -137,7 +137,9 @@ fn floor_title(floor: Floor) -> String {
 /// or that acknowledges later; the floors have none themselves.
 fn floor_of(workload: &Workload, system: System) -> Floor {
     match system {
-        System::Twinfold | System::Other | System::Gluster | System::Strict => workload.floor,
+        System::Twinfold | System::Other | System::Gluster | System::Strict | System::Drbd => {
+            workload.floor
+        }
         System::Flush | System::Alone => Floor::Plain,
         System::Bare | System::Plain | System::Quic | System::Tcp => Floor::None,
     }
@@ -317,12 +319,12 @@ fn plain(view: &View, workload: &str, system: System) -> Option<f64> {
     Some(view.rate(workload, system)? / view.rate(workload, System::Plain)?)
 }
 
-/// The cost of a step of each workload relative to the other build's.
-pub(crate) fn beside(report: &Report) -> Vec<(String, Estimate)> {
+/// The cost of a step of each workload relative to another system's.
+pub(crate) fn relative_to(report: &Report, other: System) -> Vec<(String, Estimate)> {
     let mut all = Vec::new();
     for row in &report.workloads {
         let over = |view: &View| {
-            let other = view.cost(&row.name, System::Other)?;
+            let other = view.cost(&row.name, other)?;
             Some(view.cost(&row.name, System::Twinfold)? / other)
         };
         all.extend(ratio(report, false, &over).map(|over| (row.title.clone(), over)));
@@ -399,6 +401,7 @@ mod tests {
                 only: None,
                 skip: Vec::new(),
                 beside: None,
+                drbd: None,
                 large: None,
                 peer: None,
             },
@@ -411,6 +414,7 @@ mod tests {
             failures: Vec::new(),
             targets: Vec::new(),
             beside: Vec::new(),
+            drbd: Vec::new(),
         };
         add_floors(&mut report);
         report.targets = judge(&report);
@@ -525,8 +529,8 @@ mod tests {
     fn another_build_is_held_against_this_one() {
         let folders = [(System::Twinfold, 20_000.0), (System::Other, 10_000.0)];
         let report = report(&[("write-4k-d1", &folders), ("read-1m", &folders[..1])]);
-        let [(name, over)] = &beside(&report)[..] else {
-            panic!("{:?}", beside(&report));
+        let [(name, over)] = &relative_to(&report, System::Other)[..] else {
+            panic!("{:?}", relative_to(&report, System::Other));
         };
         assert_eq!(name, "write-4k-d1");
         assert!((over.median - 0.5).abs() < 0.001, "{over:?}");

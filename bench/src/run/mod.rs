@@ -77,7 +77,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     removed.with_context(|| format!("cannot remove {}", dir.display()))?;
     targets::add_floors(&mut report);
     report.targets = targets::judge(&report);
-    report.beside = targets::beside(&report);
+    report.beside = targets::relative_to(&report, System::Other);
+    report.drbd = targets::relative_to(&report, System::Drbd);
     print!("{}", report::show(&report));
     let page = report::save(&report, &options.out)?;
     println!("\n{}", page.display());
@@ -132,6 +133,9 @@ fn measure(
     if flags.beside.is_some() {
         workloads.iter_mut().for_each(Workload::add_other);
     }
+    if flags.drbd.is_some() {
+        workloads.iter_mut().for_each(Workload::add_drbd);
+    }
     anyhow::ensure!(
         !workloads.is_empty(),
         "no workload's name contains {:?}; there are: {}",
@@ -164,6 +168,7 @@ fn measure(
         failures: Vec::new(),
         targets: Vec::new(),
         beside: Vec::new(),
+        drbd: Vec::new(),
     };
     for (workload, pace) in workloads.iter().zip(paces) {
         report.workloads.push(Row {
@@ -297,7 +302,7 @@ impl Once<'_> {
             size: self.options.flags.file_mib << 20,
         };
         flush(&self.options.dir)?;
-        running.flush_there()?;
+        running.flush()?;
         if let Work::DuringResync(load, depth) = workload.work {
             let mib = self.options.flags.resync_mib;
             return resync::measure(load, amount(depth, None), running, mib, self.round);

@@ -51,6 +51,13 @@ impl Workload {
             self.systems.push(System::Other);
         }
     }
+
+    /// Where a peer is measured, DRBD is, too.
+    pub(crate) fn add_drbd(&mut self) {
+        if self.systems.contains(&System::Gluster) {
+            self.systems.push(System::Drbd);
+        }
+    }
 }
 
 const PAGE: usize = 4096;

@@ -46,6 +46,8 @@ pub(crate) enum System {
     Gluster,
     /// The same, with a client that acknowledges a write when both servers have it.
     Strict,
+    /// A directory on a DRBD device that somebody else has put up.
+    Drbd,
     /// QUIC between two processes.
     Quic,
     /// TCP between two processes.
@@ -64,6 +66,7 @@ impl System {
             System::Alone => "twinfold, no peer",
             System::Gluster => "GlusterFS replica 2",
             System::Strict => "GlusterFS, no write-behind",
+            System::Drbd => "DRBD, protocol C",
             System::Quic => "bare QUIC",
             System::Tcp => "bare TCP",
         }
@@ -71,7 +74,7 @@ impl System {
 
     /// Whether a failure of it is a failure of the run: it is ours.
     pub(crate) fn is_ours(self) -> bool {
-        !matches!(self, System::Gluster | System::Strict)
+        !matches!(self, System::Gluster | System::Strict | System::Drbd)
     }
 }
 
@@ -94,6 +97,27 @@ enum Holder {
     There(Arc<Peer>),
     Pair(Pair),
     Gluster(Gluster),
+    Directory(Directory),
+}
+
+/// A directory of ours on a file system of its own.
+#[derive(Debug)]
+struct Directory(PathBuf);
+
+impl Directory {
+    fn make(file_system: &Path) -> Result<Directory> {
+        let path = file_system.join(format!("twinfold-bench.{}", std::process::id()));
+        std::fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Directory(path))
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if let Err(e) = std::fs::remove_dir_all(&self.0) {
+            eprintln!("cannot remove {}: {e}", self.0.display());
+        }
+    }
 }
 
 /// A system that runs.
@@ -157,6 +181,11 @@ impl Running {
                     Err(reason) => return Ok(Started::Absent(reason)),
                 }
             }
+            System::Drbd => {
+                let place = flags.drbd.as_ref().context("which directory?")?;
+                let directory = Directory::make(place)?;
+                (folder(&directory.0), Holder::Directory(directory))
+            }
             System::Quic | System::Tcp => wire(system, dir, peer)?,
         };
         let mut running = Running {
@@ -191,9 +220,11 @@ impl Running {
         }
     }
 
-    /// Flushes the file system of the other machine, if something of it is there.
-    pub(crate) fn flush_there(&self) -> Result<()> {
+    /// Flushes what lies on no file system of the other folders: that of the other machine, or
+    /// one of its own.
+    pub(crate) fn flush(&self) -> Result<()> {
         match &self.holder {
+            Holder::Directory(directory) => crate::run::flush(&directory.0),
             Holder::There(peer) => peer.flush(),
             Holder::Pair(pair) => pair.flush_there(),
             _ => Ok(()),
@@ -203,7 +234,8 @@ impl Running {
     /// What its processes have used so far, on both machines.
     pub(crate) fn usage(&self) -> Result<Vec<Usage>> {
         Ok(match &self.holder {
-            Holder::Nobody => Vec::new(),
+            // What DRBD's threads in the kernel use is nobody's.
+            Holder::Nobody | Holder::Directory(_) => Vec::new(),
             Holder::Process(process) => vec![Usage::of("server", process.id())],
             Holder::There(peer) => peer.usage(self.system)?,
             Holder::Pair(pair) => pair.usage()?,

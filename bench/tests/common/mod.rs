@@ -1,5 +1,8 @@
 //! How the tests run the program.
 
+// Each test program uses a part of it.
+#![allow(dead_code)]
+
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,8 +13,12 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
 pub(crate) const LOOK: Duration = Duration::from_millis(20);
 
 /// Waits until it is so; whether it is.
-pub(crate) fn wait_until(mut so: impl FnMut() -> bool) -> bool {
-    let until = Instant::now() + PATIENCE;
+pub(crate) fn wait_until(so: impl FnMut() -> bool) -> bool {
+    wait_within(PATIENCE, so)
+}
+
+fn wait_within(patience: Duration, mut so: impl FnMut() -> bool) -> bool {
+    let until = Instant::now() + patience;
     while !so() {
         if Instant::now() > until {
             return false;
@@ -31,8 +38,14 @@ pub(crate) fn start(mut command: Command) -> Child {
 }
 
 /// Waits for the end of the program; it is ended when it takes too long.
-pub(crate) fn end(mut child: Child) -> Output {
-    if !wait_until(|| child.try_wait().unwrap().is_some()) {
+pub(crate) fn end(child: Child) -> Output {
+    end_within(child, PATIENCE.as_secs())
+}
+
+/// The same with another patience, in seconds.
+pub(crate) fn end_within(mut child: Child, seconds: u64) -> Output {
+    let patience = Duration::from_secs(seconds);
+    if !wait_within(patience, || child.try_wait().unwrap().is_some()) {
         // An interrupted run takes its mounts away.
         let id = child.id().to_string();
         Command::new("kill").arg(id).status().unwrap();
