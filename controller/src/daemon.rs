@@ -38,6 +38,7 @@ pub(crate) struct Node {
     modules: Mutex<Modules>,
     /// One configuration is applied at a time.
     configuring: Mutex<()>,
+    pub(crate) progress: crate::api::Progress,
 }
 
 /// The modules of a node, by name.
@@ -195,6 +196,7 @@ pub(crate) fn run(home: Option<&Path>) -> Result<ExitCode> {
         places: places.clone(),
         modules: Mutex::default(),
         configuring: Mutex::default(),
+        progress: Default::default(),
     };
     for name in names {
         node.begin(name);

@@ -33,5 +33,6 @@ mod peer;
 mod places;
 mod process;
 mod runner;
+mod screen;
 mod scripts;
 mod versions;

@@ -19,6 +19,7 @@ use crate::config::ResourceState;
 use crate::places::{Places, write_private};
 use crate::runner::events::EventLine;
 use crate::runner::{Command, ModuleState};
+use crate::screen::{self, Colours};
 
 /// How often a state or a log that is waited for is looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -149,6 +150,9 @@ pub(crate) struct Show {
     /// As one JSON object.
     #[arg(long)]
     json: bool,
+    /// When colours are used: NotReady is red, Transient orange, Ready green.
+    #[arg(long, value_enum, default_value_t = Colours::Auto, value_name = "WHEN")]
+    color: Colours,
 }
 
 /// `twinfold snapshot`.
@@ -469,18 +473,19 @@ impl Api {
     }
 
     fn shown(&self, show: &Show) -> Result<(String, ExitCode)> {
+        let paint = show.color.paint();
         let node: NodeState = self.get("/api/v1/state")?;
         let Some(name) = &show.which.module else {
             let text = match show.json {
                 true => serde_json::to_string(&node)? + "\n",
-                false => screen(&node),
+                false => screen::node(&node, paint),
             };
             return Ok((text, ExitCode::SUCCESS));
         };
         let module: ModuleState = self.get(&format!("/api/v1/modules/{name}"))?;
         let text = match show.json {
             true => serde_json::to_string(&module)? + "\n",
-            false => lines(&node.node, &node.peer, &module),
+            false => screen::module(&node.node, &node.peer, &module, paint),
         };
         Ok((text, ExitCode::from(code(&module.state))))
     }
@@ -546,63 +551,4 @@ pub(crate) fn line(event: &EventLine) -> Result<String> {
         event.kind,
         event.text
     ))
-}
-
-fn screen(node: &NodeState) -> String {
-    let mut out = format!("node {}, peer {}\n", node.node, node.peer);
-    for network in &node.networks {
-        let state = match (network.up, &network.trouble) {
-            (true, _) => "heartbeats".to_owned(),
-            (false, Some(trouble)) => format!("lost: {trouble}"),
-            (false, None) => "lost".to_owned(),
-        };
-        out += &format!("  lan {}: {state}\n", network.name);
-    }
-    for module in &node.modules {
-        out += &lines(&node.node, &node.peer, module);
-    }
-    for broken in &node.broken {
-        out += &format!("{}: cannot be run: {}\n", broken.module, broken.reason);
-    }
-    out
-}
-
-fn lines(node: &str, peer: &str, module: &ModuleState) -> String {
-    let current = |yes| match yes {
-        true => "up to date",
-        false => "not up to date",
-    };
-    let mut out = format!(
-        "{}: {node} {} {}, {} ({})\n",
-        module.module,
-        module.state,
-        module.status,
-        current(module.up_to_date),
-        module.reason
-    );
-    if let Some(percent) = module.percent {
-        out += &format!("  resync: {percent} %\n");
-    }
-    if let Some(trouble) = &module.trouble {
-        out += &format!("  {trouble}\n");
-    }
-    if module.suspended {
-        out += "  checkers and rules are suspended\n";
-    }
-    for (name, state) in &module.resources {
-        if *state != ResourceState::Up {
-            out += &format!("  {name}: {}\n", state.text());
-        }
-    }
-    if let Some(other) = &module.peer {
-        out += &format!(
-            "  {peer} {}{} {}, {} ({})\n",
-            if other.silent { "silent, was " } else { "" },
-            other.state,
-            other.status,
-            current(other.up_to_date),
-            other.reason
-        );
-    }
-    out
 }

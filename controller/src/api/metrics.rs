@@ -14,7 +14,7 @@ use fs_driver::control::{self, Request};
 use fs_driver::store::Layout;
 use serde_json::Value;
 
-use super::{NodeState, node_state, refuse};
+use super::{NodeState, Resync, node_state, refuse};
 use crate::daemon::Node;
 
 const STATES: [&str; 5] = ["STOP", "WAIT", "ALONE", "PRIM", "SECOND"];
@@ -208,6 +208,32 @@ fn text(node: &NodeState, drivers: &[(String, Value)]) -> String {
             out.sample("module_resync_ratio", &[("module", &m.module)], ratio);
         }
     }
+    let resyncs: Vec<_> = drivers
+        .iter()
+        .filter_map(|(module, status)| Some((module, Resync::of(status)?)))
+        .collect();
+    out.family(
+        "resync_bytes_per_second",
+        false,
+        "Bytes that a running resync compares or moves in a second, of late.",
+    );
+    for (module, resync) in &resyncs {
+        out.sample(
+            "resync_bytes_per_second",
+            &[("module", module)],
+            resync.rate,
+        );
+    }
+    out.family(
+        "resync_seconds_left",
+        false,
+        "Until the phase of a running resync ends at this rate.",
+    );
+    for (module, resync) in &resyncs {
+        if let Some(seconds) = resync.seconds_left {
+            out.sample("resync_seconds_left", &[("module", module)], seconds);
+        }
+    }
     out.family("module_broken", false, "The module cannot be run.");
     for b in &node.broken {
         out.sample("module_broken", &[("module", &b.module)], 1);
@@ -274,13 +300,17 @@ mod tests {
                 reason: "wrong".into(),
             }],
         };
-        let status = serde_json::json!({"dirty_bytes": 4096, "applied_ops": 7});
+        let status = serde_json::json!({"dirty_bytes": 4096, "applied_ops": 7, "resync": {
+            "phase": "moving", "moved_bytes": 1, "rate": 2e6, "seconds_left": 9.0,
+        }});
         let text = text(&node, &[("vm".into(), status)]);
         for line in [
             "twinfold_network_up{network=\"net \\\"1\\\"\"} 1",
             "twinfold_network_quiet_seconds{network=\"net \\\"1\\\"\"} 1.5",
             "twinfold_module_broken{module=\"x\\\\y\"} 1",
             "twinfold_dirty_bytes{module=\"vm\"} 4096",
+            "twinfold_resync_bytes_per_second{module=\"vm\"} 2000000",
+            "twinfold_resync_seconds_left{module=\"vm\"} 9",
             "# TYPE twinfold_applied_ops_total counter",
             "twinfold_applied_ops_total{module=\"vm\"} 7",
         ] {

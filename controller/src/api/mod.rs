@@ -17,6 +17,7 @@
 pub(crate) mod client;
 mod config;
 mod metrics;
+mod progress;
 pub(crate) mod remote;
 mod snapshot;
 
@@ -41,6 +42,7 @@ use tokio::net::UnixListener;
 use utoipa::{OpenApi, ToSchema};
 
 pub(crate) use config::{Applied, check_name};
+pub(crate) use progress::{Progress, Resync};
 pub(crate) use snapshot::Snapshot;
 
 use crate::config::ResourceState;
@@ -203,7 +205,9 @@ async fn only_owner(
 /// The node and all its modules.
 #[utoipa::path(get, path = "/api/v1/state", responses((status = 200, body = NodeState)))]
 async fn state(State(node): State<Arc<Node>>) -> Json<NodeState> {
-    Json(node_state(&node))
+    let mut state = node_state(&node);
+    progress::complete(&node, &mut state.modules).await;
+    Json(state)
 }
 
 fn node_state(node: &Node) -> NodeState {
@@ -265,7 +269,12 @@ async fn module(
     axum::extract::Path(module): axum::extract::Path<String>,
 ) -> Response {
     match find(&node, &module) {
-        Ok(handle) => Json(shown(&handle)).into_response(),
+        Ok(handle) => {
+            let mut module = [shown(&handle)];
+            progress::complete(&node, &mut module).await;
+            let [module] = module;
+            Json(module).into_response()
+        }
         Err(refused) => refused.into_response(),
     }
 }

@@ -108,26 +108,7 @@ impl Place {
 
     /// A connection to the driver that runs, if one does, and its process.
     fn connect(&self) -> Result<Option<(UnixStream, u32)>> {
-        let stream = match UnixStream::connect(socket_path(&self.layout)) {
-            Ok(stream) => stream,
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
-                ) =>
-            {
-                return Ok(None);
-            }
-            Err(e) => return Err(e).context("cannot connect to the driver"),
-        };
-        let listener = rustix::net::sockopt::socket_peercred(&stream)
-            .context("cannot see who runs the driver")?;
-        ensure!(
-            listener.uid.is_root(),
-            "another user's process listens in place of the driver"
-        );
-        let pid = listener.pid.as_raw_nonzero().get() as u32;
-        Ok(Some((stream, pid)))
+        connect(&self.layout)
     }
 
     /// How the driver that runs stands, at this moment.
@@ -249,6 +230,42 @@ impl Place {
     }
 }
 
+/// A connection to the driver of a folder, if one runs, and its process.
+fn connect(layout: &Layout) -> Result<Option<(UnixStream, u32)>> {
+    let stream = match UnixStream::connect(socket_path(layout)) {
+        Ok(stream) => stream,
+        Err(e)
+            if matches!(
+                e.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(e) => return Err(e).context("cannot connect to the driver"),
+    };
+    let listener =
+        rustix::net::sockopt::socket_peercred(&stream).context("cannot see who runs the driver")?;
+    ensure!(
+        listener.uid.is_root(),
+        "another user's process listens in place of the driver"
+    );
+    let pid = listener.pid.as_raw_nonzero().get() as u32;
+    Ok(Some((stream, pid)))
+}
+
+/// The status of the driver that runs for a folder, as far as it tells it without delay: whoever
+/// looks at it does not wait for a driver that hangs.
+pub(crate) fn status(layout: &Layout) -> Result<serde_json::Value> {
+    let (mut stream, _) = connect(layout)?.context("no driver runs")?;
+    stream.set_read_timeout(Some(TELL))?;
+    stream.write_all(STATUS)?;
+    let mut line = String::new();
+    BufReader::new(stream.take(MAX_STATUS)).read_line(&mut line)?;
+    let answer: Answer = serde_json::from_str(&line).context("the driver tells nonsense")?;
+    answer.status.context("the driver tells nothing")
+}
+
 /// This very program: it has the driver's commands, too.
 fn program() -> Result<PathBuf> {
     // Also after an upgrade has replaced it.
@@ -261,6 +278,12 @@ fn program() -> Result<PathBuf> {
 
 /// What a driver is asked for that is followed.
 const WATCH: &[u8] = b"{\"command\":\"watch\"}\n";
+
+/// What one is asked for that is looked at once.
+const STATUS: &[u8] = b"{\"command\":\"status\"}\n";
+
+/// Longest status, in bytes.
+const MAX_STATUS: u64 = 1 << 20;
 
 /// One line of what it tells then.
 fn told(line: &[u8]) -> Result<Standing> {

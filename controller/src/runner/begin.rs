@@ -148,6 +148,7 @@ pub(crate) fn start(setup: Setup, hub: &Arc<Hub>) -> Result<Handle> {
         up_to_date: false,
         trouble: None,
         percent: None,
+        resync: None,
         driver: None,
         base: String::new(),
         resources: BTreeMap::new(),

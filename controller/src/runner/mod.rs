@@ -184,6 +184,9 @@ pub(crate) struct ModuleState {
     pub(crate) trouble: Option<String>,
     /// Hundredths of a running resync.
     pub(crate) percent: Option<u8>,
+    /// More of it, as far as the driver tells.
+    #[serde(default)]
+    pub(crate) resync: Option<crate::api::Resync>,
     /// The driver's process.
     pub(crate) driver: Option<u32>,
     /// The folder's private directory.
@@ -427,6 +430,8 @@ impl Runner {
                 })
                 .or_else(|| self.automaton.differs().then(|| RULES_DIFFER.to_owned())),
             percent: standing.and_then(|s| s.percent),
+            // Asked for when somebody looks.
+            resync: None,
             driver: self.pid,
             base: self.setup.place.layout.base.display().to_string(),
             resources: self.board.states.clone(),
