@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::{cluster, confcheck, daemon, demo, kinds, monitor, operate, package, runner};
+use crate::{cluster, confcheck, daemon, demo, kinds, log, monitor, operate, package, runner};
 
 /// A folder that lives on two machines.
 #[derive(Debug, Parser)]
@@ -68,8 +68,8 @@ enum Command {
     Set(operate::Set),
     /// Suspend checkers and rules for maintenance (off), or resume them (on).
     Checker(operate::Checker),
-    /// Show what happened to a module, and why.
-    Log(operate::Log),
+    /// Show what happened to a module, and why; or what its application printed.
+    Log(log::Log),
     /// Put how a node stands, what is configured and what happened into a zip archive, for
     /// whoever looks for a mistake. Keys, scripts and values of variables are not in it.
     Snapshot(operate::Put),
@@ -160,7 +160,7 @@ pub fn main() -> ExitCode {
         Command::Waitstate(wait) => each("waitstate", &|api| api.wait(&wait)),
         Command::Set(set) => each("set", &|api| api.set(&set)),
         Command::Checker(checker) => command("checker", &checker.which, checker.command()),
-        Command::Log(log) => ended("log", operate::log(home, on, &log)),
+        Command::Log(log) => ended("log", log::log(home, on, &log)),
         Command::Package(args) => {
             let programs = [Cli::command(), fs_driver::cli::command()];
             ended("package", package::run(&args, home, programs))

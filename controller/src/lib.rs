@@ -24,6 +24,7 @@ mod driver;
 mod etcd;
 pub mod guest;
 mod kinds;
+mod log;
 mod mail;
 mod monitor;
 mod net;

@@ -10,22 +10,15 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::Method;
 use serde::de::DeserializeOwned;
-use time::OffsetDateTime;
 
-use crate::api::{
-    Applied, CommandRequest, Events, NodeState, ResourceRequest, Said, Snapshot, client,
-};
+use crate::api::{Applied, CommandRequest, NodeState, ResourceRequest, Said, Snapshot, client};
 use crate::config::ResourceState;
 use crate::places::{Places, write_private};
-use crate::runner::events::EventLine;
 use crate::runner::{Command, ModuleState};
 use crate::screen::{self, Colours};
 
 /// How often a state or a log that is waited for is looked at.
-const LOOK: Duration = Duration::from_millis(100);
-
-/// Events shown of a log unless told otherwise.
-const EVENTS: usize = 300;
+pub(crate) const LOOK: Duration = Duration::from_millis(100);
 
 /// Which module.
 #[derive(Clone, Debug, clap::Args)]
@@ -163,30 +156,20 @@ pub(crate) struct Put {
     into: PathBuf,
 }
 
-/// `twinfold log`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Log {
-    #[command(flatten)]
-    which: Which,
-    /// Go on showing what happens.
-    #[arg(short, long)]
-    follow: bool,
-    /// As one JSON object a line.
-    #[arg(long)]
-    json: bool,
-}
-
 /// The API of a node.
 #[derive(Debug)]
 pub(crate) struct Api {
+    /// The node's name, where several could be meant.
+    pub(crate) name: Option<String>,
     socket: PathBuf,
     /// What stands before a path: that of the other node, if it is not this one.
     prefix: String,
 }
 
 /// The nodes that are meant: this one, one by its name, or both with `*`.
-fn nodes(home: Option<&Path>, on: Option<&str>) -> Result<Vec<Api>> {
+pub(crate) fn nodes(home: Option<&Path>, on: Option<&str>) -> Result<Vec<Api>> {
     let here = Api {
+        name: None,
         socket: Places::new(home).socket(),
         prefix: String::new(),
     };
@@ -202,6 +185,7 @@ fn nodes(home: Option<&Path>, on: Option<&str>) -> Result<Vec<Api>> {
             bail!("{name:?} is none of {} and {}", state.node, state.peer);
         }
         all.push(Api {
+            name: Some(name.to_owned()),
             socket: here.socket.clone(),
             prefix: match name == state.node {
                 true => String::new(),
@@ -231,65 +215,6 @@ pub(crate) fn on_each(
     worst
 }
 
-/// How far the events of a node are shown.
-struct Shown<'a> {
-    api: &'a Api,
-    module: String,
-    from: u64,
-}
-
-impl Shown<'_> {
-    fn more(&mut self, most: usize) -> Result<Vec<EventLine>> {
-        let path = format!(
-            "/api/v1/modules/{}/log?from={}&most={most}",
-            self.module, self.from
-        );
-        let events: Events = self.api.get(&path)?;
-        self.from = events.end;
-        Ok(events.events)
-    }
-}
-
-/// Shows what happened, and what happens, in the order of the nodes' clocks.
-pub(crate) fn log(home: Option<&Path>, on: Option<&str>, log: &Log) -> Result<ExitCode> {
-    let apis = nodes(home, on)?;
-    let mut all = Vec::new();
-    for api in &apis {
-        all.push(Shown {
-            api,
-            module: api.module(&log.which)?,
-            from: 0,
-        });
-    }
-    let mut most = EVENTS;
-    loop {
-        let mut events = Vec::new();
-        for shown in &mut all {
-            match shown.more(most) {
-                Ok(more) => events.extend(more),
-                // Of two nodes one may be down for a while.
-                Err(error) if log.follow && apis.len() > 1 => {
-                    tracing::debug!(%error, "a node tells nothing");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        // Each node's own are in order already, and stay so.
-        events.sort_by_key(|event| event.time);
-        for event in &events {
-            match log.json {
-                true => println!("{}", serde_json::to_string(event)?),
-                false => println!("{}", line(event)?),
-            }
-        }
-        if !log.follow {
-            return Ok(ExitCode::SUCCESS);
-        }
-        std::thread::sleep(LOOK);
-        most = usize::MAX;
-    }
-}
-
 impl Api {
     fn call<T: DeserializeOwned>(
         &self,
@@ -309,11 +234,11 @@ impl Api {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+    pub(crate) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.call(Method::GET, path, None::<&()>)
     }
 
-    fn module(&self, which: &Which) -> Result<String> {
+    pub(crate) fn module(&self, which: &Which) -> Result<String> {
         if let Some(module) = &which.module {
             return Ok(module.clone());
         }
@@ -532,23 +457,4 @@ fn code(state: &str) -> u8 {
         "SECOND" => 4,
         _ => UNKNOWN,
     }
-}
-
-/// An event as it is shown.
-pub(crate) fn line(event: &EventLine) -> Result<String> {
-    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(event.time) * 1_000_000)
-        .context("an event has no sensible time")?;
-    // All as long as each other, so that their order is that of the letters.
-    let (date, clock) = (time.date(), time.time());
-    Ok(format!(
-        "{date}T{:02}:{:02}:{:02}.{:03}Z {} {} {}: {}",
-        clock.hour(),
-        clock.minute(),
-        clock.second(),
-        clock.millisecond(),
-        event.node,
-        event.module,
-        event.kind,
-        event.text
-    ))
 }

@@ -21,6 +21,7 @@ mod outages;
 mod pairing;
 mod ready;
 mod scripts;
+mod shown;
 mod splitbrain;
 mod stage;
 mod strangers;

@@ -7,6 +7,7 @@
 //! | `POST /api/v1/modules/{module}/command` | `{"command":"start"}` |
 //! | `POST /api/v1/modules/{module}/resource` | `{"resource":"custom.x","state":"down"}` |
 //! | `GET /api/v1/modules/{module}/log?from=0&most=300` | events behind a byte of the log |
+//! | `GET /api/v1/modules/{module}/application?run=0&lines=300` | what its application printed; goes on with `file` and `from` |
 //! | `GET`, `POST`, `DELETE /api/v1/modules/{module}/config` | what is applied; apply what is edited to both nodes; take the module away from both |
 //! | `POST /api/v1/modules/{module}/apply` | a configuration, from the other node |
 //! | `GET /api/v1/snapshot` | state, configuration and logs in a zip archive |
@@ -17,6 +18,7 @@
 pub(crate) mod client;
 mod config;
 mod metrics;
+mod output;
 mod progress;
 pub(crate) mod remote;
 mod snapshot;
@@ -42,6 +44,7 @@ use tokio::net::UnixListener;
 use utoipa::{OpenApi, ToSchema};
 
 pub(crate) use config::{Applied, check_name};
+pub(crate) use output::Output;
 pub(crate) use progress::{Progress, Resync};
 pub(crate) use snapshot::Snapshot;
 
@@ -149,6 +152,7 @@ struct LogQuery {
         command,
         resource,
         log,
+        output::application,
         config::config,
         config::deconfig,
         config::confinfo,
@@ -397,6 +401,10 @@ fn router(node: Arc<Node>) -> Router {
         .route("/api/v1/modules/{module}/command", post(command))
         .route("/api/v1/modules/{module}/resource", post(resource))
         .route("/api/v1/modules/{module}/log", get(log))
+        .route(
+            "/api/v1/modules/{module}/application",
+            get(output::application),
+        )
         .route("/api/v1/modules/{module}/config", get(config::confinfo))
         .route("/api/v1/modules/{module}/config", post(config::config))
         .route("/api/v1/modules/{module}/config", delete(config::deconfig))

@@ -11,7 +11,7 @@ use super::Runner;
 use super::events::EventLine;
 use crate::config::{Mail, Way};
 use crate::scripts::Scripts;
-use crate::{mail, operate};
+use crate::{log, mail};
 
 /// Events that wait to be told, at most, by command and by mail: what comes then is not told.
 const MAX_WAITING: usize = 100;
@@ -111,7 +111,7 @@ fn deliver(letters: &[Letter]) -> Result<()> {
     let subject = subject(&last.event, letters.len() - 1);
     let mut body = String::new();
     for letter in letters {
-        body.push_str(&operate::line(&letter.event)?);
+        body.push_str(&log::line(&letter.event)?);
         body.push_str("\r\n");
     }
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -20,6 +20,8 @@
 //! `TWINFOLD_BIN`, `TWINFOLD_RUN` (a directory that a boot makes empty), and the module's
 //! variables. What a script prints is in the application log of its run.
 
+pub(crate) mod output;
+
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::unix::process::CommandExt;
