@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::{cluster, confcheck, daemon, demo, kinds, log, monitor, operate, package, runner};
+use crate::{
+    cluster, confcheck, daemon, demo, force, kinds, log, monitor, operate, package, runner,
+};
 
 /// A folder that lives on two machines.
 #[derive(Debug, Parser)]
@@ -42,8 +44,10 @@ enum Command {
     Stopstart(operate::Which),
     /// Run a module as primary: this node's copy is the good one.
     Prim(operate::Which),
-    /// Run a module as primary whatever the peer has. Writes that only the peer has are lost.
-    Primforce(operate::Which),
+    /// Run a module as primary whatever the peer has, also with a copy that is not up to date.
+    /// Writes that only the peer has are lost to the application: they go into an archive there
+    /// when the peer follows.
+    Primforce(force::Force),
     /// Run a module as secondary, to begin with; with `fullsync` everything in its copy is
     /// compared with the primary's, with `discard` it is given up if both nodes went on.
     Second(operate::Second),
@@ -146,7 +150,7 @@ pub fn main() -> ExitCode {
         Command::Restart(which) => command("restart", &which, Do::Restart),
         Command::Stopstart(which) => command("stopstart", &which, Do::Stopstart),
         Command::Prim(which) => command("prim", &which, Do::Prim),
-        Command::Primforce(which) => command("primforce", &which, Do::Primforce),
+        Command::Primforce(force) => each("primforce", &|api| api.primforce(&force)),
         Command::Second(second) => command("second", &second.which, second.command()),
         Command::Shutdown(how) => each("shutdown", &|api| api.shutdown(&how)),
         Command::Boot(boot) => command("boot", &boot.which, boot.command()),

@@ -22,6 +22,7 @@ mod daemon;
 mod demo;
 mod driver;
 mod etcd;
+mod force;
 pub mod guest;
 mod kinds;
 mod log;

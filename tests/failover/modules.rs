@@ -207,6 +207,57 @@ fn a_forced_stop_ends_an_application_that_waits_for_an_answer() {
     stage.assert_identical();
 }
 
+#[test]
+fn a_node_whose_copy_is_behind_serves_by_force_when_the_other_one_is_gone_which_then_follows() {
+    let mut stage = Stage::running("isolation=\"wait\"");
+    stage.b.must(&["stop"]);
+    stage.b.wait("STOP", "NotReady");
+    stage.a.wait("ALONE", "Ready");
+    // Only A has what is written from here on.
+    stage.a.works();
+    let had = stage.a.acked();
+    stage.a.works();
+    stage.a.kill_everything();
+    stage.b.must(&["start"]);
+    stage.b.wait("WAIT", "NotReady");
+    let shown = stage.b.must(&["state"]);
+    assert!(shown.contains("not up to date"), "{shown}");
+    let advice = || stage.b.must(&["state"]).contains("`primforce`");
+    assert!(wait_until(PATIENCE, advice), "{}", stage.b.state());
+    assert_eq!(stage.b.starts(), 0, "nothing but the word makes it serve");
+    let (code, _, warned) = stage.b.cli(&["primforce"]);
+    assert_eq!(code, 0, "{warned}");
+    for part in [
+        "WARNING",
+        "The copy on b: not up to date",
+        "Of a: ",
+        "archive",
+    ] {
+        assert!(warned.contains(part), "{part:?} is not in {warned}");
+    }
+    stage.b.wait("ALONE", "Ready");
+    stage.b.works();
+    let found = stage.b.found();
+    assert!(
+        found < had,
+        "{found} was found of {had} that only the other node had"
+    );
+
+    // What only A had goes into its archive.
+    stage.a.start_daemon();
+    stage.a.must(&["stop"]);
+    stage.a.wait("STOP", "NotReady");
+    stage.a.must(&["second", "discard"]);
+    stage.a.wait("SECOND", "Ready");
+    stage.b.wait("PRIM", "Ready");
+    stage.b.works();
+    let folder = stage.a.vm().display().to_string();
+    let kept = stage.a.must(&["fs", "archive", "list", &folder]);
+    assert!(!kept.is_empty(), "{}", stage.a.log());
+    assert_eq!((stage.a.starts(), stage.b.starts()), (1, 1));
+    stage.assert_identical();
+}
+
 /// A fence command that asks the test to cut the other machine's power, and waits.
 const FENCE: &str = r#"#!/bin/sh
 echo "$1" >"$HOME_OF_TEST/fence"

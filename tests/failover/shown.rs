@@ -98,7 +98,7 @@ fn the_output_of_an_application_is_shown_and_followed_from_one_run_into_the_next
     let says = format!("{text}echo \"start number $(wc -l <\"$HOME_OF_TEST/starts\")\"\n");
     executable(&start, &says);
     let followed = Going::new(&stage.a, "followed", &["log", "-a", "--follow"]);
-    followed.shows("--- start_prim WAIT ALONE start");
+    followed.shows("--- start_prim ");
     stage.a.must(&["restart"]);
     followed.shows("\nstart number 2\n");
     let told = stage.a.must(&["log", "--application", "-n", "1"]);
