@@ -175,7 +175,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => ended("demo", demo::run(&args)),
         Command::Monitor(args) => ended("monitor", monitor::run(&args)),
         Command::Module(args) => ended("module", kinds::run(&args, home)),
-        Command::Confcheck(args) => ended("confcheck", confcheck::run(&args)),
+        Command::Confcheck(args) => ended("confcheck", confcheck::run(&args, home)),
         Command::DemoGuest { seed } => ended(
             "demo-guest",
             demo::vm::guest::run(seed).map(|()| ExitCode::SUCCESS),

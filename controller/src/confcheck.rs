@@ -1,16 +1,18 @@
 //! `twinfold confcheck`: a configuration's mistakes, all at once.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::config::{self, Findings};
+use crate::config::{self, Around, Findings, Module};
+use crate::places::Places;
 
 /// `twinfold confcheck`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The files: `cluster.xml` and `userconfig.xml` of modules, in any order.
+    /// The files: `cluster.xml` and `userconfig.xml` of modules, in any order. Modules are checked
+    /// in the cluster of the first `cluster.xml` among them, or in that of this node.
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Print what was read, as JSON.
@@ -18,24 +20,34 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Prints every mistake of every file; the exit status is 1 when there is one.
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let mut wrong = false;
+/// Prints every mistake of every file; the exit status is 1 when there is one. What is none, the
+/// daemon runs: it reads them in the same way.
+pub(crate) fn run(args: &Args, home: Option<&Path>) -> Result<ExitCode> {
+    let mut files = Vec::new();
     for path in &args.files {
-        let name = path.display().to_string();
-        let text = config::text(path)?;
-        let (json, found) = match is_cluster(&text) {
+        files.push((path.display().to_string(), config::text(path)?));
+    }
+    let around = around(&files, home);
+    let mut wrong = false;
+    for (name, text) in &files {
+        let (json, found) = match is_cluster(text) {
             true => {
-                let (read, found) = config::cluster(&name, &text);
+                let (read, found) = config::cluster(name, text);
                 (read.map(|r| serde_json::to_string_pretty(&r)), found)
             }
             false => {
                 let variable = |name: &str| std::env::var(name).ok();
-                let (read, found) = config::module(&name, &text, variable);
+                let (read, found) = config::module_in(name, text, variable, around.as_ref());
+                if around.is_none() && read.as_ref().is_some_and(names_others) {
+                    eprintln!(
+                        "{name}: there is no cluster.xml to find its lans and defaultprim in: name \
+                         it, too (note)"
+                    );
+                }
                 (read.map(|r| serde_json::to_string_pretty(&r)), found)
             }
         };
-        wrong |= report(&name, &found);
+        wrong |= report(name, &found);
         if let (true, Some(json)) = (args.json, json) {
             println!("{}", json?);
         }
@@ -44,6 +56,25 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
     })
+}
+
+/// The cluster of the modules: the first of the files that is a good one, or else this node's.
+fn around(files: &[(String, String)], home: Option<&Path>) -> Option<Around> {
+    let read = |name: &str, text: &str| {
+        let (cluster, _) = config::cluster(name, text);
+        Some(Around::new(name, &cluster?))
+    };
+    let mut clusters = files.iter().filter(|(_, text)| is_cluster(text)).peekable();
+    if clusters.peek().is_some() {
+        return clusters.find_map(|(name, text)| read(name, text));
+    }
+    let own = Places::new(home).cluster();
+    read(&own.display().to_string(), &config::text(&own).ok()?)
+}
+
+/// Whether it names what only a cluster can tell to be right.
+fn names_others(module: &Module) -> bool {
+    !module.heart.lans.is_empty() || module.service.defaultprim.is_some()
 }
 
 /// Which of the two kinds of files it is, by its first element.

@@ -14,7 +14,7 @@ use fs_driver::setup::default_base;
 use fs_driver::store::Layout;
 
 use crate::cluster::{Cluster, mistakes};
-use crate::config;
+use crate::config::{self, Around};
 use crate::driver::Place;
 use crate::etcd::Witness;
 use crate::net::{hardware, vips::Vips};
@@ -301,28 +301,18 @@ fn setup(
     let file = directory.join("userconfig.xml");
     let text = config::text(&file)?;
     let shown = file.display().to_string();
-    let (module, found) = config::module(&shown, &text, |n| std::env::var(n).ok());
-    let config = module.with_context(|| mistakes(&shown, &found))?;
-    if !config.unserved.is_empty() {
-        bail!(
-            "{shown}: this cannot be run yet: {}",
-            config.unserved.join(", ")
-        );
-    }
-    for lan in &config.heart.lans {
-        if !hub.cluster.lans.iter().any(|l| l.name == *lan) {
-            bail!("{shown}: <heartbeat name={lan:?}>: cluster.xml has no such lan");
-        }
-    }
-    let [folder] = &config.folders[..] else {
-        bail!("{shown}: exactly one <replicated dir=...> can be run yet");
+    let around = Around {
+        file: places.cluster().display().to_string(),
+        lans: hub.cluster.lans.iter().map(|l| l.name.clone()).collect(),
+        nodes: vec![hub.cluster.node.clone(), hub.cluster.peer.clone()],
     };
+    let variable = |name: &str| std::env::var(name).ok();
+    let (module, found) = config::module_in(&shown, &text, variable, Some(&around));
+    // Whatever is not run is named by this, as `confcheck` names it.
+    let config = module.with_context(|| mistakes(&shown, &found))?;
+    let folder = config.folders.first();
+    let folder = folder.with_context(|| format!("{shown}: there is no folder"))?;
     let mount = fs_driver::setup::absolute(Path::new(folder))?;
-    if let Some(prim) = &config.service.defaultprim
-        && ![&hub.cluster.node, &hub.cluster.peer].contains(&prim)
-    {
-        bail!("{shown}: defaultprim={prim:?} is none of the two nodes");
-    }
     let logs = places.logs(name);
     let bin = directory.join("bin");
     let mut environment = vec![

@@ -73,6 +73,38 @@ fn a_configuration_is_applied_to_both_nodes_while_they_run_and_a_wrong_one_to_no
 }
 
 #[test]
+fn confcheck_names_what_the_daemon_refuses_in_the_same_words() {
+    let mut stage = Stage::new("isolation=\"wait\"");
+    edit(
+        &stage.a,
+        "<heart timeout=\"3s\"/>",
+        "<heart timeout=\"3s\" port=\"8888\"><heartbeat name=\"dark\"/></heart>",
+    );
+    let file = xml(&stage.a).display().to_string();
+    let (code, _, said) = stage.a.cli(&["confcheck", &file]);
+    assert_eq!(code, 1, "{said}");
+    // Where, and what.
+    let of = |part: &str| {
+        let line = said.lines().find(|line| line.contains(part));
+        let line = line.unwrap_or_else(|| panic!("{part} is not in {said}"));
+        let (_, rest) = line.split_once("userconfig.xml").unwrap();
+        rest.to_owned()
+    };
+    let mistakes = [of("has no lan \"dark\""), of("port is not supported")];
+    let (code, _, refused) = stage.a.cli(&["config", "-m", "vm"]);
+    assert_eq!(code, 1);
+    stage.a.kill_daemon();
+    stage.a.start_daemon();
+    let shown = stage.a.must(&["state"]);
+    for mistake in mistakes {
+        assert!(mistake.starts_with(":1:"), "{mistake}");
+        assert!(refused.contains(&mistake), "{mistake}: {refused}");
+        assert!(shown.contains(&mistake), "{mistake}: {shown}");
+    }
+    assert!(shown.contains("cannot be run"), "{shown}");
+}
+
+#[test]
 fn nodes_with_different_configurations_are_not_started() {
     let mut stage = Stage::running("maxloop=\"3\" isolation=\"wait\"");
     stage.a.must(&["config", "-m", "vm"]);

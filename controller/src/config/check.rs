@@ -110,7 +110,7 @@ fn element(file: &str, rules: &[Rule], rule: Rule, here: &Element, found: &mut F
 fn misplaced(rules: &[Rule], child: &Element, parent: &Element) -> String {
     let places: Vec<_> = rules
         .iter()
-        .filter(|r| r.name == child.name)
+        .filter(|r| r.name == child.name && !matches!(r.support, Support::No(_)))
         .flat_map(|r| r.parents)
         .map(|p| format!("<{p}>"))
         .collect();
@@ -175,7 +175,7 @@ fn one(file: &str, rule: Rule, attribute: &Attribute, found: &mut Findings) {
         }
         Support::Needless(why) => {
             let text = format!("{} is not needed: {why}", attribute.name);
-            return found.note(file, attribute.at, text);
+            found.note(file, attribute.at, text);
         }
         Support::Yes | Support::Own => {}
     }

@@ -7,6 +7,8 @@ mod addresses;
 mod arbiter;
 mod check;
 mod checkers;
+#[cfg(test)]
+mod every;
 mod file;
 mod macros;
 mod notify;
@@ -80,9 +82,6 @@ pub(crate) struct Module {
     pub(crate) etcd: Option<Etcd>,
     /// What has to be reached by who goes on.
     pub(crate) splitbrain: Option<Splitbrain>,
-    /// What is asked for that the daemon does not do yet: it does not run a module without it.
-    #[serde(skip)]
-    pub(crate) unserved: Vec<String>,
     /// How long a stop script may take, in order and then by force.
     #[serde(skip)]
     pub(crate) stop_timeouts: [Duration; 2],
@@ -257,12 +256,47 @@ pub(crate) fn cluster(file: &str, text: &str) -> (Option<Cluster>, Findings) {
     (cluster, found)
 }
 
-/// Reads `userconfig.xml`; `variable` is the environment, for macros that are not defined
-/// in the file. Nothing comes back when there are mistakes.
+/// What a module names of `cluster.xml`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Around {
+    /// The file.
+    pub(crate) file: String,
+    pub(crate) lans: Vec<String>,
+    pub(crate) nodes: Vec<String>,
+}
+
+impl Around {
+    pub(crate) fn new(file: &str, cluster: &Cluster) -> Around {
+        let nodes = cluster.lans.first().map(|lan| &lan.nodes);
+        Around {
+            file: file.to_owned(),
+            lans: cluster.lans.iter().map(|lan| lan.name.clone()).collect(),
+            nodes: nodes
+                .into_iter()
+                .flatten()
+                .map(|node| node.name.clone())
+                .collect(),
+        }
+    }
+}
+
+/// Reads `userconfig.xml` by itself: see [`module_in`].
 pub(crate) fn module(
     file: &str,
     text: &str,
     variable: impl Fn(&str) -> Option<String>,
+) -> (Option<Module>, Findings) {
+    module_in(file, text, variable, None)
+}
+
+/// Reads `userconfig.xml`, in a cluster if that is known; `variable` is the environment, for
+/// macros that are not defined in the file. Nothing comes back when there are mistakes; what the
+/// daemon does not run is one, here and nowhere else.
+pub(crate) fn module_in(
+    file: &str,
+    text: &str,
+    variable: impl Fn(&str) -> Option<String>,
+    around: Option<&Around>,
 ) -> (Option<Module>, Findings) {
     let mut found = Findings::default();
     let mut root = match xml::parse(file, text) {
@@ -275,14 +309,19 @@ pub(crate) fn module(
     macros::expand(file, &mut root, variable, &mut found);
     check::check(file, schema::MODULE, &root, &mut found);
     let module = match root.name.as_str() {
-        "safe" => read_module(file, &root, &mut found),
+        "safe" => read_module(file, &root, around, &mut found),
         _ => None,
     };
     found.sort();
     (found.mistakes.is_empty().then_some(module).flatten(), found)
 }
 
-fn read_module(file: &str, root: &Element, found: &mut Findings) -> Option<Module> {
+fn read_module(
+    file: &str,
+    root: &Element,
+    around: Option<&Around>,
+    found: &mut Findings,
+) -> Option<Module> {
     let Some(service) = root.child("service") else {
         found.wrong(file, root.at, "<safe> needs <service>".into());
         return None;
@@ -291,6 +330,10 @@ fn read_module(file: &str, root: &Element, found: &mut Findings) -> Option<Modul
         let text = format!("mode=\"{mode}\" is not supported: twinfold replicates (mirror)");
         found.wrong(file, service.at, text);
     }
+    unserved(file, service, found);
+    if let Some(around) = around {
+        fits(file, service, around, found);
+    }
     let heart = read_heart(file, service, found);
     let rfs = service.child("rfs");
     let folders: Vec<String> = rfs
@@ -298,27 +341,21 @@ fn read_module(file: &str, root: &Element, found: &mut Findings) -> Option<Modul
         .flat_map(|r| r.all("replicated"))
         .filter_map(|r| r.get("dir").map(str::to_owned))
         .collect();
-    for (n, folder) in folders.iter().enumerate() {
-        let inside =
-            |a: &str, b: &str| a == b || a.strip_prefix(b).is_some_and(|r| r.starts_with('/'));
-        if let Some(other) = folders[..n]
-            .iter()
-            .find(|o| inside(folder, o) || inside(o, folder))
-        {
-            let at = rfs.map_or(root.at, |r| r.at);
-            found.wrong(
-                file,
-                at,
-                format!("the folders {folder} and {other} lie in one another"),
-            );
+    match rfs {
+        None => {
+            let text = "<service> needs <rfs> with a <replicated dir=...>".into();
+            found.wrong(file, service.at, text);
         }
-    }
-    if let (Some(rfs), true) = (rfs, folders.is_empty()) {
-        found.wrong(
-            file,
-            rfs.at,
-            "<rfs> needs at least one <replicated dir=...>".into(),
-        );
+        Some(rfs) if folders.is_empty() => {
+            let text = "<rfs> needs one <replicated dir=...>".into();
+            found.wrong(file, rfs.at, text);
+        }
+        Some(rfs) => {
+            for another in rfs.all("replicated").skip(1) {
+                let text = "a module has one folder: make another module for this one".into();
+                found.wrong(file, another.at, text);
+            }
+        }
     }
     let addresses = addresses::read(file, service, found);
     let checkers = checkers::read(file, service, &addresses, found);
@@ -372,40 +409,54 @@ fn read_module(file: &str, root: &Element, found: &mut Findings) -> Option<Modul
         notify: notify::read(file, service, found),
         etcd: arbiter::read_etcd(file, service, found),
         splitbrain: arbiter::read_splitbrain(file, service, found),
-        unserved: unserved(service),
         stop_timeouts: ["nicestoptimeout", "forcestoptimeout"]
             .map(|name| duration(user, name, Duration::from_secs(1), STOP_TIMEOUT)),
         rules,
     })
 }
 
-/// Elements and attributes that are understood and not served yet.
-fn unserved(service: &Element) -> Vec<String> {
-    const ATTRIBUTES: [(&str, &[&str]); 2] = [
-        ("user", &["logging", "userlogsize"]),
-        ("heart", &["port", "permanent_arp", "pulse"]),
-    ];
-    let of = |element: &Element, names: &[&str]| {
-        let there = names.iter().filter(|name| element.get(name).is_some());
-        let shown = there.map(|name| format!("the attribute {name} of <{}>", element.name));
-        shown.collect::<Vec<_>>()
+/// Attributes that are understood and not served yet.
+fn unserved(file: &str, service: &Element, found: &mut Findings) {
+    let heart = service.child("heart").into_iter();
+    let beats = heart.clone().flat_map(|h| h.all("heartbeat"));
+    let of = |element: &Element, names: &[&str], instead: &str, found: &mut Findings| {
+        let there = element.attributes.iter();
+        for attribute in there.filter(|a| names.contains(&a.name.as_str())) {
+            let (name, element) = (&attribute.name, &element.name);
+            let text = format!("{name} of <{element}> cannot be run yet: {instead}");
+            found.wrong(file, attribute.at, text);
+        }
     };
-    let checks = service.child("check").into_iter().flat_map(|c| &c.children);
-    let mut all: Vec<_> = checks
-        .filter(|c| c.name == "module" && c.child("to").is_some())
-        .map(|_| "<to> in <module> (both run on these two nodes)".to_owned())
-        .collect();
-    for (name, attributes) in ATTRIBUTES {
-        let there = service.child(name);
-        all.extend(there.into_iter().flat_map(|e| of(e, attributes)));
+    for element in heart {
+        let every = units::show(PULSE);
+        let instead = format!("leave it out; a heartbeat is sent every {every}");
+        of(element, &["pulse"], &instead, found);
     }
-    let processes = service.child("errd").into_iter();
-    let processes = processes.flat_map(|e| e.all("proc"));
-    all.extend(processes.flat_map(|p| of(p, &["service"])));
-    let beats = service.child("heart").into_iter();
-    let beats = beats.flat_map(|h| h.all("heartbeat"));
-    all.extend(beats.flat_map(|b| of(b, &["ident", "pulse", "timeout"])));
-    all
+    for element in beats {
+        let instead = "leave it out; the timeout of <heart> is that of all networks";
+        of(element, &["pulse", "timeout"], instead, found);
+    }
+}
+
+/// What a module names has to be in the cluster.
+fn fits(file: &str, service: &Element, around: &Around, found: &mut Findings) {
+    let heart = service.child("heart").into_iter();
+    for beat in heart.flat_map(|h| h.all("heartbeat")) {
+        let name = beat.get("name").unwrap_or_default();
+        if !around.lans.iter().any(|lan| lan == name) {
+            let (cluster, lans) = (&around.file, around.lans.join(", "));
+            let text = format!("{cluster} has no lan {name:?}; there are {lans}");
+            found.wrong(file, beat.at, text);
+        }
+    }
+    let default = service.get("defaultprim");
+    if let Some(name) = default.filter(|n| !matches!(*n, "alone" | "lastprim"))
+        && !around.nodes.iter().any(|node| node == name)
+    {
+        let nodes = around.nodes.join(" and ");
+        let text = format!("defaultprim={name:?} is none of the nodes {nodes}");
+        found.wrong(file, service.at, text);
+    }
 }
 
 fn read_heart(file: &str, service: &Element, found: &mut Findings) -> Heart {

@@ -2,8 +2,9 @@
 //!
 //! Names, units and defaults are those that operators of this field know where those are
 //! good. What is twinfold's own is marked [`Support::Own`]; what an existing configuration
-//! may hold and twinfold does not do is [`Support::No`], with the reason, so that it is
-//! named and never quietly ignored.
+//! may hold and twinfold does not do is [`Support::No`], with the reason and what to do instead;
+//! what has no meaning here is [`Support::Needless`]. So all of it is named and nothing quietly
+//! ignored: each other attribute changes what is read, which a test shows of every one (`every`).
 
 /// What an attribute may say.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +42,8 @@ pub(super) enum Support {
     Yes,
     /// Yes, and only twinfold knows it.
     Own,
-    /// It has no meaning here and may stand: the reason why nothing is lost.
+    /// It has no meaning here and may stand, with a value of its kind: the reason why nothing is
+    /// lost.
     Needless(&'static str),
     /// No: what is missing, or what to do instead.
     No(&'static str),
@@ -106,6 +108,14 @@ const fn needless(name: &'static str, why: &'static str) -> Attr {
     }
 }
 
+/// One that is not needed as long as it says one of these words.
+const fn usual(name: &'static str, words: &'static [&'static str], why: &'static str) -> Attr {
+    Attr {
+        kind: Kind::OneOf(words),
+        ..needless(name, why)
+    }
+}
+
 const fn no(name: &'static str, why: &'static str) -> Attr {
     Attr {
         name,
@@ -157,6 +167,12 @@ const fn unsupported(
 const WHEN: Kind = Kind::OneOf(&["pre", "prim", "second", "both"]);
 const ACTION: Kind = Kind::OneOf(&["noaction", "restart", "stopstart", "stop", "wait", "swap"]);
 
+/// Why a cluster has no times of its own.
+const MODULES_OWN: &str = "when a silent node counts as lost is said by <heart> of each module";
+
+/// What is said of load balancing.
+const NO_FARM: &str = "load balancing (farm) is not part of twinfold";
+
 /// `cluster.xml`.
 pub(super) const CLUSTER: &[Rule] = &[
     rule("cluster", &[], &[]),
@@ -166,9 +182,9 @@ pub(super) const CLUSTER: &[Rule] = &[
         &[
             // The one behind it is used as well.
             a("port", Kind::Number(1, 65_534)),
-            a("pulse", Kind::Millis),
-            a("mlost_count", Kind::Number(1, 1000)),
-            a("slost_count", Kind::Number(1, 1000)),
+            needless("pulse", MODULES_OWN),
+            needless("mlost_count", MODULES_OWN),
+            needless("slost_count", MODULES_OWN),
         ],
     ),
     many(
@@ -217,10 +233,16 @@ pub(super) const MODULE: &[Rule] = &[
         "heart",
         &["service"],
         &[
-            a("port", Kind::Number(1, 65_535)),
+            no(
+                "port",
+                "heartbeats of all modules go to <lans port=...> of cluster.xml; leave it out",
+            ),
             a("pulse", Kind::Millis),
             a("timeout", Kind::Millis),
-            a("permanent_arp", Kind::Switch),
+            no(
+                "permanent_arp",
+                "no address of the peer is kept for ever; leave it out",
+            ),
         ],
     ),
     many(
@@ -228,7 +250,11 @@ pub(super) const MODULE: &[Rule] = &[
         &["heart"],
         &[
             must("name", Kind::Name),
-            a("ident", Kind::Name),
+            no(
+                "ident",
+                "the networks of the replication are those of --listen and --peer of \
+                 `twinfold fs init`; leave it out",
+            ),
             a("pulse", Kind::Millis),
             a("timeout", Kind::Millis),
         ],
@@ -318,7 +344,11 @@ pub(super) const MODULE: &[Rule] = &[
         &["rfs"],
         &[
             must("dir", Kind::Path),
-            a("mode", Kind::OneOf(&["read_only"])),
+            usual(
+                "mode",
+                &["read_only"],
+                "the folder is always read-only on a secondary",
+            ),
         ],
     ),
     unsupported(
@@ -353,30 +383,34 @@ pub(super) const MODULE: &[Rule] = &[
         &["real_interface", "interface", "vip"],
         &[
             must("addr", Kind::Address),
-            a("where", Kind::OneOf(&["one_side_alias", "one_side"])),
+            usual(
+                "where",
+                &["one_side_alias", "one_side"],
+                "an address is always that of the primary alone",
+            ),
             a("check", Kind::Switch),
             a("netmask", Kind::Text),
             needless("connections", "connections are not counted"),
         ],
     ),
-    unsupported(
-        "virtual_interface",
-        &["interface"],
-        "load balancing (farm) is not part of twinfold",
-    ),
-    unsupported(
-        "farm",
-        &["service"],
-        "load balancing (farm) is not part of twinfold",
-    ),
+    unsupported("virtual_interface", &["interface"], NO_FARM),
+    unsupported("farm", &["service"], NO_FARM),
     rule(
         "user",
         &["service"],
         &[
             a("nicestoptimeout", Kind::Seconds),
             a("forcestoptimeout", Kind::Seconds),
-            a("logging", Kind::OneOf(&["userlog", "none"])),
-            a("userlogsize", Kind::Number(1, 1 << 20)),
+            usual(
+                "logging",
+                &["userlog"],
+                "what scripts print is always kept, in the application log",
+            ),
+            no(
+                "userlogsize",
+                "the application log of a run is kept up to 16 MiB, those of the last ten runs; \
+                 leave it out",
+            ),
         ],
     ),
     many(
@@ -397,7 +431,10 @@ pub(super) const MODULE: &[Rule] = &[
             must("name", Kind::Name),
             a("nameregex", Kind::Name),
             a("argregex", Kind::Name),
-            a("service", Kind::Name),
+            no(
+                "service",
+                "a process is known by its program: use name, nameregex or argregex",
+            ),
             a("atleast", Kind::Number(0, 100_000)),
             a("atmax", Kind::Number(0, 100_000)),
             a("start_after", Kind::Seconds),
@@ -473,14 +510,27 @@ pub(super) const MODULE: &[Rule] = &[
     ),
     many(
         "to",
-        &["tcp", "ping", "ip", "module"],
+        &["tcp"],
         &[
             must("addr", Kind::Host),
             a("port", Kind::Number(1, 65_535)),
             a("interval", Kind::Seconds),
             a("timeout", Kind::Seconds),
-            a("secure", Kind::Switch),
         ],
+    ),
+    many(
+        "to",
+        &["ping", "ip"],
+        &[
+            must("addr", Kind::Host),
+            a("interval", Kind::Seconds),
+            a("timeout", Kind::Seconds),
+        ],
+    ),
+    unsupported(
+        "to",
+        &["module"],
+        "both modules run on these two nodes, which know of each other; leave it out",
     ),
     Rule {
         text: true,

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::{Findings, Way, cluster, module};
+use super::{Around, Findings, Way, cluster, module, module_in};
 
 fn said(found: &Findings) -> Vec<String> {
     found.mistakes.iter().map(ToString::to_string).collect()
@@ -14,8 +14,8 @@ const GOOD: &str = r#"<!DOCTYPE safe>
 <safe>
   <macro name="VM" value="vm1"/>
   <service mode="mirror" boot="on" defaultprim="alone" maxloop="3" loop_interval="24" failover="on">
-    <heart pulse="700" timeout="30000">
-      <heartbeat name="default" ident="flow"/>
+    <heart timeout="30000">
+      <heartbeat name="default"/>
     </heart>
     <rfs async="second" acl="on" nbrei="3" namespacepolicy="4">
       <replicated dir="/data/%VM%" mode="read_only"/>
@@ -51,7 +51,7 @@ fn a_configuration_as_this_field_writes_it_is_read() {
     assert_eq!(said(&found), [""; 0]);
     let read = read.unwrap();
     assert_eq!(read.folders, ["/data/vm1"]);
-    assert_eq!(read.heart.pulse, Duration::from_millis(700));
+    assert_eq!(read.heart.lans, ["default"]);
     assert_eq!(read.heart.timeout, Duration::from_secs(30));
     assert_eq!(read.service.loop_interval, Duration::from_secs(86_400));
     assert_eq!(read.service.defaultprim, None);
@@ -88,12 +88,115 @@ fn a_configuration_as_this_field_writes_it_is_read() {
         ]
     );
     // What has no meaning here is named, not ignored.
-    let notes: Vec<_> = found
-        .notes
-        .iter()
-        .map(|n| n.text.split(' ').next().unwrap())
-        .collect();
-    assert_eq!(notes, ["acl", "nbrei", "namespacepolicy", "arpreroute"]);
+    for name in [
+        "acl",
+        "nbrei",
+        "namespacepolicy",
+        "mode",
+        "arpreroute",
+        "where",
+        "logging",
+    ] {
+        let text = format!("{name} is not needed: ");
+        let named = found.notes.iter().any(|n| n.text.starts_with(&text));
+        assert!(named, "{name}: {:?}", found.notes);
+    }
+}
+
+/// What a configuration of this field may hold and the daemon does not run.
+#[test]
+fn what_is_not_run_is_a_mistake_with_its_place_and_what_to_do_instead() {
+    let text = GOOD
+        .replace(
+            "<heart timeout=\"30000\">\n      <heartbeat name=\"default\"/>",
+            "<heart port=\"8888\" pulse=\"700\" timeout=\"30000\" permanent_arp=\"on\">\n      \
+             <heartbeat name=\"default\" ident=\"flow\" pulse=\"1s\" timeout=\"9s\"/>",
+        )
+        .replace(
+            "logging=\"userlog\"",
+            "logging=\"userlog\" userlogsize=\"2048\"",
+        )
+        .replace("</rfs>", "<replicated dir=\"/other\"/></rfs>")
+        .replace(
+            "<proc name=\"qemu\"",
+            "<proc name=\"qemu\" service=\"spooler\"",
+        )
+        .replace(
+            "</check>",
+            "<module name=\"db\"><to addr=\"192.0.2.3\" port=\"9010\"/></module></check>",
+        )
+        .replace("defaultprim=\"alone\"", "defaultprim=\"three\"");
+    let around = Around {
+        file: "cluster.xml".into(),
+        lans: vec!["net".into(), "other".into()],
+        nodes: vec!["one".into(), "two".into()],
+    };
+    let (read, found) = module_in("f", &text, none, Some(&around));
+    assert_eq!(read, None);
+    // Each where it stands in the file.
+    let place = |part: &str| {
+        let at = super::xml::place(&text, text.find(part).unwrap_or_else(|| panic!("{part}")));
+        format!("f:{}:{}: ", at.line, at.column)
+    };
+    let said = said(&found);
+    let expected = [
+        (
+            "<service",
+            "defaultprim=\"three\" is none of the nodes one and two",
+        ),
+        (
+            "port=\"8888\"",
+            "port is not supported: heartbeats of all modules go to <lans port=...>",
+        ),
+        (
+            "pulse=\"700\"",
+            "pulse of <heart> cannot be run yet: leave it out; a heartbeat is sent every 200ms",
+        ),
+        ("permanent_arp", "permanent_arp is not supported: "),
+        (
+            "<heartbeat",
+            "cluster.xml has no lan \"default\"; there are net, other",
+        ),
+        (
+            "ident=\"flow\"",
+            "ident is not supported: the networks of the replication are those of --listen",
+        ),
+        (
+            "pulse=\"1s\"",
+            "pulse of <heartbeat> cannot be run yet: leave it out; ",
+        ),
+        (
+            "timeout=\"9s\"",
+            "timeout of <heartbeat> cannot be run yet: leave it out; ",
+        ),
+        (
+            "<replicated dir=\"/other\"",
+            "a module has one folder: make another module for this one",
+        ),
+        ("userlogsize", "userlogsize is not supported: "),
+        (
+            "service=\"spooler\"",
+            "service is not supported: a process is known by its program: use name,",
+        ),
+        (
+            "<to addr=\"192.0.2.3\"",
+            "<to> is not supported: both modules run on these two nodes",
+        ),
+    ];
+    for (part, what) in expected {
+        let start = place(part) + what;
+        assert!(
+            said.iter().any(|t| t.starts_with(&start)),
+            "{start}: {said:#?}"
+        );
+    }
+    assert_eq!(said.len(), expected.len(), "{said:#?}");
+    let around = Around {
+        lans: vec!["default".into()],
+        ..around
+    };
+    let (read, found) = module_in("f", GOOD, none, Some(&around));
+    assert!(read.is_some(), "{:?}", found.mistakes);
 }
 
 #[test]
@@ -109,11 +212,17 @@ fn the_defaults_find_a_dead_node_in_three_seconds() {
     assert_eq!(read.rules.len(), 3);
 }
 
+/// What every module has.
+const RFS: &str = "<rfs><replicated dir='/d'/></rfs>";
+
 /// Each mistake alone: what the file says, and where.
 #[test]
 fn each_mistake_is_told_with_its_place_and_what_would_be_right() {
     let mut differ = Vec::new();
-    let service = |inside: &str| format!("<safe>\n<service>{inside}</service>\n</safe>");
+    let service = |inside: &str| {
+        let rfs = if inside.contains("<rfs") { "" } else { RFS };
+        format!("<safe>\n<service>{inside}{rfs}</service>\n</safe>")
+    };
     for (text, expected) in [
         (
             "<save/>".to_owned(),
@@ -121,12 +230,16 @@ fn each_mistake_is_told_with_its_place_and_what_would_be_right() {
         ),
         ("<safe/>".into(), "f:1:1: <safe> needs <service>"),
         (
+            "<safe><service/></safe>".into(),
+            "f:1:7: <service> needs <rfs> with a <replicated dir=...>",
+        ),
+        (
             service("<hart/>"),
             "f:2:10: <hart> is not known in <service>; did you mean heart?",
         ),
         (
             service("<to addr='a'/>"),
-            "f:2:10: <to> stands in <service>; it belongs in <tcp> or <ping> or <ip> or <module>",
+            "f:2:10: <to> stands in <service>; it belongs in <tcp> or <ping> or <ip>",
         ),
         (
             service("<heart/><heart/>"),
@@ -137,16 +250,16 @@ fn each_mistake_is_told_with_its_place_and_what_would_be_right() {
             "f:2:17: <heart> has no attribute puls; did you mean pulse?",
         ),
         (
-            service("<heart pulse='fast'/>"),
-            "f:2:17: pulse=\"fast\" is not a time: a number with d, h, m, s, ms or us (without one it counts in milliseconds)",
+            service("<heart timeout='fast'/>"),
+            "f:2:17: timeout=\"fast\" is not a time: a number with d, h, m, s, ms or us (without one it counts in milliseconds)",
         ),
         (
-            service("<heart pulse='2s' timeout='3s'/>"),
-            "f:2:10: the timeout (3s) holds less than 3 pulses (2s)",
+            service("<heart timeout='300ms'/>"),
+            "f:2:10: the timeout (300ms) holds less than 3 pulses (200ms)",
         ),
         (
-            service("<heart port='0'/>"),
-            "f:2:17: port=\"0\" is not a whole number from 1 to 65535",
+            service("<errd><proc name='a' atleast='-1'/></errd>"),
+            "f:2:31: atleast=\"-1\" is not a whole number from 0 to 100000",
         ),
         (
             service("<vip><virtual_addr addr='1.2.3'/></vip>"),
@@ -162,7 +275,7 @@ fn each_mistake_is_told_with_its_place_and_what_would_be_right() {
         ),
         (
             service("<rfs/>"),
-            "f:2:10: <rfs> needs at least one <replicated dir=...>",
+            "f:2:10: <rfs> needs one <replicated dir=...>",
         ),
         (
             service("<rfs><replicated dir='d'/></rfs>"),
@@ -174,7 +287,7 @@ fn each_mistake_is_told_with_its_place_and_what_would_be_right() {
         ),
         (
             service("<rfs><replicated dir='/a'/><replicated dir='/a/b'/></rfs>"),
-            "f:2:10: the folders /a/b and /a lie in one another",
+            "f:2:37: a module has one folder: make another module for this one",
         ),
         (
             service("<rfs syncat='0 4 * * *'><replicated dir='/a'/></rfs>"),
@@ -229,19 +342,19 @@ fn each_mistake_is_told_with_its_place_and_what_would_be_right() {
             "f:3:25: \"go\" is no action; there are stop, stopstart, wait, restart, swap",
         ),
         (
-            "<safe><service mode='farm'/></safe>".into(),
+            format!("<safe><service mode='farm'>{RFS}</service></safe>"),
             "f:1:7: mode=\"farm\" is not supported: twinfold replicates (mirror)",
         ),
         (
-            "<safe><service failover='maybe'/></safe>".into(),
+            format!("<safe><service failover='maybe'>{RFS}</service></safe>"),
             "f:1:16: failover=\"maybe\" is not on or off",
         ),
         (
-            "<safe><service boot='now'/></safe>".into(),
+            format!("<safe><service boot='now'>{RFS}</service></safe>"),
             "f:1:16: boot=\"now\" is not one of on, off, auto, ignore",
         ),
         (
-            "<safe><service automatic_reboot='on'/></safe>".into(),
+            format!("<safe><service automatic_reboot='on'>{RFS}</service></safe>"),
             "f:1:16: automatic_reboot is not supported: twinfold does not reboot a node; use a watchdog of the operating system",
         ),
     ] {
@@ -256,14 +369,15 @@ fn each_mistake_is_told_with_its_place_and_what_would_be_right() {
 
 #[test]
 fn all_mistakes_come_at_once_in_the_order_of_the_file() {
-    let text = "<safe>\n<servise/>\n<service mod='x'>\n<heart timeout='x'/>\n</service></safe>";
+    let text =
+        "<safe>\n<servise/>\n<service mod='x'>\n<heart timeout='x'/>\n<rfs/></service></safe>";
     let lines: Vec<_> = module("f", text, none)
         .1
         .mistakes
         .iter()
         .map(|m| m.at.line)
         .collect();
-    assert_eq!(lines, [2, 3, 4]);
+    assert_eq!(lines, [2, 3, 4, 5]);
 }
 
 #[test]
@@ -357,22 +471,10 @@ fn how_a_folder_is_replicated_is_said_with_the_units_that_are_known() {
 }
 
 #[test]
-fn what_the_daemon_does_not_do_yet_is_named_and_what_it_does_is_not() {
-    let text = "<safe><service boot_delay=\"5\"><heart pulse=\"700\" timeout=\"3s\"/>\
-                <rfs ack=\"disk\"><replicated dir=\"/vm\"/></rfs><vip/><failover/>\
-                <check><module name=\"db\"><to addr=\"x\"/></module><ping ident=\"r\"><to addr=\"::1\"/></ping></check>\
-                <errd><proc name=\"x\" service=\"y\"/></errd></service></safe>";
-    let read = module("f", text, none).0.unwrap();
-    let named = [
-        "<to> in <module> (both run on these two nodes)",
-        "the attribute pulse of <heart>",
-        "the attribute service of <proc>",
-    ];
-    assert_eq!(read.unserved, named);
+fn who_decides_a_separation_has_its_time_and_there_is_one_of_them() {
     let text = "<safe><service boot=\"on\" isolation=\"wait\"><heart timeout=\"3s\"/>\
                 <fence command=\"/bin/fence\"/><rfs><replicated dir=\"/vm\"/></rfs></service></safe>";
     let read = module("f", text, none).0.unwrap();
-    assert_eq!(read.unserved, Vec::<String>::new());
     assert_eq!(read.fence.unwrap().timeout, Duration::from_secs(60));
     let text = "<safe><service><etcd endpoints=\"https://x:1\" ca=\"/ca\"/>\
                 <rfs><replicated dir=\"/vm\"/></rfs></service></safe>";
