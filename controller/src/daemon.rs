@@ -14,7 +14,7 @@ use fs_driver::setup::default_base;
 use fs_driver::store::Layout;
 
 use crate::cluster::{Cluster, mistakes};
-use crate::config::{self, Around};
+use crate::config::{self, Around, Mistake};
 use crate::driver::Place;
 use crate::etcd::Witness;
 use crate::net::{hardware, vips::Vips};
@@ -67,8 +67,12 @@ impl Node {
     /// Starts the thread of a module, which may not be configured well.
     fn begin(&self, name: String) {
         // One module that cannot be run is no reason not to run the others.
-        let started = directory(&self.places, &self.hub, &name)
-            .and_then(|setup| runner::start(setup, &self.hub));
+        let started = directory(&self.places, &self.hub, &name).and_then(|setup| {
+            let notes = setup.notes.clone();
+            let handle = runner::start(setup, &self.hub)?;
+            tell(&name, &notes);
+            Ok(handle)
+        });
         let mut modules = self.modules();
         let before = modules.broken.remove(&name);
         match started {
@@ -93,8 +97,8 @@ impl Node {
         }
     }
 
-    /// Whether a configuration could be applied here now.
-    pub(crate) fn check(&self, module: &str, bundle: &Bundle) -> Result<()> {
+    /// Whether a configuration could be applied here now; what is to be said of it.
+    pub(crate) fn check(&self, module: &str, bundle: &Bundle) -> Result<Vec<Mistake>> {
         let _one = self.configuring.lock();
         let staged = versions::stage(&self.places, module, bundle)?;
         let setup = setup(&self.places, &self.hub, module, &staged, None)?;
@@ -104,11 +108,13 @@ impl Node {
                 setup.place.mount.display()
             )
         })?;
+        let notes = setup.notes.clone();
         self.send(module, |answer| Input::Configure {
             setup: Box::new(setup),
             only_look: true,
             answer,
-        })
+        })?;
+        Ok(notes)
     }
 
     /// Applies a configuration, which was looked at.
@@ -122,11 +128,13 @@ impl Node {
             return Ok(version);
         }
         let setup = directory(&self.places, &self.hub, module)?;
+        let notes = setup.notes.clone();
         self.send(module, |answer| Input::Configure {
             setup: Box::new(setup),
             only_look: false,
             answer,
         })?;
+        tell(module, &notes);
         Ok(version)
     }
 
@@ -171,6 +179,13 @@ impl Node {
             Ok(Err(text)) => bail!("{text}"),
             Err(_) => bail!("the module does not answer"),
         }
+    }
+}
+
+/// What is to be said of a configuration from which a module runs now goes into the daemon's log.
+fn tell(module: &str, notes: &[Mistake]) {
+    for note in notes {
+        tracing::info!(module, "{note} (note)");
     }
 }
 
@@ -354,6 +369,7 @@ fn setup(
         },
         memory: places.memory(name),
         logs,
+        notes: found.notes,
         config,
     })
 }

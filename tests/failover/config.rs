@@ -29,7 +29,14 @@ fn a_configuration_is_applied_to_both_nodes_while_they_run_and_a_wrong_one_to_no
         &bin.join("transition"),
         "#!/bin/sh\necho \"$1 $2\" >>\"$HOME_OF_TEST/transitions\"\n",
     );
-    stage.a.must(&["config", "-m", "vm"]);
+    let told = stage.a.must(&["config", "-m", "vm"]);
+    // What it promises is said by the command and in the log of both daemons.
+    let note = "userconfig.xml:1:42: isolation=\"wait\": a node that does not hear";
+    assert!(told.contains(note), "{told}");
+    for machine in [&stage.a, &stage.b] {
+        let log = std::fs::read_to_string(machine.home().join("daemon.log")).unwrap();
+        assert!(log.contains(note), "{log}");
+    }
     let first = version(&stage.a);
     assert!(first.contains("version 1"), "{first}");
     assert_eq!(first, version(&stage.b));

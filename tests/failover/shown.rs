@@ -129,6 +129,7 @@ fn the_output_of_an_application_is_shown_and_followed_from_one_run_into_the_next
     );
     let (code, _, said) = stage.a.cli(&["log", "-a", "--run", "9"]);
     assert!(code == 1 && said.contains("is not kept"), "{said}");
+    drop(followed);
     stage.assert_identical();
 }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Said, refuse, remote};
+use crate::config::Mistake;
 use crate::daemon::Node;
 use crate::versions::{self, Bundle, Version};
 
@@ -65,8 +66,13 @@ fn here(node: &Node, module: &str, ask: &Ask) -> Result<String> {
     check_name(module)?;
     let text = match ask {
         Ask::Check(bundle) => {
-            node.check(module, bundle)?;
-            String::new()
+            let notes = node.check(module, bundle)?;
+            let lines = notes.into_iter().map(|note| {
+                // It was looked at in another directory than it is edited in.
+                let file = versions::FILE.to_owned();
+                format!("\n  {} (note)", Mistake { file, ..note })
+            });
+            lines.collect()
         }
         Ask::Apply(bundle) => {
             let version = node.apply(module, bundle)?;
@@ -134,13 +140,13 @@ pub(super) async fn config(State(node): State<Arc<Node>>, Path(module): Path<Str
         check_name(&module)?;
         let directory = node.places.modules().join(&module);
         let bundle = tokio::task::spawn_blocking(move || Bundle::read(&directory)).await??;
-        on_this(&node, &module, Ask::Check(bundle.clone())).await?;
+        let notes = on_this(&node, &module, Ask::Check(bundle.clone())).await?;
         on_the_other(&node, &module, &Ask::Check(bundle.clone())).await?;
         on_the_other(&node, &module, &Ask::Apply(bundle.clone())).await?;
         // From here on the two differ until this one has it, too; nothing is started meanwhile.
         let here = on_this(&node, &module, Ask::Apply(bundle)).await;
         here.context("the nodes have different configurations now: repeat this")
-            .map(|version| format!("configured on both nodes: {version}"))
+            .map(|version| format!("configured on both nodes: {version}{notes}"))
     };
     answered(configure.await)
 }

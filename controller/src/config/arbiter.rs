@@ -1,5 +1,6 @@
 //! Who settles which of two separated nodes goes on: a fence command, an etcd cluster, or
-//! addresses that the one that goes on can reach.
+//! addresses that the one that goes on can reach; or nobody. What each of them promises is noted
+//! where it is configured.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -71,6 +72,13 @@ pub(super) fn read_etcd(file: &str, service: &Element, found: &mut Findings) -> 
         return None;
     };
     let timeout = limit(file, etcd, ETCD_TIMEOUT, found);
+    found.note(
+        file,
+        etcd.at,
+        "etcd gives the right to go on to one of two separated nodes, never to both; while it \
+         cannot be asked, neither goes on"
+            .into(),
+    );
     Some(Etcd {
         endpoints: endpoints.to_owned(),
         ca: ca.to_owned(),
@@ -128,12 +136,48 @@ pub(super) fn read_splitbrain(
     })
 }
 
+/// Whether both separated nodes may go on where nobody settles it.
+pub(super) fn read_isolation(file: &str, service: &Element, found: &mut Findings) -> bool {
+    let said = service.get("isolation");
+    let alone = said != Some("wait");
+    let mut checks = service.child("check").into_iter();
+    let witness = checks.any(|c| c.child("splitbrain").is_some());
+    if witness || ["fence", "etcd"].iter().any(|e| service.child(e).is_some()) {
+        return alone;
+    }
+    let mut attributes = service.attributes.iter();
+    let at = attributes.find(|a| a.name == "isolation");
+    let usual = if said.is_none() { ", the default" } else { "" };
+    let text = match alone {
+        true => format!(
+            "WARNING: isolation=\"alone\"{usual}: both nodes go on when they do not hear each other \
+             any more, also if only the network is cut. What one of them wrote meanwhile is then \
+             given up, and kept in its archive. <etcd> or <fence> keep that from happening; \
+             isolation=\"wait\" too, but no node goes on by itself when the other one dies"
+        ),
+        false => "isolation=\"wait\": a node that does not hear the other one any more holds its \
+                  writes and waits until it does, or for your `primforce`, also if the other one is \
+                  dead. Never do both go on by themselves; <etcd> or <fence> let one of them do so"
+            .into(),
+    };
+    found.note(file, at.map_or(service.at, |a| a.at), text);
+    alone
+}
+
 pub(super) fn read_fence(file: &str, service: &Element, found: &mut Findings) -> Option<Fence> {
     let fence = service.child("fence")?;
     let Some(command) = fence.get("command") else {
         found.wrong(file, fence.at, "<fence> needs the attribute command".into());
         return None;
     };
+    found.note(
+        file,
+        fence.at,
+        "a node goes on without a silent peer only when this command has ended it (exit status 0); \
+         until then it holds its writes and tries again. If only the network is cut, both nodes may \
+         end each other: let one of them wait first"
+            .into(),
+    );
     Some(Fence {
         command: command.to_owned(),
         timeout: limit(file, fence, FENCE_TIMEOUT, found),

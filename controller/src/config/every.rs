@@ -228,7 +228,7 @@ fn read(example: &Example, (name, value): (&str, &str)) -> (String, Vec<String>)
         }
     };
     let at = text.find(&format!("{name}='{value}'")).unwrap();
-    let of_it = |m: &&super::xml::Mistake| m.at == super::xml::place(&text, at);
+    let of_it = |m: &&super::Mistake| m.at == super::xml::place(&text, at);
     let said = found.mistakes.iter().chain(&found.notes).filter(of_it);
     let said = said.map(|m| m.text.clone()).collect();
     let mistakes: Vec<_> = found.mistakes.iter().map(ToString::to_string).collect();

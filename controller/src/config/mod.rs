@@ -34,6 +34,7 @@ pub(crate) use notify::{Mail, Notify, Way};
 pub(crate) use replication::Replication;
 pub(crate) use rules::{Action, Expr, ResourceState, Rule};
 use xml::Element;
+pub(crate) use xml::Mistake;
 
 /// `cluster.xml`: the nodes, and the networks between them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -386,7 +387,7 @@ fn read_module(
                 Duration::from_secs(3600),
                 Duration::from_secs(86_400),
             ),
-            isolation_alone: service.get("isolation") != Some("wait"),
+            isolation_alone: arbiter::read_isolation(file, service, found),
             syncdelta: duration(rfs, "syncdelta", Duration::from_secs(60), Duration::ZERO),
         },
         heart,

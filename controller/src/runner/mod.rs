@@ -221,6 +221,8 @@ pub(crate) struct Setup {
     /// Which of the applied configurations it is.
     pub(crate) version: Option<crate::versions::Version>,
     pub(crate) config: crate::config::Module,
+    /// What its configuration promises, and what in it is not needed.
+    pub(crate) notes: Vec<crate::config::Mistake>,
     pub(crate) place: Place,
     pub(crate) scripts: Scripts,
     pub(crate) vips: Arc<Vips>,
