@@ -92,6 +92,49 @@ fn a_process_that_is_killed_is_started_again_without_waiting() {
 }
 
 #[test]
+fn what_maxloop_counts_outlives_the_daemon_and_the_boot_until_the_operator_says_something() {
+    let mut stage = Stage::with("isolation=\"wait\" maxloop=\"1\"", |home| {
+        format!(
+            "<errd polltimer=\"1s\"><proc name=\"app\" argregex=\"bin/app {}/vm \" \
+             action=\"restart\"/></errd>",
+            home.display()
+        )
+    })
+    .run();
+    let counted = |machine: &Machine| machine.memory()["loops"].as_array().unwrap().len();
+    let is_up = |machine: &Machine| {
+        let up = || machine.state()["resources"]["proc.app"] == "up";
+        assert!(wait_until(PATIENCE, up), "{}", machine.log());
+    };
+    is_up(&stage.a);
+    assert_eq!(counted(&stage.a), 0);
+    kill_app(&stage.a);
+    let again = || stage.a.starts() == 2 && stage.a.is("PRIM", "Ready");
+    assert!(wait_until(PATIENCE, again), "{}", stage.a.log());
+    is_up(&stage.a);
+    assert_eq!(counted(&stage.a), 1);
+    stage.a.kill_daemon();
+    stage.a.start_daemon();
+    stage.a.wait("PRIM", "Ready");
+    is_up(&stage.a);
+    kill_app(&stage.a);
+    stage.b.wait("ALONE", "Ready");
+    stage.a.wait("STOP", "NotReady");
+    says(&stage.a, "maxloop: 2 times");
+    assert_eq!((stage.a.starts(), stage.b.starts()), (2, 1));
+    stage.b.assert_found_all_of(&stage.a);
+    stage.a.reboot();
+    assert!(stage.a.is("STOP", "NotReady"), "{}", stage.a.log());
+    stage.a.must(&["shutdown"]);
+    assert_eq!(counted(&stage.a), 2);
+    stage.a.must(&["start"]);
+    assert_eq!(counted(&stage.a), 0);
+    stage.a.wait("SECOND", "Ready");
+    stage.b.works();
+    stage.assert_identical();
+}
+
+#[test]
 fn a_primary_without_its_public_interface_waits_while_the_other_serves() {
     let vip = "<vip><interface_list><interface name=\"public\"><real_interface>\
                <virtual_addr addr=\"10.80.0.100\"/></real_interface></interface>\

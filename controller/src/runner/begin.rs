@@ -161,6 +161,7 @@ pub(crate) fn start(setup: Setup, hub: &Arc<Hub>) -> Result<Handle> {
         logs: setup.logs.clone(),
     };
     let name = setup.name.clone();
+    let loops = memory.get().loops.clone();
     let mut runner = Runner {
         setup,
         hub: hub.clone(),
@@ -185,7 +186,7 @@ pub(crate) fn start(setup: Setup, hub: &Arc<Hub>) -> Result<Handle> {
         pending: None,
         numbers: 0,
         failures: 0,
-        loops: VecDeque::new(),
+        loops,
         next_want: None,
         again: false,
         boots_at: boots.then(|| Instant::now() + delay),

@@ -36,7 +36,11 @@ impl Runner {
         if let Some(answer) = self.is_so(command) {
             return answer;
         }
-        self.loops.clear();
+        // A node that is shut down says nothing of its modules.
+        if command != Command::Shutdown {
+            self.loops.clear();
+            self.remember(|m| m.loops.clear());
+        }
         self.failures = 0;
         let held = self.memory.get().held.is_some();
         let mut stopped = self.seen.0 == State::Stop && self.next_want.is_none() && !held;

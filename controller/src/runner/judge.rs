@@ -2,11 +2,10 @@
 //! the module, and one that is to wait waits.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use twinfold_protocol::automaton::{Event, Link, State, Status, Wanted};
 
-use super::memory::{AppName, WantedName};
+use super::memory::{self, AppName, WantedName};
 use super::{Input, Runner};
 use crate::checkers::{self, Found, Surroundings};
 use crate::config::{Action, ResourceState, When};
@@ -191,9 +190,10 @@ impl Runner {
     pub(super) fn loops_too_often(&mut self, why: &str) -> bool {
         let service = &self.setup.config.service;
         let (interval, most) = (service.loop_interval, service.maxloop as usize);
-        self.loops.retain(|at| at.elapsed() < interval);
-        self.loops.push_back(Instant::now());
-        let count = self.loops.len();
+        let count = memory::count_loop(&mut self.loops, memory::now(), interval, most);
+        // The next daemon goes on counting, also after a boot.
+        let loops = self.loops.clone();
+        self.remember(|m| m.loops = loops);
         if count <= most {
             return false;
         }

@@ -1,6 +1,7 @@
 //! What is remembered of a module over a restart of the daemon and a boot of the node.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use fs_driver::control::{Hex, PartName};
@@ -110,6 +111,25 @@ pub(crate) struct Memory {
     /// The operator gives this copy up, should both nodes have gone on.
     #[serde(default)]
     pub(crate) discard: bool,
+    /// When a rule or a failed start made the module do something, in seconds since 1970: what
+    /// `maxloop` counts since the operator's last word.
+    #[serde(default)]
+    pub(crate) loops: Vec<u64>,
+}
+
+/// Adds one more of what `maxloop` counts to those that are known, and returns how many there were
+/// within the interval, of which more than `most` are too many. No more than needed for that are
+/// kept. The clock may have been set: a time that has not come yet counts as now, so that it counts
+/// for one interval more at most.
+pub(crate) fn count_loop(loops: &mut Vec<u64>, now: u64, interval: Duration, most: usize) -> usize {
+    for at in &mut *loops {
+        *at = now.min(*at);
+    }
+    loops.retain(|at| Duration::from_secs(now - at) < interval);
+    loops.push(now);
+    let count = loops.len();
+    loops.drain(..count.saturating_sub(most.saturating_add(1)));
+    count
 }
 
 /// The memory and its file.
@@ -177,11 +197,62 @@ mod tests {
             m.wanted = WantedName::Running;
             m.was = Some(PartName::Primary);
             m.session = Some(Hex(u128::MAX));
+            m.loops = vec![7, u64::MAX];
         };
         memory.change(change).unwrap();
         let again = Remembered::open(&path).unwrap();
         assert_eq!(again.get(), memory.get());
         std::fs::write(&path, "{").unwrap();
         assert!(Remembered::open(&path).is_err());
+    }
+
+    #[test]
+    fn what_an_earlier_release_remembers_counts_no_loops() {
+        let text = r#"{"wanted":"running","was":null,"session":null,"yielded":null,"boot":"1"}"#;
+        let memory: Memory = serde_json::from_str(text).unwrap();
+        assert!(memory.loops.is_empty());
+        assert_eq!(memory.wanted, WantedName::Running);
+    }
+
+    #[test]
+    fn loops_count_within_their_interval() {
+        let hour = Duration::from_secs(3600);
+        let mut loops = Vec::new();
+        assert_eq!(count_loop(&mut loops, 10_000, hour, 3), 1);
+        assert_eq!(count_loop(&mut loops, 11_000, hour, 3), 2);
+        assert_eq!(count_loop(&mut loops, 13_599, hour, 3), 3);
+        // An hour after the first.
+        assert_eq!(count_loop(&mut loops, 13_600, hour, 3), 3);
+        assert_eq!(loops, [11_000, 13_599, 13_600]);
+        assert_eq!(count_loop(&mut loops, 13_601, hour, 3), 4);
+        // Nothing counts where there is no interval, but the last one.
+        assert_eq!(count_loop(&mut loops, 13_601, Duration::ZERO, 3), 1);
+        assert_eq!(loops, [13_601]);
+    }
+
+    #[test]
+    fn loops_count_whatever_happens_to_the_clock() {
+        let hour = Duration::from_secs(3600);
+        // It was set back by years: what it showed before is as if it were now.
+        let mut loops = vec![1_000_000_000, u64::MAX];
+        assert_eq!(count_loop(&mut loops, 5000, hour, 3), 3);
+        assert_eq!(loops, [5000; 3]);
+        // And does not count for years.
+        assert_eq!(count_loop(&mut loops, 5000 + 3600, hour, 3), 1);
+        // It was set forward as far as it goes.
+        assert_eq!(count_loop(&mut loops, u64::MAX, hour, 3), 1);
+        assert_eq!(count_loop(&mut loops, u64::MAX, hour, 3), 2);
+        // There is none at all.
+        assert_eq!(count_loop(&mut loops, 0, hour, 3), 3);
+    }
+
+    #[test]
+    fn no_more_loops_are_kept_than_are_too_many() {
+        let mut loops = vec![7; 100_000];
+        assert_eq!(count_loop(&mut loops, 8, Duration::MAX, 3), 100_001);
+        assert_eq!(loops, [7, 7, 7, 8]);
+        assert_eq!(count_loop(&mut loops, 8, Duration::MAX, 0), 5);
+        assert_eq!(loops, [8]);
+        assert_eq!(count_loop(&mut loops, 8, Duration::MAX, usize::MAX), 2);
     }
 }

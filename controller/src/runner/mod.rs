@@ -278,8 +278,8 @@ struct Runner {
     numbers: u64,
     /// Failures of the driver in a row.
     failures: u32,
-    /// Failures of the application's start.
-    loops: VecDeque<Instant>,
+    /// What `maxloop` counts, also where it cannot be remembered.
+    loops: Vec<u64>,
     /// What shall be wanted when `prestart` has ended.
     next_want: Option<WantedName>,
     /// Start again when stopped.
