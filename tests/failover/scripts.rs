@@ -80,3 +80,89 @@ fn a_module_that_is_to_start_again_does_so_under_the_next_daemon_too() {
     assert!(wait_until(PATIENCE, both), "{}", stage.b.log());
     stage.assert_identical();
 }
+
+/// As [`crate::stage::STOP`], and notes its call.
+fn noted_stop() -> String {
+    let text = "#!/bin/sh\necho \"stop_prim $*\" >>\"$HOME_OF_TEST/notes\"\n";
+    crate::stage::STOP.replace("#!/bin/sh\n", text)
+}
+
+/// All calls that were noted.
+fn noted(machine: &Machine) -> Vec<String> {
+    let text = std::fs::read_to_string(machine.home().join("notes")).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_module_that_stops_runs_its_last_scripts_in_order_and_once_whatever_fails() {
+    let mut stage = Stage::new("isolation=\"wait\"");
+    for machine in [&stage.a, &stage.b] {
+        let bin = machine.home().join("etc/modules/vm/bin");
+        executable(&bin.join("stop_prim"), &noted_stop());
+        for script in ["start_both", "stop_both", "stop_second", "poststop"] {
+            notes(machine, script);
+        }
+    }
+    let fails = stage.b.home().join("etc/modules/vm/bin/stop_both");
+    let text = std::fs::read_to_string(&fails).unwrap();
+    executable(&fails, &format!("{text}exit 7\n"));
+    stage = stage.run();
+    assert_eq!(calls(&stage.a, "start_both"), 1);
+    for machine in [&stage.b, &stage.a] {
+        machine.must(&["stop"]);
+        machine.wait("STOP", "NotReady");
+        let over = || calls(machine, "poststop") > 0;
+        assert!(wait_until(PATIENCE, over), "{}", machine.log());
+    }
+    // Nothing of it runs twice: not under the next daemon either.
+    stage.a.end_daemon();
+    stage.a.start_daemon();
+    stage.a.wait("STOP", "NotReady");
+    let mut of_a = noted(&stage.a);
+    of_a.retain(|line| !line.starts_with("start_both"));
+    assert_eq!(of_a[0].split(' ').next(), Some("stop_prim"), "{of_a:?}");
+    assert_eq!(of_a[1].split(' ').next(), Some("stop_both"), "{of_a:?}");
+    assert_eq!(of_a[2].split(' ').next(), Some("poststop"), "{of_a:?}");
+    assert_eq!(of_a.len(), 3, "{of_a:?}");
+    let of_b = noted(&stage.b);
+    let names: Vec<_> = of_b.iter().filter_map(|l| l.split(' ').next()).collect();
+    let right = [
+        "start_both",
+        "stop_second",
+        "stop_both",
+        "stop_both",
+        "poststop",
+    ];
+    assert_eq!(names, right, "{of_b:?}");
+    assert!(of_b[3].starts_with("stop_both force "), "{of_b:?}");
+    let told = || stage.b.must(&["log"]).contains("stop_both ended with");
+    assert!(wait_until(PATIENCE, told), "{}", stage.b.log());
+    stage.a.must(&["start"]);
+    stage.b.must(&["start"]);
+    stage.a.wait("PRIM", "Ready");
+    stage.b.wait("SECOND", "Ready");
+    stage.assert_identical();
+}
+
+#[test]
+fn a_module_whose_prestart_fails_stays_stopped_and_says_so() {
+    let mut stage = Stage::new("isolation=\"wait\"");
+    let script = stage.a.home().join("etc/modules/vm/bin/prestart");
+    executable(&script, "#!/bin/sh\nexit 5\n");
+    stage.a.must(&["prim"]);
+    let told = |text: &str| stage.a.must(&["log"]).contains(text);
+    let stays = || told("prestart failed: the module stays stopped");
+    assert!(wait_until(PATIENCE, stays), "{}", stage.a.log());
+    assert!(told("prestart ended with"), "{}", stage.a.log());
+    assert!(stage.a.is("STOP", "NotReady"), "{}", stage.a.log());
+    assert_eq!((stage.a.driver(), stage.a.starts()), (None, 0));
+    stage.a.kill_daemon();
+    stage.a.start_daemon();
+    assert!(stage.a.is("STOP", "NotReady"), "{}", stage.a.log());
+    assert_eq!((stage.a.driver(), stage.a.starts()), (None, 0));
+    // The word was not kept: it is said again.
+    executable(&script, "#!/bin/sh\nexit 0\n");
+    let stage = stage.run();
+    assert_eq!(stage.a.starts(), 1);
+    stage.assert_identical();
+}

@@ -125,10 +125,15 @@ fn carry_out(scripts: &Scripts, job: Job, both: &mut bool) -> Result<()> {
         }
         Job::StopSecond(from, to) => call("stop_second", from, to, "stop"),
         Job::Poststop(from) => {
-            if std::mem::take(both) {
-                call("stop_both", from, "STOP", "stop")?;
+            let both = match std::mem::take(both) {
+                true => call("stop_both", from, "STOP", "stop"),
+                false => Ok(()),
+            };
+            // Whatever became of the one: the other one is the module's last word.
+            match (both, call("poststop", from, "STOP", "stop")) {
+                (Err(both), Err(after)) => Err(both.context(format!("{after:#}; before that"))),
+                (both, after) => both.and(after),
             }
-            call("poststop", from, "STOP", "stop")
         }
     }
 }
@@ -263,29 +268,47 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::ExitStatusExt;
+    use std::path::Path;
     use std::time::Duration;
+
+    /// Scripts that have the folder of this name, below a directory.
+    fn scripts(dir: &Path, folder: &str) -> Scripts {
+        let (bin, logs) = (dir.join("bin"), dir.join("log"));
+        for directory in [&bin, &logs, &dir.join(folder)] {
+            std::fs::create_dir(directory).unwrap();
+        }
+        Scripts {
+            bin,
+            logs,
+            folders: vec![dir.join(folder)],
+            environment: vec![("NOTES".into(), dir.join("notes").display().to_string())],
+            start: Duration::from_secs(60),
+            stop: [Duration::from_secs(60); 2],
+            forced: std::sync::Arc::default(),
+        }
+    }
+
+    /// Makes a script that notes its call, and then does this.
+    fn write(scripts: &Scripts, name: &str, text: &str) {
+        let path = scripts.bin.join(name);
+        let text = format!("#!/bin/sh\necho \"{name} $*\" >>\"$NOTES\"\n{text}\n");
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// The calls that were noted, in their order.
+    fn noted(dir: &Path) -> Vec<String> {
+        let text = std::fs::read_to_string(dir.join("notes")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
 
     #[test]
     fn what_uses_the_folder_is_killed_when_the_application_does_not_stop() {
         let dir = tempfile::tempdir().unwrap();
-        let (bin, logs) = (dir.path().join("bin"), dir.path().join("log"));
-        let folder = dir.path().join("vm");
-        for directory in [&bin, &logs, &folder] {
-            std::fs::create_dir(directory).unwrap();
-        }
+        let scripts = scripts(dir.path(), "vm");
+        let folder = scripts.folders[0].clone();
         let _mounted = crate::process::tests::Mounted::new(&folder);
-        let script = bin.join("stop_prim");
-        std::fs::write(&script, "#!/bin/sh\nexit 1\n").unwrap();
-        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let scripts = Scripts {
-            bin,
-            logs: logs.clone(),
-            folders: vec![folder.clone()],
-            environment: Vec::new(),
-            start: Duration::from_secs(60),
-            stop: [Duration::from_secs(60); 2],
-            forced: std::sync::Arc::default(),
-        };
+        write(&scripts, "stop_prim", "exit 1");
         let mut application = std::process::Command::new("sleep");
         let mut application = application
             .arg("1000")
@@ -296,7 +319,80 @@ mod tests {
         let status = application.wait().unwrap();
         assert_eq!(status.signal(), Some(libc::SIGKILL));
         assert!(stopped.is_err());
-        let said = std::fs::read_to_string(logs.join("application.log")).unwrap();
+        let said = std::fs::read_to_string(scripts.logs.join("application.log")).unwrap();
         assert!(said.contains("and was killed"), "{said}");
+    }
+
+    #[test]
+    fn what_started_on_both_nodes_stops_once_and_then_comes_poststop() {
+        let dir = tempfile::tempdir().unwrap();
+        let scripts = scripts(dir.path(), "vm");
+        for name in ["start_both", "start_prim", "stop_both", "poststop"] {
+            write(&scripts, name, "");
+        }
+        let mut both = false;
+        let start = Job::StartPrim("WAIT", "ALONE");
+        carry_out(&scripts, start, &mut both).unwrap();
+        carry_out(&scripts, Job::Poststop("ALONE"), &mut both).unwrap();
+        // It has stopped; whatever else says so is no reason to stop it again.
+        carry_out(&scripts, Job::Poststop("STOP"), &mut both).unwrap();
+        assert_eq!(
+            noted(dir.path()),
+            [
+                "start_both WAIT ALONE start",
+                "start_prim WAIT ALONE start",
+                "stop_both ALONE STOP stop",
+                "poststop ALONE STOP stop",
+                "poststop STOP STOP stop",
+            ]
+        );
+    }
+
+    #[test]
+    fn poststop_runs_when_stop_both_fails_or_hangs_and_both_failures_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut scripts = scripts(dir.path(), "vm");
+        write(&scripts, "stop_both", "exit 7");
+        write(&scripts, "poststop", "");
+        let stop = Job::Poststop("PRIM");
+        let calls = [
+            "stop_both PRIM STOP stop",
+            "stop_both force PRIM STOP stop",
+            "poststop PRIM STOP stop",
+        ];
+        let mut both = true;
+        let error = carry_out(&scripts, stop, &mut both).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(
+            text.contains("stop_both ended with") && text.contains('7'),
+            "{text}"
+        );
+        assert_eq!(noted(dir.path()), calls);
+        assert!(!both, "it was stopped by force: it is not stopped again");
+
+        write(&scripts, "poststop", "exit 8");
+        let error = carry_out(&scripts, stop, &mut true).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(
+            text.contains("stop_both") && text.contains("poststop"),
+            "{text}"
+        );
+        assert_eq!(noted(dir.path())[3..].len(), 4);
+
+        // All have the same time: on a busy machine it may not be enough for the last one.
+        write(&scripts, "stop_both", "exec sleep 1000");
+        write(&scripts, "poststop", "");
+        let ran = [500, 5000, 30_000].into_iter().any(|millis| {
+            let _ = std::fs::remove_file(dir.path().join("notes"));
+            scripts.stop = [Duration::from_millis(millis); 2];
+            let hangs = carry_out(&scripts, stop, &mut true).unwrap_err();
+            let text = format!("{hangs:#}");
+            assert!(
+                text.contains("stop_both") && text.contains("did not end within"),
+                "{text}"
+            );
+            noted(dir.path()).last().map(String::as_str) == Some(calls[2])
+        });
+        assert!(ran, "{:?}", noted(dir.path()));
     }
 }
