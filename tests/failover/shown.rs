@@ -139,7 +139,7 @@ fn a_resync_that_runs_is_shown_with_its_rate_on_both_nodes() {
     let stage = Stage::with("isolation=\"wait\"", |_| slow.into());
     stage.a.must(&["prim"]);
     stage.a.wait("ALONE", "Ready");
-    let bytes: Vec<u8> = (0..32_u32 << 20).map(|n| (n * 31 >> 7) as u8).collect();
+    let bytes: Vec<u8> = (0..32_u32 << 20).map(|n| ((n * 31) >> 7) as u8).collect();
     std::fs::write(stage.a.vm().join("large"), bytes).unwrap();
     stage.b.must(&["second"]);
     let moves = |machine: &Machine| {
