@@ -38,3 +38,5 @@ mod runner;
 mod screen;
 mod scripts;
 mod versions;
+
+pub use api::served;

@@ -3,6 +3,7 @@
 // A test's helpers fail the test.
 #![allow(clippy::unwrap_used)]
 
+mod api;
 mod boot;
 mod busy;
 mod checkers;

@@ -111,7 +111,21 @@ async fn on_the_other(node: &Node, module: &str, ask: &Ask) -> Result<String> {
     }
 }
 
-/// The other node asks.
+/// The other node asks, for its `config` and `deconfig`: whether a configuration could be applied
+/// here (`{"check":{...}}`), to apply it (`apply`), whether the module could be taken away
+/// (`"leave"`), to take it away (`"forget"`).
+#[utoipa::path(
+    post,
+    path = "/api/v1/modules/{module}/apply",
+    params(("module" = String, Path, description = "its name")),
+    request_body(content = serde_json::Value, description = "what is asked"),
+    responses(
+        (status = 200, body = Said),
+        (status = 400, body = Said),
+        (status = 409, body = Said),
+        (status = 422, body = Said)
+    )
+)]
 pub(super) async fn apply(
     State(node): State<Arc<Node>>,
     Path(module): Path<String>,

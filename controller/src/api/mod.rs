@@ -33,10 +33,10 @@ use anyhow::{Context, Result};
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, Query, Request, State};
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
@@ -156,8 +156,11 @@ struct LogQuery {
         config::config,
         config::deconfig,
         config::confinfo,
+        config::apply,
         metrics::metrics,
-        snapshot::snapshot
+        snapshot::snapshot,
+        description,
+        remote::pass_on
     )
 )]
 struct Description;
@@ -390,32 +393,69 @@ async fn log(
     }
 }
 
+/// This description.
+#[utoipa::path(
+    get,
+    path = "/api/v1/openapi.json",
+    responses((status = 200, body = serde_json::Value))
+)]
 async fn description() -> Json<utoipa::openapi::OpenApi> {
     Json(Description::openapi())
 }
 
-fn router(node: Arc<Node>) -> Router {
-    Router::new()
-        .route("/api/v1/state", get(state))
-        .route("/api/v1/modules/{module}", get(module))
-        .route("/api/v1/modules/{module}/command", post(command))
-        .route("/api/v1/modules/{module}/resource", post(resource))
-        .route("/api/v1/modules/{module}/log", get(log))
-        .route(
+/// A way to ask for something.
+type Route = (Method, &'static str, MethodRouter<Arc<Node>>);
+
+/// All that is served, with what serves it. The description has each of them: a test asks a daemon.
+fn routes() -> Vec<Route> {
+    const CONFIG: &str = "/api/v1/modules/{module}/config";
+    const OTHER: &str = "/api/v1/nodes/{node}/{*rest}";
+    let apply = post(config::apply).layer(DefaultBodyLimit::max(MAX_CONFIGURATION));
+    vec![
+        (Method::GET, "/api/v1/state", get(state)),
+        (Method::GET, "/api/v1/modules/{module}", get(module)),
+        (
+            Method::POST,
+            "/api/v1/modules/{module}/command",
+            post(command),
+        ),
+        (
+            Method::POST,
+            "/api/v1/modules/{module}/resource",
+            post(resource),
+        ),
+        (Method::GET, "/api/v1/modules/{module}/log", get(log)),
+        (
+            Method::GET,
             "/api/v1/modules/{module}/application",
             get(output::application),
-        )
-        .route("/api/v1/modules/{module}/config", get(config::confinfo))
-        .route("/api/v1/modules/{module}/config", post(config::config))
-        .route("/api/v1/modules/{module}/config", delete(config::deconfig))
-        .route(
-            "/api/v1/modules/{module}/apply",
-            post(config::apply).layer(DefaultBodyLimit::max(MAX_CONFIGURATION)),
-        )
-        .route("/api/v1/snapshot", get(snapshot::snapshot))
-        .route("/api/v1/metrics", get(metrics::metrics))
-        .route("/api/v1/openapi.json", get(description))
-        .route("/api/v1/nodes/{node}/{*rest}", any(remote::pass_on))
+        ),
+        (Method::GET, CONFIG, get(config::confinfo)),
+        (Method::POST, CONFIG, post(config::config)),
+        (Method::DELETE, CONFIG, delete(config::deconfig)),
+        (Method::POST, "/api/v1/modules/{module}/apply", apply),
+        (Method::GET, "/api/v1/snapshot", get(snapshot::snapshot)),
+        (Method::GET, "/api/v1/metrics", get(metrics::metrics)),
+        (Method::GET, "/api/v1/openapi.json", get(description)),
+        (Method::GET, OTHER, get(remote::pass_on)),
+        (Method::POST, OTHER, post(remote::pass_on)),
+        (Method::DELETE, OTHER, delete(remote::pass_on)),
+    ]
+}
+
+/// What a daemon serves: methods and paths, as its description has to name them.
+pub fn served() -> Vec<(String, String)> {
+    routes()
+        .into_iter()
+        .map(|(method, path, _)| (method.to_string(), path.replace("{*", "{")))
+        .collect()
+}
+
+fn router(node: Arc<Node>) -> Router {
+    let add = |router: Router<Arc<Node>>, (_, path, how): Route| router.route(path, how);
+    routes()
+        .into_iter()
+        .fold(Router::new(), add)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn(only_owner))
         .with_state(node)

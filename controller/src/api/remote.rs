@@ -178,7 +178,23 @@ pub(crate) async fn ask(
         .with_context(|| format!("node {} cannot be reached", cluster.peer))
 }
 
-/// Passes a request on to the node it names.
+/// Passes a request on to the node it names, as to this one's path without that name.
+#[utoipa::path(
+    method(get, post, delete),
+    path = "/api/v1/nodes/{node}/{rest}",
+    params(
+        ("node" = String, Path, description = "the peer's name"),
+        ("rest" = String, Path, description = "what follows /api/v1/ of a path")
+    ),
+    request_body(content = Option<serde_json::Value>, description = "as that path wants it"),
+    responses(
+        (status = 200, description = "what the other node answers, with whatever status",
+            body = serde_json::Value),
+        (status = 404, body = Said),
+        (status = 413, body = Said),
+        (status = 502, body = Said)
+    )
+)]
 pub(super) async fn pass_on(
     State(node): State<Arc<Node>>,
     ConnectInfo(caller): ConnectInfo<Caller>,
