@@ -282,6 +282,7 @@ mod tests {
             name: name.into(),
             up,
             quiet_ms: 0,
+            heard: 1,
             trouble: trouble.map(str::to_owned),
         };
         let state = NodeState {

@@ -1,5 +1,7 @@
 //! Configuring both nodes from one of them, and commanding both.
 
+use std::time::Duration;
+
 use harness::wait_until;
 
 use crate::PATIENCE;
@@ -228,4 +230,77 @@ fn a_node_that_cannot_be_reached_is_not_configured_and_neither_is_the_other_one(
     stage.a.must(&["config", "-m", "vm"]);
     assert_eq!(version(&stage.a), version(&stage.b));
     stage.a.works();
+}
+
+/// How much was heard of the peer so far.
+fn heard(machine: &Machine) -> u64 {
+    let figures = machine.must(&["metrics"]);
+    let name = "twinfold_network_heard_total{network=\"net\"} ";
+    let line = figures.lines().find_map(|l| l.strip_prefix(name));
+    line.unwrap_or_else(|| panic!("{figures}")).parse().unwrap()
+}
+
+/// Waits until a while comes in which the number of heartbeats is one of these.
+fn beats(machine: &Machine, within: Duration, right: std::ops::RangeInclusive<u64>) {
+    let mut counts = Vec::new();
+    let found = wait_until(PATIENCE, || {
+        let before = heard(machine);
+        std::thread::sleep(within);
+        counts.push(heard(machine) - before);
+        counts.last().is_some_and(|count| right.contains(count))
+    });
+    assert!(found, "{counts:?} instead of {right:?}: {}", machine.log());
+}
+
+#[test]
+fn nodes_beat_as_often_as_a_module_wants_and_otherwise_from_the_moment_it_does() {
+    let heart = "<heart pulse=\"40ms\" timeout=\"3s\"/>";
+    let stage = Stage::with("isolation=\"wait\"", |_| heart.into()).run();
+    let within = Duration::from_secs(4);
+    let both = [&stage.a, &stage.b];
+    // Of a hundred; twenty where nobody wants another pulse.
+    for machine in both {
+        beats(machine, within, 50..=120);
+    }
+    edit(&stage.a, "pulse=\"40ms\"", "pulse=\"2s\"");
+    edit(&stage.a, "timeout=\"3s\"", "timeout=\"8s\"");
+    stage.a.must(&["config", "-m", "vm"]);
+    // Of two.
+    for machine in both {
+        beats(machine, within, 1..=6);
+    }
+    // A rare pulse is not taken for a lost network, nor the peer for a silent one.
+    let shown = stage.a.must(&["state"]);
+    assert!(!shown.contains("lost"), "{shown}");
+    stage.a.wait("PRIM", "Ready");
+    stage.b.wait("SECOND", "Ready");
+    let said = stage.a.must(&["log"]);
+    assert!(!said.contains("no heartbeat"), "{said}");
+    // And the line was not made anew all the time.
+    let line = stage.a.log();
+    assert!(!line.contains("the peer is silent"), "{line}");
+    stage.a.works();
+    assert_eq!((stage.a.starts(), stage.b.starts()), (1, 0));
+    // Too short for the timeout, or for anybody: refused with the place, and applied nowhere.
+    edit(&stage.a, "pulse=\"2s\"", "pulse=\"1ms\"");
+    let (code, _, said) = stage.a.cli(&["config", "-m", "vm"]);
+    assert_eq!(code, 1);
+    assert!(
+        said.contains("userconfig.xml:1:") && said.contains("too short"),
+        "{said}"
+    );
+    edit(&stage.a, "pulse=\"1ms\"", "pulse=\"3s\"");
+    let (code, _, said) = stage.a.cli(&["config", "-m", "vm"]);
+    assert!(code == 1 && said.contains("less than 3 pulses"), "{said}");
+    edit(&stage.a, "pulse=\"3s\"", "pulse=\"200ms\"");
+    edit(&stage.a, "timeout=\"8s\"", "timeout=\"3s\"");
+    stage.a.must(&["config", "-m", "vm"]);
+    // They still find out.
+    stage.network.cut().unwrap();
+    let isolated = || stage.a.is("WAIT", "NotReady") && stage.b.is("WAIT", "NotReady");
+    assert!(wait_until(PATIENCE, isolated), "{}", stage.a.log());
+    stage.network.heal().unwrap();
+    stage.a.wait("PRIM", "Ready");
+    stage.b.wait("SECOND", "Ready");
+    stage.assert_identical();
 }

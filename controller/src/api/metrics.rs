@@ -126,6 +126,14 @@ fn text(node: &NodeState, drivers: &[(String, Value)]) -> String {
         out.sample("network_up", &[("network", &n.name)], u8::from(n.up));
     }
     out.family(
+        "network_heard_total",
+        true,
+        "Heartbeats, and what else was heard over this network, since the daemon's start.",
+    );
+    for n in &node.networks {
+        out.sample("network_heard_total", &[("network", &n.name)], n.heard);
+    }
+    out.family(
         "network_quiet_seconds",
         false,
         "Since the last heartbeat over this network.",
@@ -292,6 +300,7 @@ mod tests {
                 name: "net \"1\"".into(),
                 up: true,
                 quiet_ms: 1500,
+                heard: 12,
                 trouble: None,
             }],
             modules: Vec::new(),
@@ -306,6 +315,7 @@ mod tests {
         let text = text(&node, &[("vm".into(), status)]);
         for line in [
             "twinfold_network_up{network=\"net \\\"1\\\"\"} 1",
+            "twinfold_network_heard_total{network=\"net \\\"1\\\"\"} 12",
             "twinfold_network_quiet_seconds{network=\"net \\\"1\\\"\"} 1.5",
             "twinfold_module_broken{module=\"x\\\\y\"} 1",
             "twinfold_dirty_bytes{module=\"vm\"} 4096",

@@ -89,6 +89,9 @@ pub(crate) struct NetworkState {
     pub(crate) up: bool,
     /// Milliseconds since the last one.
     pub(crate) quiet_ms: u64,
+    /// Heartbeats, and what else was heard over it, since the daemon's start.
+    #[serde(default)]
+    pub(crate) heard: u64,
     /// What is wrong.
     pub(crate) trouble: Option<String>,
 }
@@ -226,9 +229,10 @@ fn node_state(node: &Node) -> NodeState {
         networks: networks
             .into_iter()
             .map(|n| NetworkState {
-                up: n.heard && n.quiet_ms < LOST.as_millis() as u64,
+                up: n.up,
                 name: n.name,
                 quiet_ms: n.quiet_ms,
+                heard: n.words,
                 trouble: n.trouble,
             })
             .collect(),
@@ -243,9 +247,6 @@ fn node_state(node: &Node) -> NodeState {
             .collect(),
     }
 }
-
-/// A network without a heartbeat for so long is shown as lost.
-const LOST: Duration = Duration::from_secs(1);
 
 pub(crate) fn shown(handle: &Handle) -> ModuleState {
     let shown = handle.shown.lock();

@@ -121,8 +121,11 @@ pub(crate) struct Service {
 /// How the nodes hear of each other.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub(crate) struct Heart {
+    /// How often a node says that it lives, at least: the daemons, which share their lines, follow
+    /// the module that asks for the shortest one.
     #[serde(serialize_with = "time")]
     pub(crate) pulse: Duration,
+    /// A node that was not heard for so long is taken for dead.
     #[serde(serialize_with = "time")]
     pub(crate) timeout: Duration,
     /// The networks it uses; all if none is named.
@@ -135,7 +138,7 @@ fn time<S: serde::Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error>
 
 /// The pulse and timeout of heartbeats unless configured: a dead node is known to be dead
 /// after three seconds, and fifteen lost pulses are no accident.
-const PULSE: Duration = Duration::from_millis(200);
+pub(crate) const PULSE: Duration = Duration::from_millis(200);
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a stop script may take unless configured.
@@ -146,7 +149,11 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(300);
 const HANDLE_TIME: Duration = Duration::from_secs(15);
 
 /// Heartbeats in one timeout, at least: fewer would let single lost packets count.
-const MIN_PULSES: u32 = 3;
+pub(crate) const MIN_PULSES: u32 = 3;
+
+/// The shortest pulse that can be had: with a shorter one a node would do little else, and a thread
+/// that the kernel lets wait for a moment would look like a dead one.
+pub(crate) const MIN_PULSE: Duration = Duration::from_millis(20);
 
 /// The nodes of a cluster.
 const NODES: usize = 2;
@@ -331,7 +338,6 @@ fn read_module(
         let text = format!("mode=\"{mode}\" is not supported: twinfold replicates (mirror)");
         found.wrong(file, service.at, text);
     }
-    unserved(file, service, found);
     if let Some(around) = around {
         fits(file, service, around, found);
     }
@@ -416,29 +422,6 @@ fn read_module(
     })
 }
 
-/// Attributes that are understood and not served yet.
-fn unserved(file: &str, service: &Element, found: &mut Findings) {
-    let heart = service.child("heart").into_iter();
-    let beats = heart.clone().flat_map(|h| h.all("heartbeat"));
-    let of = |element: &Element, names: &[&str], instead: &str, found: &mut Findings| {
-        let there = element.attributes.iter();
-        for attribute in there.filter(|a| names.contains(&a.name.as_str())) {
-            let (name, element) = (&attribute.name, &element.name);
-            let text = format!("{name} of <{element}> cannot be run yet: {instead}");
-            found.wrong(file, attribute.at, text);
-        }
-    };
-    for element in heart {
-        let every = units::show(PULSE);
-        let instead = format!("leave it out; a heartbeat is sent every {every}");
-        of(element, &["pulse"], &instead, found);
-    }
-    for element in beats {
-        let instead = "leave it out; the timeout of <heart> is that of all networks";
-        of(element, &["pulse", "timeout"], instead, found);
-    }
-}
-
 /// What a module names has to be in the cluster.
 fn fits(file: &str, service: &Element, around: &Around, found: &mut Findings) {
     let heart = service.child("heart").into_iter();
@@ -465,8 +448,17 @@ fn read_heart(file: &str, service: &Element, found: &mut Findings) -> Heart {
     let millis = Duration::from_millis(1);
     let pulse = duration(heart, "pulse", millis, PULSE);
     let timeout = duration(heart, "timeout", millis, TIMEOUT);
-    if let Some(heart) = heart
-        && timeout < pulse * MIN_PULSES
+    let attributes = heart.into_iter().flat_map(|h| &h.attributes);
+    let own = attributes.into_iter().find(|a| a.name == "pulse");
+    if let Some(own) = own.filter(|_| pulse < MIN_PULSE) {
+        let text = format!(
+            "pulse=\"{}\" is too short: {} is the shortest",
+            own.value,
+            units::show(MIN_PULSE)
+        );
+        found.wrong(file, own.at, text);
+    } else if let Some(heart) = heart
+        && timeout < pulse.saturating_mul(MIN_PULSES)
     {
         let text = format!(
             "the timeout ({}) holds less than {MIN_PULSES} pulses ({})",

@@ -203,6 +203,10 @@ pub(super) const CLUSTER: &[Rule] = &[
     ),
 ];
 
+/// Why a network has no times of its own.
+const ONE_HEART: &str = "all networks have the same times, and a node lives while it is heard on one \
+    of them: say it in <heart>";
+
 /// `userconfig.xml`.
 pub(super) const MODULE: &[Rule] = &[
     rule("safe", &[], &[]),
@@ -255,8 +259,8 @@ pub(super) const MODULE: &[Rule] = &[
                 "the networks of the replication are those of --listen and --peer of \
                  `twinfold fs init`; leave it out",
             ),
-            a("pulse", Kind::Millis),
-            a("timeout", Kind::Millis),
+            no("pulse", ONE_HEART),
+            no("timeout", ONE_HEART),
         ],
     ),
     rule(

@@ -262,6 +262,24 @@ fn each_mistake_is_told_with_its_place_and_what_would_be_right() {
             "f:2:31: atleast=\"-1\" is not a whole number from 0 to 100000",
         ),
         (
+            service("<heart pulse='19ms' timeout='3s'/>"),
+            "f:2:17: pulse=\"19ms\" is too short: 20ms is the shortest",
+        ),
+        (
+            service("<heart pulse='2s' timeout='3s'/>"),
+            "f:2:10: the timeout (3s) holds less than 3 pulses (2s)",
+        ),
+        (
+            service("<heart><heartbeat name='net' pulse='1s'/></heart>"),
+            "f:2:39: pulse is not supported: all networks have the same times, and a node lives \
+             while it is heard on one of them: say it in <heart>",
+        ),
+        (
+            service("<heart><heartbeat name='net' timeout='1s'/></heart>"),
+            "f:2:39: timeout is not supported: all networks have the same times, and a node lives \
+             while it is heard on one of them: say it in <heart>",
+        ),
+        (
             service("<vip><virtual_addr addr='1.2.3'/></vip>"),
             "f:2:29: addr=\"1.2.3\" is not an IPv4 or IPv6 address",
         ),

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use twinfold_protocol::ids::Side;
 
-use super::{Hub, PULSE, WireView, knock, lock};
+use super::{Hub, WireView, knock, lock};
 
 /// The protocol's name in TLS.
 const PROTOCOL: &[u8] = b"twinfold-controller/1";
@@ -32,9 +32,10 @@ pub(super) const STEP: Duration = Duration::from_secs(1);
 /// Pause between two tries.
 pub(super) const RETRY: Duration = Duration::from_millis(100);
 
-/// A network without a word for so long gets a new connection: what was lost on the old one
-/// may be sent again only much later.
-const STALE: Duration = Duration::from_millis(1200);
+/// How often a peer of an earlier release says that it lives, in milliseconds.
+fn before() -> u64 {
+    200
+}
 
 /// What is said.
 #[derive(Debug, Serialize, Deserialize)]
@@ -50,6 +51,9 @@ enum Frame {
     },
     Pulse {
         works: Vec<String>,
+        /// Milliseconds until the next one.
+        #[serde(default = "before")]
+        every_ms: u64,
     },
     View {
         module: String,
@@ -88,11 +92,12 @@ pub(super) async fn run(hub: &Arc<Hub>) {
 async fn count_silence(hub: Arc<Hub>, lan: usize) {
     let mut last = Instant::now();
     loop {
-        tokio::time::sleep(PULSE / 4).await;
+        let step = hub.step();
+        tokio::time::sleep(step).await;
         let passed = last.elapsed();
         last = Instant::now();
         // Whoever slept longer was not listening.
-        let counted = passed.min(PULSE);
+        let counted = passed.min(step * 4);
         hub.lans[lan]
             .quiet
             .fetch_add(counted.as_millis() as u64, Ordering::AcqRel);
@@ -239,7 +244,9 @@ async fn talk<S: AsyncRead + AsyncWrite>(hub: &Arc<Hub>, lan: usize, stream: S) 
     let mut heard = Instant::now();
     let mut changed = hub.changed.subscribe();
     let mut sent = 0;
-    let mut pulse = tokio::time::interval(PULSE);
+    let mut beat = hub.pulse.subscribe();
+    let mut every = *beat.borrow_and_update();
+    let mut pulse = pulses(every);
     // Most pulses say what the last one said: such a one is not written, nor read, again.
     let (mut works, mut own_pulse) = (Vec::new(), Vec::new());
     let mut peer_pulse: Option<(Vec<u8>, Vec<String>)> = None;
@@ -283,7 +290,8 @@ async fn talk<S: AsyncRead + AsyncWrite>(hub: &Arc<Hub>, lan: usize, stream: S) 
                 hub.heard(lan);
                 match frame {
                     None => {}
-                    Some(Frame::Pulse { mut works }) => {
+                    Some(Frame::Pulse { mut works, every_ms }) => {
+                        hub.peer_beats(every_ms);
                         works.sort_unstable();
                         peer_pulse = Some((body, works));
                     }
@@ -298,15 +306,35 @@ async fn talk<S: AsyncRead + AsyncWrite>(hub: &Arc<Hub>, lan: usize, stream: S) 
                 }
             }
             _ = pulse.tick() => {
-                ensure!(heard.elapsed() < STALE, "the peer is silent");
+                ensure!(heard.elapsed() < hub.stale(), SILENT);
                 if hub.working(&mut works) || own_pulse.is_empty() {
-                    own_pulse = encoded(&Frame::Pulse { works: works.clone() })?;
+                    let every_ms = every.as_millis() as u64;
+                    own_pulse = encoded(&Frame::Pulse { works: works.clone(), every_ms })?;
                 }
                 write(&mut tx, &own_pulse).await?;
             }
+            // The sender lives as long as the hub.
+            Ok(()) = beat.changed() => {
+                every = *beat.borrow_and_update();
+                pulse = pulses(every);
+                own_pulse.clear();
+            }
+            // Where this node's own pulse is a long one.
+            () = tokio::time::sleep_until(heard + hub.stale()) => bail!(SILENT),
             _ = changed.changed() => {}
         }
     }
+}
+
+/// What is said of a line that is given up.
+const SILENT: &str = "the peer is silent";
+
+/// The first of the pulses is due at once. After a pause those that were due meanwhile are not made
+/// up for.
+fn pulses(every: Duration) -> tokio::time::Interval {
+    let mut pulses = tokio::time::interval(every);
+    pulses.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    pulses
 }
 
 /// A frame with its length.
@@ -436,12 +464,72 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_pulse_of_an_earlier_release_comes_as_often_as_it_did() {
+        let text = br#"{"pulse":{"works":["vm"]}}"#;
+        let mut bytes = (text.len() as u32).to_le_bytes().to_vec();
+        bytes.extend(text);
+        let read = read(&bytes).await;
+        assert!(
+            matches!(&read, Ok(Frame::Pulse { every_ms: 200, .. })),
+            "{read:?}"
+        );
+    }
+
+    /// The next frame of a node that talks.
+    async fn said(line: &mut tokio::io::DuplexStream) -> Frame {
+        let frame = timeout(Duration::from_secs(60), receive(line));
+        frame.await.expect("it says nothing").unwrap()
+    }
+
+    #[tokio::test]
+    async fn another_pulse_is_told_and_kept_on_a_line_that_stands() {
+        let hub = crate::peer::tests::hub();
+        let (here, mut there) = tokio::io::duplex(1 << 20);
+        let talks = tokio::spawn({
+            let hub = hub.clone();
+            async move { talk(&hub, 0, here).await }
+        });
+        let hello = Frame::Hello {
+            version: VERSION,
+            node: "b".into(),
+            run: 1,
+            listens: false,
+        };
+        send(&mut there, &hello).await.unwrap();
+        assert!(matches!(said(&mut there).await, Frame::Hello { .. }));
+        let Frame::Pulse { every_ms, .. } = said(&mut there).await else {
+            panic!("it does not beat");
+        };
+        assert_eq!(every_ms, 200);
+        let works = Vec::new();
+        let every_ms = 7000;
+        let pulse = Frame::Pulse { works, every_ms };
+        send(&mut there, &pulse).await.unwrap();
+        hub.beats("vm", Some(Duration::from_millis(30)));
+        let mut counted = 0;
+        while counted < 5 {
+            if let Frame::Pulse { every_ms: 30, .. } = said(&mut there).await {
+                counted += 1;
+            }
+        }
+        assert_eq!(hub.peer_pulse(), Duration::from_millis(7000));
+        drop(there);
+        let ended = timeout(Duration::from_secs(60), talks).await.unwrap();
+        assert!(ended.unwrap().is_err());
+    }
+
+    #[tokio::test]
     async fn frames_are_bounded_before_they_are_read() {
         let mut bytes = Vec::new();
         let works = vec!["vm".to_owned()];
-        send(&mut bytes, &Frame::Pulse { works }).await.unwrap();
+        let every_ms = 500;
+        let pulse = Frame::Pulse { works, every_ms };
+        send(&mut bytes, &pulse).await.unwrap();
         let told = read(&bytes).await;
-        assert!(matches!(told, Ok(Frame::Pulse { works }) if works == ["vm"]));
+        assert!(
+            matches!(&told, Ok(Frame::Pulse { works, every_ms: 500 }) if works[..] == ["vm"]),
+            "{told:?}"
+        );
         assert!(read(&bytes[..bytes.len() - 1]).await.is_err());
         let huge = read(&u32::MAX.to_le_bytes()).await.unwrap_err();
         assert!(huge.to_string().contains("4294967295"), "{huge}");

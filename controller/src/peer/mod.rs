@@ -4,7 +4,7 @@
 //! ```text
 //! even node: dials        odd node: listens       (by the order of their identities)
 //! {"hello":{"version":1,"node":"a","run":7,"listens":true}}   first, in both directions
-//! {"pulse":{"works":["vm"]}}                      each 200 ms; the modules whose thread works
+//! {"pulse":{"works":["vm"],"every_ms":200}}       as often as that; the modules whose thread works
 //! {"view":{"module":"vm","number":12,"view":{...}}}   when it changed, and all of them at first
 //! ```
 //!
@@ -32,20 +32,28 @@ use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
 use crate::cluster::Cluster;
+use crate::config::{MIN_PULSE, MIN_PULSES, PULSE};
 use crate::runner::Input;
 
 pub(crate) use knock::{Answer, knock};
 pub(crate) use view::{StateName, StatusName, WireView, part};
 
-/// How often a node says that it lives.
-pub(crate) const PULSE: Duration = Duration::from_millis(200);
-
 /// A module whose thread has not come round for so long when it should have does not work: it
 /// waits for a disk.
 const WORKS: Duration = Duration::from_secs(2);
 
-/// A peer that was not heard of for so long and is heard again is looked at at once.
-const MISSED: Duration = PULSE.saturating_mul(2);
+/// A network without a heartbeat for so long, and for three pulses, is shown as lost.
+const LOST: Duration = Duration::from_secs(1);
+
+/// A network without a word for so long and for two pulses gets a new connection: what was lost on
+/// the old one may be sent again only much later.
+const SLACK: Duration = Duration::from_millis(800);
+
+/// The longest pulse, whatever is asked for: it is still time that the kernel can count.
+const MAX_PULSE: Duration = Duration::from_secs(3600);
+
+/// Silence is counted in such steps, or in shorter ones, of which a pulse has four.
+const LISTENS: Duration = Duration::from_millis(50);
 
 /// What both sides know of each other.
 #[derive(Debug)]
@@ -66,6 +74,12 @@ pub(crate) struct Hub {
     /// Milliseconds this node has listened.
     listened: AtomicU64,
     worked: Mutex<Worked>,
+    /// The pulses that this node's modules ask for.
+    pulses: Mutex<HashMap<String, Duration>>,
+    /// How often this node says that it lives.
+    pulse: watch::Sender<Duration>,
+    /// How often the peer says that it does so, in milliseconds.
+    peer_pulse: AtomicU64,
 }
 
 /// Which modules of the peer work.
@@ -128,13 +142,10 @@ pub(crate) struct Network {
     pub(crate) name: String,
     /// Milliseconds without a heartbeat.
     pub(crate) quiet_ms: u64,
-    pub(crate) heard: bool,
+    pub(crate) up: bool,
+    /// Heartbeats, and what else was heard, since the daemon's start.
+    pub(crate) words: u64,
     pub(crate) trouble: Option<String>,
-}
-
-/// Whether so many milliseconds are more than there may be between two pulses.
-fn was_missed(quiet: u64) -> bool {
-    Duration::from_millis(quiet) >= MISSED
 }
 
 /// These modules look at how the peer is.
@@ -164,7 +175,59 @@ impl Hub {
             rounds: Mutex::default(),
             listened: AtomicU64::new(0),
             worked: Mutex::default(),
+            pulses: Mutex::default(),
+            pulse: watch::Sender::new(PULSE),
+            peer_pulse: AtomicU64::new(PULSE.as_millis() as u64),
         })
+    }
+
+    /// A module asks for this pulse, or for none any more. All share the shortest one, from now on.
+    pub(crate) fn beats(&self, module: &str, pulse: Option<Duration>) {
+        let mut all = lock(&self.pulses);
+        match pulse {
+            Some(pulse) => all.insert(module.to_owned(), pulse.clamp(MIN_PULSE, MAX_PULSE)),
+            None => all.remove(module),
+        };
+        let shortest = all.values().min().copied().unwrap_or(PULSE);
+        self.pulse.send_if_modified(|now| {
+            let other = *now != shortest;
+            *now = shortest;
+            other
+        });
+    }
+
+    /// The peer says how often it says that it lives.
+    fn peer_beats(&self, millis: u64) {
+        let pulse = Duration::from_millis(millis).clamp(MIN_PULSE, MAX_PULSE);
+        self.peer_pulse
+            .store(pulse.as_millis() as u64, Ordering::Release);
+    }
+
+    /// How often the peer is to be heard.
+    fn peer_pulse(&self) -> Duration {
+        Duration::from_millis(self.peer_pulse.load(Ordering::Acquire))
+    }
+
+    /// Whether so many milliseconds are more than there may be between two of the peer's pulses. One
+    /// that was not heard of for so long and is heard again is looked at at once.
+    fn was_missed(&self, quiet: u64) -> bool {
+        Duration::from_millis(quiet) >= self.peer_pulse().saturating_mul(2)
+    }
+
+    /// What is no silence yet, however it is configured here: so many pulses as a timeout has to hold.
+    pub(crate) fn least_silence(&self) -> Duration {
+        self.peer_pulse().saturating_mul(MIN_PULSES)
+    }
+
+    /// How long a line may be without a word before it is given up.
+    fn stale(&self) -> Duration {
+        self.peer_pulse().saturating_mul(2).saturating_add(SLACK)
+    }
+
+    /// In what steps silence is counted: often enough for the shorter of the two pulses.
+    fn step(&self) -> Duration {
+        let shorter = self.peer_pulse().min(*self.pulse.borrow());
+        (shorter / 4).min(LISTENS)
     }
 
     /// What the peer says of this module goes there, and what it has said already.
@@ -184,6 +247,7 @@ impl Hub {
         lock(&self.modules).remove(module);
         lock(&self.own).remove(module);
         lock(&self.rounds).remove(module);
+        self.beats(module, None);
     }
 
     /// The module's thread works, and comes round at this time at the latest.
@@ -218,10 +282,10 @@ impl Hub {
         let mut worked = lock(&self.worked);
         let here = lock(&self.modules);
         let same = worked.named == modules;
-        if !same || was_missed(now.saturating_sub(worked.named_at)) {
+        if !same || self.was_missed(now.saturating_sub(worked.named_at)) {
             let missed = |module: &&String| {
                 let last = worked.last(module).unwrap_or(now);
-                was_missed(now.saturating_sub(last))
+                self.was_missed(now.saturating_sub(last))
             };
             look(modules.iter().filter(missed).filter_map(|m| here.get(m)));
         }
@@ -245,7 +309,7 @@ impl Hub {
         self.lans[lan].words.fetch_add(1, Ordering::AcqRel);
         // Before a line begins the peer may have been gone.
         let begins = self.lans[lan].begins.swap(false, Ordering::AcqRel);
-        if begins || was_missed(quiet) {
+        if begins || self.was_missed(quiet) {
             look(lock(&self.modules).values());
         }
     }
@@ -342,11 +406,16 @@ impl Hub {
     /// All networks.
     pub(crate) fn networks(&self) -> Vec<Network> {
         let all = self.cluster.lans.iter().zip(&self.lans);
-        all.map(|(lan, state)| Network {
-            name: lan.name.clone(),
-            quiet_ms: state.quiet.load(Ordering::Acquire),
-            heard: state.heard.load(Ordering::Acquire),
-            trouble: lock(&state.trouble).clone(),
+        let lost = LOST.max(self.least_silence());
+        all.map(|(lan, state)| {
+            let quiet = state.quiet.load(Ordering::Acquire);
+            Network {
+                name: lan.name.clone(),
+                quiet_ms: quiet,
+                up: state.heard.load(Ordering::Acquire) && Duration::from_millis(quiet) < lost,
+                words: state.words.load(Ordering::Acquire),
+                trouble: lock(&state.trouble).clone(),
+            }
         })
         .collect()
     }
@@ -397,7 +466,7 @@ impl Hub {
         if let Some((r, n, _)) = told.get(&module)
             && (*r, *n) >= (run, number)
         {
-            if was_missed(now.saturating_sub(last.unwrap_or(now))) {
+            if self.was_missed(now.saturating_sub(last.unwrap_or(now))) {
                 look(lock(&self.modules).get(&module));
             }
             return;
@@ -578,6 +647,66 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_daemon_beats_as_often_as_the_module_wants_that_wants_it_most() {
+        let hub = hub();
+        let every = || *hub.pulse.borrow();
+        let millis = Duration::from_millis;
+        assert_eq!(every(), millis(200));
+        hub.beats("vm", Some(millis(700)));
+        assert_eq!(every(), millis(700), "nobody wants it more often");
+        let mut told = hub.pulse.subscribe();
+        hub.beats("db", Some(millis(50)));
+        assert_eq!(every(), millis(50));
+        assert!(told.has_changed().unwrap());
+        told.mark_unchanged();
+        hub.beats("db", Some(millis(50)));
+        hub.beats("vm", Some(millis(600)));
+        assert!(!told.has_changed().unwrap(), "it is as it was");
+        // Whatever a configuration says.
+        hub.beats("vm", Some(Duration::ZERO));
+        assert_eq!(every(), MIN_PULSE);
+        hub.unfollow("vm");
+        assert_eq!(every(), millis(50));
+        hub.unfollow("db");
+        assert_eq!(every(), millis(200));
+    }
+
+    #[test]
+    fn a_peer_that_beats_rarely_is_waited_for_and_one_that_does_often_is_missed_soon() {
+        let hub = hub();
+        let missed = |quiet: [u64; 2]| quiet.map(|q| hub.was_missed(q));
+        let up = |quiet| {
+            hub.lans[0].quiet.store(quiet, Ordering::Release);
+            hub.networks()[0].up
+        };
+        assert!(!up(0), "nothing was heard yet");
+        hub.heard(0);
+        assert_eq!(missed([399, 400]), [false, true]);
+        assert_eq!(hub.stale(), Duration::from_millis(1200));
+        assert_eq!(hub.step(), Duration::from_millis(50));
+        assert!(up(999) && !up(1000));
+        hub.peer_beats(2000);
+        assert_eq!(missed([3999, 4000]), [false, true]);
+        assert_eq!(hub.stale(), Duration::from_millis(4800));
+        assert_eq!(hub.least_silence(), Duration::from_millis(6000));
+        assert_eq!(hub.step(), Duration::from_millis(50));
+        assert!(up(5999) && !up(6000));
+        hub.peer_beats(0);
+        assert_eq!(missed([39, 40]), [false, true]);
+        assert_eq!(hub.step(), Duration::from_millis(5));
+        assert!(up(999) && !up(1000));
+        // What a peer says is only what it says.
+        hub.peer_beats(u64::MAX);
+        assert!(hub.stale() < Duration::from_secs(3 * 3600));
+        hub.beats("vm", Some(Duration::from_millis(40)));
+        assert_eq!(
+            hub.step(),
+            Duration::from_millis(10),
+            "it listens as often as it speaks"
+        );
+    }
+
+    #[test]
     fn modules_that_sleep_look_when_a_peer_is_heard_again() {
         let hub = hub();
         let [(to, looks), (other, sleeps)] = [(); 2].map(|()| std::sync::mpsc::channel());
@@ -591,7 +720,7 @@ pub(crate) mod tests {
             })
         };
         assert_eq!(both(0), [0, 0], "nothing was missing");
-        let missed = MISSED.as_millis() as u64;
+        let missed = 2 * PULSE.as_millis() as u64;
         hub.lans[0].quiet.store(missed, Ordering::Release);
         assert_eq!(both(0), [1, 1]);
         assert_eq!(hub.quiet(&["fast".into()]), Duration::ZERO);

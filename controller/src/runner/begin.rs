@@ -204,6 +204,7 @@ pub(crate) fn start(setup: Setup, hub: &Arc<Hub>) -> Result<Handle> {
     };
     runner.take_up(first);
     runner.publish();
+    hub.beats(&name, Some(runner.setup.config.heart.pulse));
     hub.follow(&name, runner.inbox.clone());
     let looks = runner.inbox.clone();
     hardware::tell(move || looks.send(Input::Look).is_ok());

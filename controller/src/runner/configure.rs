@@ -46,6 +46,8 @@ impl Runner {
         self.board
             .configure(&before.checkers, &setup.config.checkers);
         self.setup = setup;
+        self.hub
+            .beats(&self.setup.name, Some(self.setup.config.heart.pulse));
         self.automaton
             .configure(automaton_config(&self.setup.config, &self.hub));
         let version = self.setup.version.as_ref();

@@ -485,7 +485,7 @@ impl Runner {
         let heart = &self.setup.config.heart;
         let unheard = self.hub.quiet(&heart.lans);
         let unheard = unheard.max(self.hub.idle(&self.setup.name));
-        let silence = (!self.silent).then(|| now + heart.timeout.saturating_sub(unheard));
+        let silence = (!self.silent).then(|| now + self.silence().saturating_sub(unheard));
         let answer = self.asked_at.map(|at| at + self.patience());
         let again = self.tries_again().then(|| self.busy + RETRY);
         let rule = self.board.due(self.setup.config.handle_time);
@@ -587,10 +587,10 @@ impl Runner {
         }
         self.setup.scripts.trim_log();
         self.setup.place.trim_log();
-        let heart = &self.setup.config.heart;
-        let unheard = self.hub.quiet(&heart.lans) >= heart.timeout;
+        let silence = self.silence();
+        let unheard = self.hub.quiet(&self.setup.config.heart.lans) >= silence;
         let gone = self.is_gone();
-        let silent = unheard || gone || self.hub.idle(&self.setup.name) >= heart.timeout;
+        let silent = unheard || gone || self.hub.idle(&self.setup.name) >= silence;
         if silent && !self.silent {
             self.silent = true;
             self.say(
@@ -617,6 +617,13 @@ impl Runner {
         if self.tries_again() && self.busy.elapsed() >= RETRY {
             self.events.push_back(Event::Retry);
         }
+    }
+
+    /// A peer that was not heard for so long is silent. One that beats more rarely than this node is
+    /// configured for, because it is configured otherwise, is not dead in between.
+    fn silence(&self) -> Duration {
+        let timeout = self.setup.config.heart.timeout;
+        timeout.max(self.hub.least_silence())
     }
 
     /// How long an answer of the peer is waited for.
