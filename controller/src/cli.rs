@@ -51,8 +51,9 @@ enum Command {
     /// Run a module as secondary, to begin with; with `fullsync` everything in its copy is
     /// compared with the primary's, with `discard` it is given up if both nodes went on.
     Second(operate::Second),
-    /// Stop all modules of this node, as for its shutdown, and wait until they are stopped.
-    Shutdown(operate::Shutdown),
+    /// Stop all modules of this node, as for its shutdown, and wait until they are stopped. One
+    /// that another one needs, by a checker, stops after it.
+    Shutdown(crate::shutdown::Shutdown),
     /// Whether a module starts when its node does: on or off, whatever the configuration says.
     Boot(operate::AtBoot),
     /// Exchange the roles.

@@ -37,6 +37,7 @@ mod process;
 mod runner;
 mod screen;
 mod scripts;
+mod shutdown;
 mod versions;
 
 pub use api::served;

@@ -109,14 +109,6 @@ impl AtBoot {
     }
 }
 
-/// `twinfold shutdown`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Shutdown {
-    /// Seconds to wait, at most.
-    #[arg(long, default_value_t = 900)]
-    timeout: u64,
-}
-
 /// `twinfold waitstate`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Wait {
@@ -216,7 +208,7 @@ pub(crate) fn on_each(
 }
 
 impl Api {
-    fn call<T: DeserializeOwned>(
+    pub(crate) fn call<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
@@ -330,43 +322,6 @@ impl Api {
             println!("  kept: {}", kept.join(", "));
         }
         Ok(ExitCode::SUCCESS)
-    }
-
-    /// Stops all modules, all at once, and waits for their ends.
-    pub(crate) fn shutdown(&self, how: &Shutdown) -> Result<ExitCode> {
-        let node: NodeState = self.get("/api/v1/state")?;
-        let mut failed = Vec::new();
-        for module in &node.modules {
-            let path = format!("/api/v1/modules/{}/command", module.module);
-            let command = CommandRequest {
-                command: Command::Shutdown,
-            };
-            let said = self.call::<Said>(Method::POST, &path, Some(&command));
-            if let Err(error) = said {
-                failed.push(format!("{}: {error:#}", module.module));
-            }
-        }
-        let until = Instant::now() + Duration::from_secs(how.timeout);
-        loop {
-            let node: NodeState = self.get("/api/v1/state")?;
-            let mut left = node.modules.iter().filter(|m| m.state != "STOP");
-            let Some(first) = left.next() else { break };
-            if Instant::now() >= until {
-                let rest = left.count();
-                bail!(
-                    "{} is still {} {} ({}), and {rest} more modules are not stopped",
-                    first.module,
-                    first.state,
-                    first.status,
-                    first.reason
-                );
-            }
-            std::thread::sleep(LOOK);
-        }
-        match failed.is_empty() {
-            true => Ok(ExitCode::SUCCESS),
-            false => bail!("{}", failed.join("; ")),
-        }
     }
 
     /// Shows the state of one module, or of all, again and again if so wanted; the exit status

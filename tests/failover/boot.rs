@@ -7,7 +7,7 @@ use std::time::Duration;
 use harness::wait_until;
 
 use crate::PATIENCE;
-use crate::stage::{Stage, executable};
+use crate::stage::{Machine, Stage, executable, write};
 
 fn with_syncdelta(service: &str, delta: &str) -> Stage {
     Stage::with(service, |_| {
@@ -93,6 +93,52 @@ fn a_node_that_is_shut_down_stops_its_modules_and_starts_again_what_ran() {
     assert!(stage.a.is("STOP", "NotReady"));
     stage.a.must(&["boot", "on"]);
     stage.a.reboot();
+    stage.a.wait("SECOND", "Ready");
+    stage.b.works();
+    stage.assert_identical();
+}
+
+#[test]
+fn a_node_that_is_shut_down_stops_who_is_needed_after_who_needs_it() {
+    let check = "<check><module name=\"db\"/></check>";
+    let mut stage = Stage::with("boot=\"auto\" isolation=\"wait\"", |_| check.into());
+    stage.make_folders("db", 10);
+    for machine in [&mut stage.a, &mut stage.b] {
+        let db = "<safe><service isolation=\"wait\"><heart timeout=\"3s\"/><rfs>\
+                  <replicated dir=\"%HOME_OF_TEST%/db\"/></rfs></service></safe>";
+        write(&machine.home().join("etc/modules/db/userconfig.xml"), db);
+        machine.kill_daemon();
+        machine.start_daemon();
+    }
+    let db = |machine: &Machine, state: &str, status: &str| {
+        let all = ["waitstate", "-m", "db", state, "--status", status];
+        machine.must(&all);
+    };
+    stage.a.must(&["prim", "-m", "db"]);
+    stage.b.must(&["second", "-m", "db"]);
+    db(&stage.a, "PRIM", "Ready");
+    db(&stage.b, "SECOND", "Ready");
+    let stage = stage.run();
+    // The application takes its time, and so do the last scripts.
+    let last = stage.a.home().join("etc/modules/vm/bin/poststop");
+    executable(&last, "#!/bin/sh\nsleep 1\ntouch \"$HOME_OF_TEST/last\"\n");
+    let told = stage.a.must(&["shutdown"]);
+    assert!(stage.a.home().join("last").exists(), "{told}");
+    stage.a.wait("STOP", "NotReady");
+    db(&stage.a, "STOP", "NotReady");
+    let lines: Vec<_> = told.lines().collect();
+    let right = [
+        "vm: stopping",
+        "vm: stopped (1 of 2)",
+        "db: stopping",
+        "db: stopped (2 of 2)",
+    ];
+    assert_eq!(lines, right);
+    stage.b.wait("ALONE", "Ready");
+    db(&stage.b, "ALONE", "Ready");
+    stage.b.assert_found_all_of(&stage.a);
+    stage.a.must(&["start", "-m", "db"]);
+    stage.a.must(&["start", "-m", "vm"]);
     stage.a.wait("SECOND", "Ready");
     stage.b.works();
     stage.assert_identical();

@@ -88,6 +88,17 @@ pub(crate) struct Module {
     pub(crate) stop_timeouts: [Duration; 2],
 }
 
+impl Module {
+    /// The modules without which this one does not run.
+    pub(crate) fn needs(&self) -> Vec<String> {
+        let all = self.checkers.iter().filter_map(|c| match &c.probe {
+            Probe::Module(name) => Some(name.clone()),
+            _ => None,
+        });
+        all.collect()
+    }
+}
+
 /// Whether a module starts when its node does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -153,6 +153,8 @@ pub(crate) fn start(setup: Setup, hub: &Arc<Hub>) -> Result<Handle> {
         base: String::new(),
         resources: BTreeMap::new(),
         suspended: false,
+        needs: Vec::new(),
+        ending: false,
         peer: None,
     }));
     let handle = Handle {

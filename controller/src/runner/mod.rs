@@ -195,6 +195,12 @@ pub(crate) struct ModuleState {
     pub(crate) resources: BTreeMap<String, ResourceState>,
     /// Nothing is looked at, and no rules are followed.
     pub(crate) suspended: bool,
+    /// The modules that it needs, by its checkers.
+    #[serde(default)]
+    pub(crate) needs: Vec<String>,
+    /// It has stopped, but for its last scripts.
+    #[serde(default)]
+    pub(crate) ending: bool,
     /// The same module on the peer, as far as it is known.
     pub(crate) peer: Option<PeerState>,
 }
@@ -438,6 +444,8 @@ impl Runner {
             base: self.setup.place.layout.base.display().to_string(),
             resources: self.board.states.clone(),
             suspended: self.memory.get().suspended,
+            needs: self.setup.config.needs(),
+            ending: self.stopping,
             peer: self.peer.as_ref().map(|v| PeerState {
                 state: v.state.text().into(),
                 status: v.status.text().into(),
