@@ -106,6 +106,8 @@ mod tests {
             base: "/.vm.twinfold".into(),
             resources: Default::default(),
             suspended: false,
+            needs: Vec::new(),
+            ending: false,
             peer: Some(PeerState {
                 state: "ALONE".into(),
                 status: "Ready".into(),

@@ -217,6 +217,8 @@ mod tests {
             ]
             .into(),
             suspended: false,
+            needs: Vec::new(),
+            ending: false,
             peer: Some(PeerState {
                 state: "SECOND".into(),
                 status: "Transient".into(),

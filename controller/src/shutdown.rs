@@ -259,6 +259,7 @@ mod tests {
             up_to_date: true,
             trouble: None,
             percent: None,
+            resync: None,
             driver: None,
             base: String::new(),
             resources: BTreeMap::new(),

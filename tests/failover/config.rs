@@ -304,3 +304,58 @@ fn nodes_beat_as_often_as_a_module_wants_and_otherwise_from_the_moment_it_does()
     stage.b.wait("SECOND", "Ready");
     stage.assert_identical();
 }
+
+#[test]
+fn nodes_whose_cluster_xml_differs_say_so_and_go_on() {
+    let mut stage = Stage::running("isolation=\"wait\"");
+    let both = |stage: &Stage, text: &str, there: bool| {
+        let shown = |machine: &Machine| machine.must(&["state"]).contains(text) == there;
+        let all = || shown(&stage.a) && shown(&stage.b);
+        assert!(wait_until(PATIENCE, all), "{}", stage.a.must(&["state"]));
+    };
+    both(&stage, "cluster.xml", false);
+    let file = stage.b.home().join("etc/cluster.xml");
+    let right = std::fs::read_to_string(&file).unwrap();
+    // Otherwise written, it says the same.
+    std::fs::write(
+        &file,
+        right.replace("<lan name=", "\n <lan command=\"on\" name="),
+    )
+    .unwrap();
+    stage.b.kill_daemon();
+    stage.b.start_daemon();
+    stage.b.wait("SECOND", "Ready");
+    both(&stage, "lan net: heartbeats", true);
+    both(&stage, "cluster.xml", false);
+    // Nobody has these addresses.
+    let more = "<lan name=\"spare\"><node name=\"a\" addr=\"10.99.0.1\"/>\
+                <node name=\"b\" addr=\"10.99.0.2\"/></lan></lans>";
+    std::fs::write(&file, right.replace("</lans>", more)).unwrap();
+    stage.b.kill_daemon();
+    stage.b.start_daemon();
+    both(&stage, "cluster.xml is not the same here and on ", true);
+    both(&stage, "make both equal", true);
+    let (a, b) = (stage.a.must(&["state"]), stage.b.must(&["state"]));
+    assert!(a.contains("on b (lan spare is only there)"), "{a}");
+    assert!(b.contains("on a (lan spare is only here)"), "{b}");
+    for machine in [&stage.a, &stage.b] {
+        let noted = || machine.must(&["log"]).contains("lan spare is only");
+        assert!(wait_until(PATIENCE, noted), "{}", machine.log());
+    }
+    stage.a.wait("PRIM", "Ready");
+    stage.b.wait("SECOND", "Ready");
+    stage.a.works();
+    stage.a.must(&["swap"]);
+    stage.b.wait("PRIM", "Ready");
+    stage.a.wait("SECOND", "Ready");
+    stage.b.assert_found_all_of(&stage.a);
+    std::fs::write(&file, &right).unwrap();
+    stage.b.kill_daemon();
+    stage.b.start_daemon();
+    both(&stage, "cluster.xml", false);
+    let noted = || stage.a.must(&["log"]).contains("does not differ any more");
+    assert!(wait_until(PATIENCE, noted), "{}", stage.a.log());
+    stage.b.wait("PRIM", "Ready");
+    stage.b.works();
+    stage.assert_identical();
+}

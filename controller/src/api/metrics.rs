@@ -296,6 +296,7 @@ mod tests {
         let node = NodeState {
             node: "a".into(),
             peer: "b".into(),
+            trouble: None,
             networks: vec![NetworkState {
                 name: "net \"1\"".into(),
                 up: true,

@@ -72,6 +72,9 @@ pub(crate) struct NodeState {
     pub(crate) node: String,
     /// Its peer.
     pub(crate) peer: String,
+    /// What the peer's `cluster.xml` says differently, and what is to be done.
+    #[serde(default)]
+    pub(crate) trouble: Option<String>,
     /// The networks between them.
     pub(crate) networks: Vec<NetworkState>,
     /// The modules.
@@ -226,6 +229,7 @@ fn node_state(node: &Node) -> NodeState {
     NodeState {
         node: node.hub.cluster.node.clone(),
         peer: node.hub.cluster.peer.clone(),
+        trouble: node.hub.differs().as_deref().map(str::to_owned),
         networks: networks
             .into_iter()
             .map(|n| NetworkState {

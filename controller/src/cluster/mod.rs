@@ -1,6 +1,7 @@
 //! Who this node is, who its peer is, and where they hear of each other.
 
 mod join;
+mod meaning;
 mod token;
 
 use std::collections::BTreeSet;
@@ -14,6 +15,7 @@ use twinfold_protocol::ids::Side;
 
 use crate::config::{self, Findings};
 use crate::places::{Places, replace};
+pub(crate) use meaning::Meaning;
 
 /// `pair.json`: which node this is, and the identity of the other one.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -64,6 +66,8 @@ pub(crate) struct Cluster {
     pub(crate) peer_identity: Fingerprint,
     pub(crate) side: Side,
     pub(crate) lans: Vec<Lan>,
+    /// What its `cluster.xml` says, to be compared with the peer's.
+    pub(crate) meaning: Meaning,
 }
 
 /// The port behind it is the one for commands.
@@ -97,8 +101,11 @@ impl Cluster {
         if peer_identity == identity.fingerprint() {
             bail!("{} has this node's own identity", places.pair().display());
         }
-        let (lans, peer) = lans(&path.display().to_string(), &text, &pair.node)?;
+        let name = path.display().to_string();
+        let (lans, peer) = lans(&name, &text, &pair.node)?;
+        let read = config::cluster(&name, &text).0;
         Ok(Cluster {
+            meaning: read.as_ref().map(Meaning::of).unwrap_or_default(),
             node: pair.node,
             peer,
             side: match identity.fingerprint() < peer_identity {

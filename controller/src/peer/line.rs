@@ -14,6 +14,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use twinfold_protocol::ids::Side;
 
 use super::{Hub, WireView, knock, lock};
+use crate::cluster::Meaning;
 
 /// The protocol's name in TLS.
 const PROTOCOL: &[u8] = b"twinfold-controller/1";
@@ -48,6 +49,9 @@ enum Frame {
         /// Callers at this node's address on this network are let in while its daemon lives.
         #[serde(default)]
         listens: bool,
+        /// What its `cluster.xml` says. Both go on, whatever differs.
+        #[serde(default)]
+        cluster: Option<Meaning>,
     },
     Pulse {
         works: Vec<String>,
@@ -213,6 +217,7 @@ async fn talk<S: AsyncRead + AsyncWrite>(hub: &Arc<Hub>, lan: usize, stream: S) 
         node: hub.cluster.node.clone(),
         run: hub.run,
         listens: hub.lans[lan].open.load(Ordering::Acquire),
+        cluster: Some(hub.cluster.meaning.clone()),
     };
     send(&mut tx, &hello).await?;
     let first = timeout(STEP, receive(&mut rx)).await;
@@ -222,6 +227,7 @@ async fn talk<S: AsyncRead + AsyncWrite>(hub: &Arc<Hub>, lan: usize, stream: S) 
             node,
             run,
             listens,
+            cluster,
         } => {
             ensure!(
                 version == VERSION,
@@ -232,6 +238,7 @@ async fn talk<S: AsyncRead + AsyncWrite>(hub: &Arc<Hub>, lan: usize, stream: S) 
                 "the peer calls itself {node:?} and cluster.xml {:?}: it differs on the two nodes",
                 hub.cluster.peer
             );
+            hub.compares(cluster.as_ref());
             (run, listens)
         }
         _ => bail!("the peer's first frame was no hello"),
@@ -456,6 +463,7 @@ mod tests {
                 Ok(Frame::Hello {
                     run: 7,
                     listens: false,
+                    cluster: None,
                     ..
                 })
             ),
@@ -494,6 +502,7 @@ mod tests {
             node: "b".into(),
             run: 1,
             listens: false,
+            cluster: None,
         };
         send(&mut there, &hello).await.unwrap();
         assert!(matches!(said(&mut there).await, Frame::Hello { .. }));
@@ -516,6 +525,50 @@ mod tests {
         drop(there);
         let ended = timeout(Duration::from_secs(60), talks).await.unwrap();
         assert!(ended.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn what_cluster_xml_says_is_compared_by_each_hello_and_the_line_stands_anyhow() {
+        let hub = crate::peer::tests::hub();
+        let (to, looks) = std::sync::mpsc::channel();
+        hub.follow("vm", to);
+        let other: Meaning = serde_json::from_str(r#"{"all":"x","lans":{"fast":"y"}}"#).unwrap();
+        let same = hub.cluster.meaning.clone();
+        for (cluster, differs) in [
+            (Some(other.clone()), true),
+            (Some(same.clone()), false),
+            (Some(other), true),
+            // An earlier release was installed there.
+            (None, false),
+        ] {
+            let (here, mut there) = tokio::io::duplex(1 << 20);
+            let talks = tokio::spawn({
+                let hub = hub.clone();
+                async move { talk(&hub, 0, here).await }
+            });
+            let hello = Frame::Hello {
+                version: VERSION,
+                node: "b".into(),
+                run: 1,
+                listens: false,
+                cluster,
+            };
+            send(&mut there, &hello).await.unwrap();
+            let Frame::Hello { cluster, .. } = said(&mut there).await else {
+                panic!("it says no hello");
+            };
+            assert_eq!(cluster.as_ref(), Some(&same));
+            assert!(matches!(said(&mut there).await, Frame::Pulse { .. }));
+            assert_eq!(hub.differs().is_some(), differs);
+            assert!(
+                looks
+                    .try_iter()
+                    .any(|i| matches!(i, crate::runner::Input::Look))
+            );
+            drop(there);
+            let ended = timeout(Duration::from_secs(60), talks).await.unwrap();
+            assert!(ended.unwrap().is_err());
+        }
     }
 
     #[tokio::test]

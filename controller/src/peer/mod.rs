@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! even node: dials        odd node: listens       (by the order of their identities)
-//! {"hello":{"version":1,"node":"a","run":7,"listens":true}}   first, in both directions
+//! {"hello":{"version":1,"node":"a","run":7,"listens":true,"cluster":{...}}}  first, both ways
 //! {"pulse":{"works":["vm"],"every_ms":200}}       as often as that; the modules whose thread works
 //! {"view":{"module":"vm","number":12,"view":{...}}}   when it changed, and all of them at first
 //! ```
@@ -31,7 +31,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Meaning};
 use crate::config::{MIN_PULSE, MIN_PULSES, PULSE};
 use crate::runner::Input;
 
@@ -80,6 +80,8 @@ pub(crate) struct Hub {
     pulse: watch::Sender<Duration>,
     /// How often the peer says that it does so, in milliseconds.
     peer_pulse: AtomicU64,
+    /// What the peer's `cluster.xml` says differently.
+    differs: Mutex<Option<Arc<str>>>,
 }
 
 /// Which modules of the peer work.
@@ -178,7 +180,32 @@ impl Hub {
             pulses: Mutex::default(),
             pulse: watch::Sender::new(PULSE),
             peer_pulse: AtomicU64::new(PULSE.as_millis() as u64),
+            differs: Mutex::default(),
         })
+    }
+
+    /// The peer says what its `cluster.xml` says; one of an earlier release does not.
+    fn compares(&self, there: Option<&Meaning>) {
+        let here = &self.cluster.meaning;
+        let new = there.and_then(|there| here.differs(there, &self.cluster.peer));
+        let mut differs = lock(&self.differs);
+        if differs.as_deref() == new.as_deref() {
+            return;
+        }
+        match &new {
+            Some(text) => tracing::warn!("{text}"),
+            None => tracing::info!("cluster.xml does not differ any more"),
+        }
+        *differs = new.map(Arc::from);
+        drop(differs);
+        // They note it.
+        look(lock(&self.modules).values());
+    }
+
+    /// What the peer's `cluster.xml` says differently, and what is to be done, as it was when the
+    /// peer was heard last.
+    pub(crate) fn differs(&self) -> Option<Arc<str>> {
+        lock(&self.differs).clone()
     }
 
     /// A module asks for this pulse, or for none any more. All share the shortest one, from now on.
@@ -543,6 +570,7 @@ pub(crate) mod tests {
                 peer_identity,
                 side: Side::Even,
                 lans: vec![lan("fast"), lan("slow")],
+                meaning: Meaning::default(),
             },
             1,
         )

@@ -194,6 +194,7 @@ pub(crate) fn start(setup: Setup, hub: &Arc<Hub>) -> Result<Handle> {
         boots_at: boots.then(|| Instant::now() + delay),
         compares: None,
         verdict: String::new(),
+        clusters: None,
         board: Board::default(),
         stopping: false,
         soon: false,

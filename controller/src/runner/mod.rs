@@ -296,6 +296,8 @@ struct Runner {
     compares: Option<(u32, Hex)>,
     /// What was said of the arbiter last: it is asked again and again.
     verdict: String,
+    /// What was said last of how `cluster.xml` differs.
+    clusters: Option<Arc<str>>,
     board: Board,
     /// What `poststop` does is not done yet.
     stopping: bool,
@@ -595,6 +597,7 @@ impl Runner {
         }
         self.setup.scripts.trim_log();
         self.setup.place.trim_log();
+        self.say_whether_clusters_differ();
         let silence = self.silence();
         let unheard = self.hub.quiet(&self.setup.config.heart.lans) >= silence;
         let gone = self.is_gone();
@@ -625,6 +628,19 @@ impl Runner {
         if self.tries_again() && self.busy.elapsed() >= RETRY {
             self.events.push_back(Event::Retry);
         }
+    }
+
+    /// That `cluster.xml` differs on the nodes decides nothing, and is noted once.
+    fn say_whether_clusters_differ(&mut self) {
+        let differs = self.hub.differs();
+        if differs == self.clusters {
+            return;
+        }
+        match &differs {
+            Some(text) => self.say("peer", &**text),
+            None => self.say("peer", "cluster.xml does not differ any more"),
+        }
+        self.clusters = differs;
     }
 
     /// A peer that was not heard for so long is silent. One that beats more rarely than this node is
