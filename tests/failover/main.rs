@@ -28,6 +28,7 @@ mod stage;
 mod strangers;
 mod timings;
 mod vip;
+mod wishes;
 
 use std::time::Duration;
 
