@@ -359,3 +359,40 @@ fn nodes_whose_cluster_xml_differs_say_so_and_go_on() {
     stage.b.works();
     stage.assert_identical();
 }
+
+/// Bytes that no file system and no wire makes less of.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 1u64;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 56) as u8
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+#[test]
+fn another_limit_of_a_resync_counts_while_it_runs() {
+    let rfs = "<rfs reiallowedbw=\"100\"><replicated dir=\"%HOME_OF_TEST%/vm\"/></rfs>";
+    let stage = Stage::with("isolation=\"wait\"", |_| rfs.into()).run();
+    stage.a.must(&["config", "-m", "vm"]);
+    stage.b.must(&["stop"]);
+    stage.b.wait("STOP", "NotReady");
+    stage.a.wait("ALONE", "Ready");
+    // At 100 KB/s this takes far longer than anybody waits here.
+    let length = 40 << 20;
+    std::fs::write(stage.a.vm().join("file"), noise(length)).unwrap();
+    stage.b.must(&["start"]);
+    let slow = || stage.b.is("SECOND", "Transient") && stage.b.state()["percent"].is_u64();
+    assert!(wait_until(PATIENCE, slow), "{}", stage.b.state());
+    let drivers = [stage.a.driver(), stage.b.driver()];
+    let percent = stage.b.state()["percent"].as_u64().unwrap();
+    assert!(percent < 50, "{percent}");
+    edit(&stage.a, " reiallowedbw=\"100\"", "");
+    stage.a.must(&["config", "-m", "vm"]);
+    stage.b.wait("SECOND", "Ready");
+    assert_eq!([stage.a.driver(), stage.b.driver()], drivers);
+    assert_eq!((stage.a.starts(), stage.b.starts()), (1, 0));
+    stage.assert_identical();
+}
