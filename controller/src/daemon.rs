@@ -27,9 +27,6 @@ use crate::versions::{self, Bundle, Version};
 /// Modules of one node, at most.
 const MAX_MODULES: usize = 256;
 
-/// How long a start script may take: a database may have to recover.
-const START: std::time::Duration = std::time::Duration::from_secs(600);
-
 /// What the API works on.
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -363,7 +360,7 @@ fn setup(
             logs: logs.clone(),
             folders: vec![mount],
             environment,
-            start: START,
+            start: config.start_timeout,
             stop: config.stop_timeouts,
             forced: Arc::default(),
         },

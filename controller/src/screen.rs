@@ -91,6 +91,9 @@ impl Paint {
 /// A node with all its modules.
 pub(crate) fn node(node: &NodeState, paint: Paint) -> String {
     let mut out = format!("node {}, peer {}\n", node.node, node.peer);
+    if let Some(trouble) = &node.trouble {
+        let _ = writeln!(out, "  {}", paint.red(trouble));
+    }
     for network in &node.networks {
         let state = match (network.up, &network.trouble) {
             (true, _) => paint.green("heartbeats"),
@@ -290,6 +293,7 @@ mod tests {
         let state = NodeState {
             node: "a".into(),
             peer: "b".into(),
+            trouble: Some("cluster.xml differs".into()),
             networks: vec![lan("net", true, None), lan("flow", false, Some("no route"))],
             modules: Vec::new(),
             broken: vec![Broken {
@@ -299,7 +303,7 @@ mod tests {
         };
         assert_eq!(
             node(&state, Paint(false)),
-            "node a, peer b\n  lan net: heartbeats\n  lan flow: lost: no route\n\
+            "node a, peer b\n  cluster.xml differs\n  lan net: heartbeats\n  lan flow: lost: no route\n\
              db: cannot be run: no folder\n"
         );
         let painted = node(&state, Paint(true));

@@ -166,3 +166,23 @@ fn a_module_whose_prestart_fails_stays_stopped_and_says_so() {
     assert_eq!(stage.a.starts(), 1);
     stage.assert_identical();
 }
+
+#[test]
+fn a_start_that_takes_too_long_is_ended_and_counts_as_failed() {
+    let user = "<user starttimeout=\"1s\"/>";
+    let stage = Stage::with("isolation=\"wait\" maxloop=\"0\"", |_| user.into()).run();
+    let script = stage.a.home().join("etc/modules/vm/bin/start_prim");
+    let right = std::fs::read_to_string(&script).unwrap();
+    executable(&script, "#!/bin/sh\nexec sleep 1000\n");
+    stage.a.must(&["restart"]);
+    stage.a.wait("STOP", "NotReady");
+    let told = stage.a.must(&["log"]);
+    assert!(told.contains("did not end within 1 s"), "{told}");
+    stage.b.wait("ALONE", "Ready");
+    stage.b.assert_found_all_of(&stage.a);
+    executable(&script, &right);
+    stage.a.must(&["start"]);
+    stage.a.wait("SECOND", "Ready");
+    stage.b.works();
+    stage.assert_identical();
+}

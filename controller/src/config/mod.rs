@@ -86,6 +86,9 @@ pub(crate) struct Module {
     /// How long a stop script may take, in order and then by force.
     #[serde(skip)]
     pub(crate) stop_timeouts: [Duration; 2],
+    /// How long every other script of the application may take.
+    #[serde(skip)]
+    pub(crate) start_timeout: Duration,
 }
 
 impl Module {
@@ -154,6 +157,9 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a stop script may take unless configured.
 const STOP_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How long a start script may take unless configured: a database may have to recover.
+const START_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How long what a rule asks for has to hold unless configured: what passes by itself is
 /// no reason to stop an application.
@@ -429,6 +435,7 @@ fn read_module(
         splitbrain: arbiter::read_splitbrain(file, service, found),
         stop_timeouts: ["nicestoptimeout", "forcestoptimeout"]
             .map(|name| duration(user, name, Duration::from_secs(1), STOP_TIMEOUT)),
+        start_timeout: read_start_timeout(file, user, found),
         rules,
     })
 }
@@ -452,6 +459,15 @@ fn fits(file: &str, service: &Element, around: &Around, found: &mut Findings) {
         let text = format!("defaultprim={name:?} is none of the nodes {nodes}");
         found.wrong(file, service.at, text);
     }
+}
+
+fn read_start_timeout(file: &str, user: Option<&Element>, found: &mut Findings) -> Duration {
+    let time = duration(user, "starttimeout", Duration::from_secs(1), START_TIMEOUT);
+    if let Some(user) = user.filter(|_| time.is_zero()) {
+        let text = "starttimeout must be longer than nothing, as 600s".into();
+        found.wrong(file, user.at, text);
+    }
+    time
 }
 
 fn read_heart(file: &str, service: &Element, found: &mut Findings) -> Heart {

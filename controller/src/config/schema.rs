@@ -405,6 +405,7 @@ pub(super) const MODULE: &[Rule] = &[
         &[
             a("nicestoptimeout", Kind::Seconds),
             a("forcestoptimeout", Kind::Seconds),
+            own("starttimeout", Kind::Seconds),
             usual(
                 "logging",
                 &["userlog"],

@@ -352,6 +352,10 @@ fn each_mistake_is_told_with_its_place_and_what_would_be_right() {
             "f:2:17: <heart> holds no text",
         ),
         (
+            service("<user starttimeout='0'/>"),
+            "f:2:10: starttimeout must be longer than nothing, as 600s",
+        ),
+        (
             service("<user><var name='a' value='%NO%'/></user>"),
             "f:2:30: the macro %NO% is not defined: add <macro name=\"NO\" value=.../> or a variable of the environment",
         ),
@@ -650,4 +654,20 @@ fn what_is_promised_when_the_nodes_are_separated_is_said_where_it_is_configured(
         let warns = note.contains("WARNING");
         assert_eq!(warns, note.contains("=\"alone\""), "{note}");
     }
+}
+
+#[test]
+fn scripts_have_their_time_unless_configured() {
+    let text = |user: &str| {
+        format!("<safe><service>{user}<rfs><replicated dir=\"/vm\"/></rfs></service></safe>")
+    };
+    let read = |user: &str| {
+        let read = module("f", &text(user), none).0.unwrap();
+        let [nice, force] = read.stop_timeouts;
+        [read.start_timeout, nice, force].map(|time| time.as_secs())
+    };
+    assert_eq!(read(""), [600, 300, 300]);
+    assert_eq!(read("<user/>"), [600, 300, 300]);
+    let user = "<user starttimeout=\"2h\" nicestoptimeout=\"5m\" forcestoptimeout=\"7\"/>";
+    assert_eq!(read(user), [7200, 300, 7]);
 }

@@ -11,8 +11,9 @@
 //! | `poststop` | the module has stopped |
 //!
 //! Arguments: the state, the next state, and `start` or `stop`. A stop script that fails or
-//! does not end in time is called again with `force` as its first argument; what is then left
-//! of its process group is killed. What still uses the folder when `stop_prim` has failed also
+//! does not end in time (`nicestoptimeout`) is called again with `force` as its first argument; what
+//! is then left of its process group (after `forcestoptimeout`) is killed. So is any other script
+//! that does not end in time (`starttimeout`): that counts as a failed start. What still uses the folder when `stop_prim` has failed also
 //! by force is killed, for the other node may start its own. A script that is not there is
 //! nothing to do.
 //!
@@ -60,7 +61,7 @@ pub(crate) struct Scripts {
     /// What the application works in.
     pub(crate) folders: Vec<PathBuf>,
     pub(crate) environment: Vec<(String, String)>,
-    /// How long a start script may take.
+    /// How long a script may take that stops nothing.
     pub(crate) start: Duration,
     /// How long a stop script may take, in order and then by force.
     pub(crate) stop: [Duration; 2],
