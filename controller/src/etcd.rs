@@ -203,14 +203,16 @@ impl Witness {
                     told.with_context(|| format!("etcd at {}:{}", endpoint.host, endpoint.port))
                 });
             }
-            let mut last = None;
+            let mut wrong = Vec::new();
             while let Some(told) = asked.join_next().await {
                 match told.context("asking broke off").flatten() {
                     Ok(owns) => return Ok(owns),
-                    Err(error) => last = Some(error),
+                    Err(error) => wrong.push(format!("{error:#}")),
                 }
             }
-            Err(last.context("there is no endpoint")?)
+            // Which of them is to be repaired is not known here. In the same order each time.
+            wrong.sort();
+            bail!("{}", wrong.join("; "))
         });
         // A name that is still looked for keeps nobody.
         runtime.shutdown_background();

@@ -6,27 +6,53 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use harness::{Network, process, wait_until};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 
 use crate::PATIENCE;
 use crate::stage::{Machine, Stage, kill};
 
-/// A certificate authority and a certificate of its for the addresses of the witness: files
-/// below a directory.
+/// Signs certificates.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    own: String,
+}
+
+impl Authority {
+    fn new(name: &str) -> Authority {
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let own = params.self_signed(&key).unwrap().pem();
+        Authority {
+            issuer: Issuer::new(params, key),
+            own,
+        }
+    }
+
+    /// A certificate for the addresses of the witness and its key: files below a directory.
+    fn sign(&self, directory: &Path, name: &str) {
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        let addresses = [0, 1].map(|end| SanType::IpAddress(Network::witness_address(end)));
+        params.subject_alt_names.extend(addresses);
+        let key = KeyPair::generate().unwrap();
+        let signed = params.signed_by(&key, &self.issuer).unwrap();
+        let write = |end: &str, text: String| {
+            std::fs::write(directory.join(format!("{name}.{end}")), text).unwrap();
+        };
+        write("pem", signed.pem());
+        write("key", key.serialize_pem());
+    }
+}
+
+/// A certificate authority, a certificate of its for the witness, and one for whoever asks it;
+/// another one for the witness is of somebody else.
 fn certificates(directory: &Path) {
-    let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate().unwrap();
-    let authority = params.self_signed(&key).unwrap();
-    let issuer = Issuer::new(params, key);
-    let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
-    let addresses = [0, 1].map(|end| SanType::IpAddress(Network::witness_address(end)));
-    params.subject_alt_names.extend(addresses);
-    let key = KeyPair::generate().unwrap();
-    let server = params.signed_by(&key, &issuer).unwrap();
-    std::fs::write(directory.join("ca.pem"), authority.pem()).unwrap();
-    std::fs::write(directory.join("server.pem"), server.pem()).unwrap();
-    std::fs::write(directory.join("server.key"), key.serialize_pem()).unwrap();
+    let authority = Authority::new("the one that is configured");
+    std::fs::write(directory.join("ca.pem"), &authority.own).unwrap();
+    authority.sign(directory, "server");
+    authority.sign(directory, "node");
+    Authority::new("another one").sign(directory, "stranger");
 }
 
 /// An etcd of one member on the third machine.
@@ -34,6 +60,10 @@ pub(crate) struct Witness {
     directory: PathBuf,
     network: File,
     process: Option<Child>,
+    /// The name of its certificate.
+    shows: &'static str,
+    /// It answers only who shows a certificate.
+    demands: bool,
 }
 
 impl Witness {
@@ -44,9 +74,22 @@ impl Witness {
 }
 
 impl Witness {
+    fn of(stage: &Stage) -> Witness {
+        Witness {
+            directory: stage.a.home().parent().unwrap().to_owned(),
+            network: stage.network.witness().unwrap(),
+            process: None,
+            shows: "server",
+            demands: false,
+        }
+    }
+
     pub(crate) fn start(&mut self) {
         let at = |name: &str| self.directory.join(name).display().to_string();
         let log = File::create(self.directory.join("etcd.log")).unwrap();
+        let ca = at("ca.pem");
+        let demanded = ["--client-cert-auth", "--trusted-ca-file", &ca];
+        let demanded = self.demands.then_some(demanded);
         let mut command = Command::new("etcd");
         command
             .args([
@@ -59,10 +102,11 @@ impl Witness {
             .args(["--advertise-client-urls", "https://127.0.0.1:2379"])
             .args([
                 "--cert-file",
-                &at("server.pem"),
+                &at(&format!("{}.pem", self.shows)),
                 "--key-file",
-                &at("server.key"),
+                &at(&format!("{}.key", self.shows)),
             ])
+            .args(demanded.iter().flatten())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
@@ -113,6 +157,26 @@ fn with_etcd_that_may_take(timeout: &str) -> (Stage, Witness) {
 
 /// Two nodes whose module does not run yet, with more elements of the service.
 pub(crate) fn before_it_runs(timeout: &str, more: &str) -> (Stage, Witness) {
+    let (stage, mut witness) = configured(|end, _| {
+        let endpoint = endpoint(end);
+        (
+            format!("endpoints=\"{endpoint}\" timeout=\"{timeout}\""),
+            more.into(),
+        )
+    });
+    witness.start();
+    (stage, witness)
+}
+
+/// Where the node at this end finds the witness.
+fn endpoint(end: usize) -> String {
+    format!("https://{}:2379", Network::witness_address(end))
+}
+
+/// Two nodes whose module does not run yet, and a witness that does not; the node at an end has
+/// these attributes of `etcd`, and these elements of the service. The directory is that of the
+/// certificates.
+fn configured(with: impl Fn(usize, &Path) -> (String, String)) -> (Stage, Witness) {
     let ends = std::cell::Cell::new(0);
     let stage = Stage::with("", |home| {
         let end = ends.replace(ends.get() + 1);
@@ -120,18 +184,11 @@ pub(crate) fn before_it_runs(timeout: &str, more: &str) -> (Stage, Witness) {
         if end == 0 {
             certificates(directory);
         }
-        format!(
-            "<etcd endpoints=\"https://{}:2379\" ca=\"{}\" timeout=\"{timeout}\"/>{more}",
-            Network::witness_address(end),
-            directory.join("ca.pem").display()
-        )
+        let (attributes, more) = with(end, directory);
+        let ca = directory.join("ca.pem");
+        format!("<etcd {attributes} ca=\"{}\"/>{more}", ca.display())
     });
-    let mut witness = Witness {
-        directory: stage.a.home().parent().unwrap().to_owned(),
-        network: stage.network.witness().unwrap(),
-        process: None,
-    };
-    witness.start();
+    let witness = Witness::of(&stage);
     (stage, witness)
 }
 
@@ -300,11 +357,7 @@ fn a_witness_that_only_one_node_knows_lets_nobody_go_on() {
         false => String::new(),
     };
     let stage = Stage::with("isolation=\"alone\"", with);
-    let mut witness = Witness {
-        directory: stage.a.home().parent().unwrap().to_owned(),
-        network: stage.network.witness().unwrap(),
-        process: None,
-    };
+    let mut witness = Witness::of(&stage);
     witness.start();
     let stage = stage.run();
     for machine in [&stage.a, &stage.b] {
@@ -321,4 +374,110 @@ fn a_witness_that_only_one_node_knows_lets_nobody_go_on() {
     stage.b.wait("SECOND", "Ready");
     stage.a.works();
     stage.assert_identical();
+}
+
+/// B goes on without A, which is lost; and they come together again.
+fn goes_on_without_a(stage: Stage) {
+    let mut stage = stage;
+    stage.b.wait("ALONE", "Ready");
+    says(&stage.b, "the witness lets this node go on");
+    stage.b.assert_found_all_of(&stage.a);
+    stage.b.works();
+    stage.a.start_daemon();
+    stage.a.wait("SECOND", "Ready");
+    stage.b.wait("PRIM", "Ready");
+    stage.assert_identical();
+}
+
+#[test]
+fn one_endpoint_that_answers_is_enough_wherever_it_stands_among_those_that_do_not() {
+    let (stage, mut witness) = configured(|end, _| {
+        let here = endpoint(end);
+        // One that says nothing, and one that refuses.
+        let silent = here.replace(".3:", ".99:");
+        let refuses = "https://127.0.0.1:9";
+        let all = match end {
+            0 => format!("{here},{silent},{refuses}"),
+            _ => format!("{silent}, {refuses}, {here}"),
+        };
+        (
+            format!("endpoints=\"{all}\" timeout=\"10s\""),
+            String::new(),
+        )
+    });
+    witness.start();
+    let mut stage = stage.run();
+    stage.a.kill_everything();
+    goes_on_without_a(stage);
+}
+
+#[test]
+fn a_witness_that_demands_a_certificate_answers_who_has_one() {
+    let (stage, mut witness) = configured(|end, directory| {
+        let file = |name: &str| directory.join(name).display().to_string();
+        let (cert, key) = (file("node.pem"), file("node.key"));
+        let endpoint = endpoint(end);
+        (
+            format!("endpoints=\"{endpoint}\" timeout=\"5s\" cert=\"{cert}\" key=\"{key}\""),
+            String::new(),
+        )
+    });
+    witness.demands = true;
+    witness.start();
+    let mut stage = stage.run();
+    stage.a.kill_everything();
+    goes_on_without_a(stage);
+}
+
+#[test]
+fn a_witness_that_demands_a_certificate_lets_nobody_go_on_without_one() {
+    let (stage, mut witness) = configured(|end, _| {
+        let endpoint = endpoint(end);
+        (
+            format!("endpoints=\"{endpoint}\" timeout=\"5s\""),
+            String::new(),
+        )
+    });
+    witness.demands = true;
+    witness.start();
+    let mut stage = stage.run();
+    stage.a.kill_everything();
+    says(
+        &stage.b,
+        "the witness does not answer: etcd at 10.79.0.3:2379",
+    );
+    says(&stage.b, "received fatal alert");
+    assert_eq!(stage.b.starts(), 0);
+    // Until it is content without.
+    witness.stop();
+    witness.demands = false;
+    witness.start();
+    goes_on_without_a(stage);
+}
+
+#[test]
+fn a_server_that_shows_a_certificate_of_somebody_else_is_not_believed_and_named() {
+    let (stage, mut witness) = configured(|end, _| {
+        let (here, refuses) = (endpoint(end), "https://127.0.0.1:9");
+        (
+            format!("endpoints=\"{here},{refuses}\" timeout=\"5s\""),
+            String::new(),
+        )
+    });
+    witness.shows = "stranger";
+    witness.start();
+    let mut stage = stage.run();
+    stage.a.kill_everything();
+    says(&stage.b, "the witness does not answer: etcd at ");
+    // Each is named, with what it did.
+    says(
+        &stage.b,
+        "etcd at 10.79.0.3:2379: invalid peer certificate: ",
+    );
+    says(&stage.b, "etcd at 127.0.0.1:9: ");
+    assert_eq!(stage.b.starts(), 0);
+    witness.stop();
+    witness.shows = "server";
+    witness.start();
+    goes_on_without_a(stage);
 }
