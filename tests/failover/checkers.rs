@@ -135,6 +135,57 @@ fn what_maxloop_counts_outlives_the_daemon_and_the_boot_until_the_operator_says_
 }
 
 #[test]
+fn an_application_that_is_killed_again_and_again_is_restarted_and_in_the_end_moves() {
+    let stage = Stage::with("isolation=\"wait\" maxloop=\"2\"", |home| {
+        format!(
+            "<errd polltimer=\"1s\"><proc name=\"app\" argregex=\"bin/app {}/vm \" \
+             action=\"restart\"/></errd><failover handle_time=\"300ms\"/>",
+            home.display()
+        )
+    });
+    let stage = stage.run();
+    let up = |machine: &Machine| machine.state()["resources"]["proc.app"] == "up";
+    for starts in 1..=3 {
+        let runs = || stage.a.starts() == starts && up(&stage.a);
+        assert!(wait_until(PATIENCE, runs), "{}", stage.a.log());
+        stage.a.works();
+        assert_eq!(stage.b.starts(), 0, "it is restarted where it is");
+        kill_app(&stage.a);
+    }
+    stage.b.wait("ALONE", "Ready");
+    stage.a.wait("STOP", "NotReady");
+    says(&stage.a, "restart: the rule proc_app");
+    says(&stage.a, "maxloop: 3 times");
+    stage.b.assert_found_all_of(&stage.a);
+    stage.b.works();
+    assert_eq!((stage.a.starts(), stage.b.starts()), (3, 1));
+    // What was killed there counts for nothing here.
+    assert!(wait_until(PATIENCE, || up(&stage.b)), "{}", stage.b.log());
+    stage.a.must(&["start"]);
+    stage.a.wait("SECOND", "Ready");
+    stage.b.wait("PRIM", "Ready");
+    stage.assert_identical();
+}
+
+#[test]
+fn a_checker_that_is_to_start_later_says_nothing_until_then() {
+    // Processes that nobody has ever started.
+    let checks = "<errd polltimer=\"1s\"><proc name=\"none-soon\" start_after=\"2s\" action=\"noaction\"/>\
+                  <proc name=\"none-late\" start_after=\"1h\" action=\"restart\"/></errd>\
+                  <failover handle_time=\"300ms\"/>";
+    let stage = Stage::with("isolation=\"wait\"", |_| checks.into()).run();
+    let resource = |name: &str| stage.a.state()["resources"][name].clone();
+    let down = || resource("proc.none-soon") == "down";
+    assert!(wait_until(PATIENCE, down), "{}", stage.a.log());
+    for _ in 0..5 {
+        stage.a.works();
+    }
+    assert_eq!(resource("proc.none-late"), "init");
+    assert_eq!((stage.a.starts(), stage.b.starts()), (1, 0));
+    stage.assert_identical();
+}
+
+#[test]
 fn a_primary_without_its_public_interface_waits_while_the_other_serves() {
     let vip = "<vip><interface_list><interface name=\"public\"><real_interface>\
                <virtual_addr addr=\"10.80.0.100\"/></real_interface></interface>\
@@ -155,6 +206,33 @@ fn a_primary_without_its_public_interface_waits_while_the_other_serves() {
     run_ip(&end, "link set public up").unwrap();
     stage.a.wait("SECOND", "Ready");
     stage.b.wait("PRIM", "Ready");
+    assert_eq!((stage.a.starts(), stage.b.starts()), (1, 1));
+    stage.assert_identical();
+}
+
+#[test]
+fn without_the_built_in_rules_a_primary_whose_interface_is_down_goes_on() {
+    let vip = "<vip><interface_list><interface name=\"public\"><real_interface>\
+               <virtual_addr addr=\"10.80.0.100\"/></real_interface></interface>\
+               </interface_list></vip><failover extends=\"no\" handle_time=\"300ms\"><![CDATA[\
+               own: if (custom.word == down) then swap;]]></failover>";
+    let stage = Stage::with("isolation=\"wait\"", |_| vip.into());
+    let _user = stage.network.public().unwrap();
+    let stage = stage.run();
+    let end = stage.network.namespace(0).unwrap();
+    run_ip(&end, "link set public down").unwrap();
+    let down = || stage.a.state()["resources"]["intf.public"] == "down";
+    assert!(wait_until(PATIENCE, down), "{}", stage.a.log());
+    for _ in 0..5 {
+        stage.a.works();
+    }
+    assert!(stage.a.is("PRIM", "Ready"), "{}", stage.a.log());
+    // The operator's own rules hold.
+    run_ip(&end, "link set public up").unwrap();
+    stage.a.must(&["set", "-r", "custom.word", "-v", "down"]);
+    stage.b.wait("PRIM", "Ready");
+    says(&stage.a, "swap: the rule own");
+    stage.a.wait("SECOND", "Ready");
     assert_eq!((stage.a.starts(), stage.b.starts()), (1, 1));
     stage.assert_identical();
 }
@@ -310,6 +388,34 @@ fn a_module_starts_when_what_it_needs_is_there_whatever_becomes_of_its_daemon() 
     stage.a.wait("PRIM", "Ready");
     stage.b.wait("SECOND", "Ready");
     stage.a.works();
+    stage.assert_identical();
+}
+
+#[test]
+fn a_primary_that_reaches_an_address_no_more_while_it_runs_waits_and_the_other_serves() {
+    let check = "<check><ping ident=\"user\"><to addr=\"10.80.0.3\" interval=\"1s\" timeout=\"1s\"/>\
+                 </ping></check><failover handle_time=\"300ms\"/>";
+    let stage = Stage::with("isolation=\"wait\"", |_| check.into());
+    let user = stage.network.public().unwrap();
+    let stage = stage.run();
+    let up = |machine: &Machine| machine.state()["resources"]["ping.user"] == "up";
+    for machine in [&stage.a, &stage.b] {
+        assert!(wait_until(PATIENCE, || up(machine)), "{}", machine.log());
+    }
+    // The switch's port to A.
+    run_ip(&user, "link set port0 down").unwrap();
+    stage.b.wait("ALONE", "Ready");
+    stage.a.wait("WAIT", "NotReady");
+    says(
+        &stage.a,
+        "wait: the rule p_user (ping.user: 10.80.0.3 does not answer",
+    );
+    stage.b.assert_found_all_of(&stage.a);
+    stage.b.works();
+    run_ip(&user, "link set port0 up").unwrap();
+    stage.a.wait("SECOND", "Ready");
+    stage.b.wait("PRIM", "Ready");
+    assert_eq!((stage.a.starts(), stage.b.starts()), (1, 1));
     stage.assert_identical();
 }
 
