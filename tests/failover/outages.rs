@@ -1,6 +1,7 @@
 //! What one node's outage, its daemon's upgrade and exchanged roles are to an application that
 //! writes without pause: nothing.
 
+use crate::etcd::{says, with_etcd};
 use crate::stage::Stage;
 
 #[test]
@@ -61,4 +62,49 @@ fn an_upgrade_replaces_the_daemon_of_each_node_and_the_application_does_not_noti
     assert_ne!(stage.b.driver(), drivers[1]);
     assert_eq!((stage.a.starts(), stage.b.starts()), (1, 0));
     stage.assert_identical();
+}
+
+/// What a node says of a peer whose kernel tells that it has no processes any more.
+const TOLD: &str = "its daemon and its driver have died";
+
+/// A's machine loses its power: its kernel says nothing of it either, to nobody.
+fn is_silent_from_now_on(stage: &mut Stage) {
+    stage.a.freeze(true);
+    stage.network.cut().unwrap();
+    stage.a.kill_everything();
+}
+
+/// B goes on when A was silent for the timeout; and A follows when it is back.
+fn goes_on_after_the_timeout(stage: Stage) {
+    let mut stage = stage;
+    stage.b.wait("ALONE", "Ready");
+    says(&stage.b, "no heartbeat on any network");
+    let log = stage.b.must(&["log", "-m", "vm"]);
+    assert!(!log.contains(TOLD), "{log}");
+    stage.b.assert_found_all_of(&stage.a);
+    stage.b.works();
+    stage.network.heal().unwrap();
+    stage.a.reboot();
+    stage.a.must(&["start"]);
+    stage.a.wait("SECOND", "Ready");
+    stage.b.wait("PRIM", "Ready");
+    stage.b.works();
+    assert_eq!((stage.a.starts(), stage.b.starts()), (1, 1));
+    stage.assert_identical();
+}
+
+#[test]
+fn a_power_outage_of_which_no_kernel_tells_is_decided_by_the_witness_after_the_timeout() {
+    let (mut stage, witness) = with_etcd();
+    is_silent_from_now_on(&mut stage);
+    stage.network.unreachable(witness.network(), 0).unwrap();
+    says(&stage.b, "the witness lets this node go on");
+    goes_on_after_the_timeout(stage);
+}
+
+#[test]
+fn a_power_outage_of_which_no_kernel_tells_is_survived_where_a_node_may_go_on_alone() {
+    let mut stage = Stage::running("isolation=\"alone\"");
+    is_silent_from_now_on(&mut stage);
+    goes_on_after_the_timeout(stage);
 }
