@@ -253,3 +253,66 @@ fn users_are_told_again_when_the_nodes_are_together_again_however_long_they_ran(
     };
     assert!(wait_until(PATIENCE, again), "{told:?}");
 }
+
+#[test]
+fn users_are_told_again_and_again_as_often_as_is_configured() {
+    // Besides at once, and after one second and three: those would not be enough.
+    const MORE: u32 = 6;
+    let often = vips(&[V4, V6]).replace("<interface ", "<interface arpinterval=\"1s\" ");
+    let stage = Stage::with("isolation=\"wait\"", |_| often.clone());
+    let user = stage.network.public().unwrap();
+    let wire = Wire::of(&user).unwrap();
+    let stage = stage.run();
+    let mut told = Told::default();
+    let again = || {
+        while let Some(frame) = wire.next() {
+            told.hear(&frame, 0);
+        }
+        told.questions >= MORE && told.answers >= MORE && told.advertisements >= MORE
+    };
+    assert!(wait_until(PATIENCE, again), "{told:?}");
+    stage.a.works();
+    // Whoever has them no more is silent.
+    stage.b.must(&["swap"]);
+    stage.b.wait("PRIM", "Ready");
+    stage.a.wait("SECOND", "Ready");
+    while wire.next().is_some() {}
+    let (mut from_a, mut from_b) = (Told::default(), Told::default());
+    let again = || {
+        while let Some(frame) = wire.next() {
+            from_a.hear(&frame, 0);
+            from_b.hear(&frame, 1);
+        }
+        from_b.questions >= MORE && from_b.advertisements >= MORE
+    };
+    assert!(wait_until(PATIENCE, again), "{from_b:?}");
+    assert_eq!(from_a, Told::default());
+    stage.assert_identical();
+}
+
+#[test]
+fn addresses_that_are_not_to_be_checked_are_set_whoever_has_them_and_left_alone_then() {
+    let unchecked = vips(&[V4, V6]).replace("<virtual_addr ", "<virtual_addr check=\"off\" ");
+    let unchecked = unchecked.replace("<interface ", "<interface check=\"off\" ");
+    let stage = Stage::with("isolation=\"wait\" maxloop=\"0\"", |_| unchecked.clone());
+    let user = stage.network.public().unwrap();
+    for address in [format!("{V4}/24"), format!("{V6}/64 nodad")] {
+        run_ip(&user, &format!("addr add {address} dev lan")).unwrap();
+    }
+    let stage = stage.run();
+    assert!(has(&stage.network, 0, V4) && has(&stage.network, 0, V6));
+    let end = stage.network.namespace(0).unwrap();
+    run_ip(&end, &format!("addr del {V4}/24 dev public")).unwrap();
+    run_ip(&end, "link set public down").unwrap();
+    // Nobody looks at any of it.
+    let state = stage.a.state();
+    let resources = state["resources"].as_object();
+    let named = |class: &str| resources.is_some_and(|r| r.keys().any(|k| k.starts_with(class)));
+    assert!(!named("ip.") && !named("intf."), "{state}");
+    for _ in 0..5 {
+        stage.a.works();
+    }
+    assert!(stage.a.is("PRIM", "Ready"), "{}", stage.a.log());
+    assert_eq!((stage.a.starts(), stage.b.starts()), (1, 0));
+    stage.assert_identical();
+}
