@@ -1,12 +1,33 @@
 //! Both nodes' automata with their drivers, an arbiter and a network: every history up to
-//! a depth, and many longer ones from seeds. Never two that serve, never one that serves
-//! without an acknowledged write, and always together again once everything is repaired.
+//! a depth, and many longer ones from seeds. Never two that serve where somebody decides, never
+//! one that serves without an acknowledged write, never a copy promoted from before its peer went
+//! on, always the same decision on two nodes that know of each other what is so, and always
+//! together again once everything is repaired.
+//!
+//! What may happen: a node crashes, loses its power, freezes; its disk hangs or fails; its driver
+//! dies; the network is cut, or carries one direction only; up to two views of each node are on
+//! their way, so that one is late or lost, and stay so when their sender has died; the arbiter goes
+//! away, or its answer is lost; what a node was to do fails; the operator stops, starts, restarts
+//! and exchanges roles, says a word in the wrong place, and gives one node other rules. With each of
+//! [`setups`]: a witness, a fence command, an address, or nobody with either policy; failover on and
+//! off; a default primary on either side; with and without `syncdelta`.
+//!
+//! Histories are searched breadth first to [`depth`] steps with two faults among them, each state
+//! once. From each of them everything is repaired, and the pair has to come together and then to
+//! survive the loss of either node; what was found to do so is not looked at again. Random histories
+//! of 120 steps with six faults follow.
 
 // A test's helpers fail the test.
 #![allow(clippy::unwrap_used)]
 
+#[path = "automaton/explore.rs"]
+mod explore;
 #[path = "automaton/nodes.rs"]
 mod nodes;
+#[path = "automaton/promises.rs"]
+mod promises;
+#[path = "automaton/setup.rs"]
+mod setup;
 #[path = "automaton/steps.rs"]
 mod steps;
 #[path = "automaton/stories.rs"]
@@ -14,149 +35,34 @@ mod stories;
 #[path = "automaton/world.rs"]
 mod world;
 
-use std::collections::HashSet;
-
+use explore::{Checked, all_histories, in_parallel, one_history};
 use steps::Step;
 use twinfold_protocol::automaton::{Arbiter, Effect, Isolation, Wanted};
-use world::{Bug, World};
+use twinfold_protocol::ids::Side;
+use world::{Bug, Judge, Setup, World};
 
 /// Steps of a repaired pair until it must be together, at most.
 const PATIENCE: usize = 400;
 
-/// Rounds in which a pair that is left alone has done everything, also what is tried again.
-const ROUNDS: usize = 60;
+/// Steps of a random history.
+const LENGTH: usize = 120;
 
-fn fails(world: &World, progress: bool) -> Option<String> {
-    if let Some(wrong) = world.wrong() {
-        return Some(format!("{wrong}: {}", world.brief()));
-    }
-    if progress {
-        let mut healed = world.clone();
-        healed.settle(PATIENCE);
-        if let Some(wrong) = healed.wrong() {
-            return Some(format!("after the repair: {wrong}"));
-        }
-        if !healed.is_together() {
-            return Some(format!(
-                "no progress after the repair of {}\nto {}",
-                world.brief(),
-                healed.brief()
-            ));
-        }
-        if healed.has_arbiter()
-            && let Some(wrong) = survives(&healed)
-        {
-            return Some(format!("after the repair of {}\n{wrong}", world.brief()));
-        }
-    }
-    None
-}
-
-/// With an arbiter, the loss of one node of a pair that is together never ends the service,
-/// however the pair came there.
-fn survives(together: &World) -> Option<String> {
-    let mut world = together.clone();
-    // What is tried again from time to time is done.
-    (0..ROUNDS).for_each(|round| world.round(round, &[]));
-    let primary = world.primary()?;
-    let losses = [
-        vec![Step::Crash(primary)],
-        vec![Step::Crash(1 - primary)],
-        vec![Step::Freeze(primary, true)],
-        vec![Step::Freeze(1 - primary, true)],
-        vec![Step::Hang(1 - primary, true)],
-        vec![Step::DiskFails(primary)],
-        vec![Step::DiskFails(primary), Step::Crash(primary)],
-        vec![Step::DiskFails(primary), Step::Cut(true)],
-    ];
-    losses.into_iter().find_map(|loss| {
-        let mut world = world.clone();
-        world.allow(loss.len());
-        loss.iter().for_each(|step| world.take(*step));
-        let never: Vec<_> = (0..2)
-            .flat_map(|n| {
-                let node = [Step::Boot(n), Step::Freeze(n, false), Step::Hang(n, false)];
-                node.into_iter().chain([Step::Repair(n)])
-            })
-            .chain([Step::Cut(false)])
-            .collect();
-        for round in 0..ROUNDS {
-            world.round(round, &never);
-            if let Some(wrong) = world.wrong() {
-                return Some(format!("{loss:?}: {wrong}: {}", world.brief()));
-            }
-        }
-        (!world.is_served()).then(|| format!("{loss:?}: nobody serves: {}", world.brief()))
-    })
-}
-
-/// All histories of up to `depth` steps; how many states were seen, and the first failure.
-fn all_histories(start: World, depth: usize, progress: bool) -> (usize, Option<String>) {
-    let mut seen = HashSet::from([start.clone()]);
-    let mut layer = vec![(start, Vec::<Step>::new())];
-    for _ in 0..depth {
-        let mut next = Vec::new();
-        for (world, path) in layer {
-            for step in world.steps(true) {
-                let mut after = world.clone();
-                after.take(step);
-                if !seen.insert(after.clone()) {
-                    continue;
-                }
-                let mut path = path.clone();
-                path.push(step);
-                if let Some(wrong) = fails(&after, progress) {
-                    return (seen.len(), Some(format!("{path:?}: {wrong}")));
-                }
-                next.push((after, path));
-            }
-        }
-        layer = next;
-    }
-    (seen.len(), None)
-}
-
-/// A random history from a seed.
-fn one_history(start: &World, seed: u64, length: usize) -> Option<String> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut random = move |below: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 11) as usize % below
-    };
-    let mut world = start.clone();
-    let mut path = Vec::new();
-    for _ in 0..length {
-        // Faults are rarer than what follows from them, and tries again rarer than both.
-        let (faults, retries) = (random(6) == 0, random(10) == 0);
-        let mut steps = world.steps(faults);
-        steps.retain(|s| retries || !matches!(s, Step::Retry(_)));
-        if steps.is_empty() {
-            continue;
-        }
-        let step = steps[random(steps.len())];
-        world.take(step);
-        path.push(step);
-        if let Some(wrong) = fails(&world, false) {
-            return Some(format!("seed {seed}, {path:?}: {wrong}"));
-        }
-    }
-    fails(&world, true).map(|wrong| format!("seed {seed}, {path:?}: {wrong}"))
+fn number(variable: &str, unless: u64) -> u64 {
+    let said = std::env::var(variable);
+    said.map_or(unless, |text| text.parse().unwrap())
 }
 
 /// Steps of the short histories; more with `TWINFOLD_AUTOMATON_DEPTH`.
 fn depth() -> usize {
-    let depth = std::env::var("TWINFOLD_AUTOMATON_DEPTH");
-    depth.map_or(6, |d| d.parse().unwrap())
+    number("TWINFOLD_AUTOMATON_DEPTH", 6) as usize
 }
 
 /// Random histories of each setup; more with `TWINFOLD_AUTOMATON_SEEDS`.
 fn seeds() -> u64 {
-    let seeds = std::env::var("TWINFOLD_AUTOMATON_SEEDS");
-    seeds.map_or(20_000, |s| s.parse().unwrap())
+    number("TWINFOLD_AUTOMATON_SEEDS", 10_000)
 }
 
+/// Two that keep two nodes from both going on.
 fn setups() -> [(Arbiter, Isolation); 2] {
     [
         (Arbiter::Asked, Isolation::Wait),
@@ -164,37 +70,61 @@ fn setups() -> [(Arbiter, Isolation); 2] {
     ]
 }
 
-/// Pairs that are together, with so many faults to come; and what they are.
-fn starts(faults: u8) -> Vec<(String, World)> {
-    let mut all: Vec<_> = setups()
-        .into_iter()
-        .map(|(arbiter, isolation)| {
-            let world = World::paired(arbiter, isolation, faults, None);
-            (format!("{arbiter:?} {isolation:?}"), world)
-        })
-        .collect();
-    let recent = World::paired(Arbiter::Asked, Isolation::Wait, faults, None);
-    all.push(("with syncdelta".into(), recent.with_syncdelta()));
-    all
+/// Everything that is explored, and what it is called.
+fn all_setups() -> Vec<(&'static str, Setup)> {
+    let witness = Setup::new(Arbiter::Asked, Isolation::Wait);
+    let alone = Setup::new(Arbiter::None, Isolation::Alone);
+    let judge = |judge| Setup { judge, ..witness };
+    let prefers = |side| Setup {
+        default_prim: Some(side),
+        ..witness
+    };
+    let off = |setup| Setup {
+        failover: false,
+        ..setup
+    };
+    vec![
+        ("witness", witness),
+        ("wait", Setup::new(Arbiter::None, Isolation::Wait)),
+        ("alone", alone),
+        ("fence", judge(Judge::Fence)),
+        ("ping", judge(Judge::Ping)),
+        (
+            "syncdelta",
+            Setup {
+                syncdelta: true,
+                ..witness
+            },
+        ),
+        ("witness, failover off", off(witness)),
+        ("alone, failover off", off(alone)),
+        ("witness, even side is default", prefers(Side::Even)),
+        ("witness, odd side is default", prefers(Side::Odd)),
+        ("odd side is default, failover off", off(prefers(Side::Odd))),
+    ]
 }
 
 #[test]
 fn every_short_history_keeps_the_promises_and_comes_together_again() {
-    for (name, start) in starts(2) {
-        let (states, failure) = all_histories(start, depth(), true);
-        assert_eq!(failure, None, "{name}");
+    in_parallel(all_setups(), |(name, setup)| {
+        let start = World::of(setup, 2, None);
+        let (states, failure) = all_histories(start, depth());
         println!("{name}: {states} states");
+        assert_eq!(failure, None, "{name}");
         assert!(states > 1000);
-    }
+    });
 }
 
 #[test]
 fn long_random_histories_keep_the_promises_and_come_together_again() {
-    for (name, start) in starts(6) {
-        let failures = (1..=seeds()).filter_map(|seed| one_history(&start, seed, 120));
+    in_parallel(all_setups(), |(name, setup)| {
+        let start = World::of(setup, 6, None);
+        let mut checked = Checked::default();
+        let failures =
+            (1..=seeds()).filter_map(|seed| one_history(&start, seed, LENGTH, &mut checked));
         let failures: Vec<_> = failures.take(3).collect();
         assert!(failures.is_empty(), "{name}: {}", failures.join("\n\n"));
-    }
+    });
 }
 
 #[test]
@@ -279,20 +209,53 @@ fn an_application_is_stopped_once_and_started_once_however_often_that_is_asked()
     assert_eq!(world.primary(), Some(node));
 }
 
+/// Where each planted bug shows, and the first seed from 1 on that finds it. It is tried first; if
+/// it finds nothing any more, all the others are.
+fn planted() -> Vec<(Bug, Setup, u64)> {
+    let witness = Setup::new(Arbiter::Asked, Isolation::Wait);
+    let alone = Setup::new(Arbiter::None, Isolation::Alone);
+    let off = Setup {
+        failover: false,
+        ..witness
+    };
+    let fence = Setup {
+        judge: Judge::Fence,
+        ..witness
+    };
+    let prefers = Setup {
+        default_prim: Some(Side::Odd),
+        ..witness
+    };
+    vec![
+        (Bug::GrantsAll, witness, 122),
+        (Bug::EarlyYield, witness, 1084),
+        (Bug::EarlyRelease, witness, 20756),
+        (Bug::SilenceIsDeath, witness, 39),
+        (Bug::NoSessions, witness, 11109),
+        (Bug::AnyQuestion, witness, 2712),
+        (Bug::ForgetsPower, witness, 4),
+        (Bug::ForgesSessions, witness, 55415),
+        (Bug::NoFence, fence, 122),
+        (Bug::RestartIsCurrent, alone, 23),
+        (Bug::BothEven, witness, 4507),
+        (Bug::FailoverAnyway, off, 2),
+        (Bug::SwapsBlindly, prefers, 39),
+    ]
+}
+
 #[test]
 fn planted_bugs_are_found() {
-    for bug in [
-        Bug::GrantsAll,
-        Bug::EarlyYield,
-        Bug::EarlyRelease,
-        Bug::SilenceIsDeath,
-        Bug::NoSessions,
-        Bug::AnyQuestion,
-        Bug::ForgetsPower,
-    ] {
-        let start = World::paired(Arbiter::Asked, Isolation::Wait, 6, Some(bug));
-        let found = (1..=1_000_000).find(|seed| one_history(&start, *seed, 120).is_some());
-        println!("{bug:?}: found by seed {found:?}");
-        assert!(found.is_some(), "{bug:?} is not found");
-    }
+    in_parallel(planted(), |(bug, setup, hint)| {
+        let start = World::of(setup, 6, Some(bug));
+        let mut checked = Checked::default();
+        let found = std::iter::once(hint)
+            .chain(1..=1_000_000)
+            .find_map(|seed| Some((seed, one_history(&start, seed, LENGTH, &mut checked)?)));
+        let (seed, failure) = found.unwrap_or_else(|| panic!("{bug:?} is not found"));
+        let what = failure.lines().next().unwrap_or_default();
+        println!(
+            "{bug:?}: found by seed {seed}: {}",
+            what.rsplit("]: ").next().unwrap()
+        );
+    });
 }

@@ -279,6 +279,8 @@ impl Automaton {
                     self.refused = None;
                 }
                 self.peer = Peer::Heard(Box::new(view));
+                // It went on, whoever let it: what was granted here is of the past.
+                self.right = self.right.filter(|_| !self.is_overtaken());
                 self.agree();
             }
             Event::Silent => self.peer = Peer::Silent,
@@ -305,6 +307,8 @@ impl Automaton {
                 self.link = Link::None;
                 self.unanswered = None;
                 self.copy.current = false;
+                // It was for what this run of the driver knew. Who may have it still gets it again.
+                self.right = None;
             }
             Event::DriverStays(role) => self.driver = Driver::Up(role),
             Event::Link(link) => {
@@ -356,8 +360,9 @@ impl Automaton {
             }
             Event::Granted(generation) => {
                 self.asking = false;
-                // What was yielded meanwhile is yielded, and what is equal again is not needed.
-                let needed = !is_joint(self.link);
+                // What was yielded meanwhile is yielded, what is equal again is not needed, and
+                // the peer may have gone on as well where the arbiter grants whoever reaches it.
+                let needed = !is_joint(self.link) && !self.is_overtaken();
                 if needed && self.yielded != Some(generation) && !self.yielding {
                     self.right = Some(generation);
                 }

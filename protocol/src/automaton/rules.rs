@@ -80,11 +80,18 @@ impl Automaton {
         (self.app == App::Up).then_some(Effect::StopApp)
     }
 
-    fn heard(&self) -> Option<&View> {
+    /// What the peer said last, unless it is silent.
+    pub fn heard(&self) -> Option<&View> {
         match &self.peer {
             Peer::Heard(view) => Some(view),
             _ => None,
         }
+    }
+
+    /// Which of the two nodes is to serve when neither does, as far as this one knows; none as long
+    /// as it hears nothing of the other one.
+    pub fn chosen(&self) -> Option<Which> {
+        self.heard().map(|peer| self.choice(peer))
     }
 
     fn choice(&self, peer: &View) -> Which {
@@ -153,7 +160,16 @@ impl Automaton {
     fn is_candidate(&self) -> bool {
         let complete = self.is_complete() || self.both_yielded() || self.takes_back();
         let by_itself = self.config.failover || self.copy.was == Some(Role::Primary);
-        complete && (by_itself || matches!(self.wanted, Wanted::Prim(_))) && self.willing()
+        let told = matches!(self.wanted, Wanted::Prim(_)) || self.is_given_the_role();
+        complete && (by_itself || told) && self.willing()
+    }
+
+    /// The peer has let go of the primary's role so that this node takes it: the roles are being
+    /// exchanged. One that is stopped, or whose driver has died, is shown otherwise.
+    fn is_given_the_role(&self) -> bool {
+        let waits = (State::Wait, Status::NotReady);
+        self.heard()
+            .is_some_and(|v| !v.serves && !v.willing && (v.state, v.status) == waits)
     }
 
     /// The power of both nodes was cut, as far as is known, while the copies were equal: what
@@ -250,8 +266,11 @@ impl Automaton {
                     return Leave::Given;
                 }
                 match self.choice(v) {
-                    // It is there, and as good as gone.
-                    Which::Me if self.unanswered == Some(base) => self.separated(base),
+                    // It is there, and as good as gone. Of what was yielded no arbiter gives the
+                    // right back: it would be asked for ever, or end the peer for nothing.
+                    Which::Me if self.unanswered == Some(base) && self.yielded != Some(base) => {
+                        self.separated(base)
+                    }
                     Which::Me => Leave::Wait(Reason::Asking),
                     Which::Peer => Leave::Wait(Reason::PeerServes),
                 }
@@ -313,10 +332,7 @@ impl Automaton {
             return self.wait(Reason::Listening);
         }
         // Nobody else has its generation: it starts at once.
-        let overtaken = self
-            .heard()
-            .is_some_and(|v| newer(&self.copy.state, &v.copy) == Some(Which::Peer));
-        if usable(&self.copy.state) && !self.copy.shared && !overtaken {
+        if usable(&self.copy.state) && !self.copy.shared && !self.is_overtaken() {
             return Some(Effect::Start(Role::Primary, false));
         }
         Some(Effect::Start(Role::Secondary, false))
@@ -414,16 +430,19 @@ impl Automaton {
         self.show(State::Alone, Status::Ready, Reason::AtPeer)
     }
 
+    /// The peer has said that its copy is the newer one.
+    pub(super) fn is_overtaken(&self) -> bool {
+        self.heard()
+            .is_some_and(|v| newer(&self.copy.state, &v.copy) == Some(Which::Peer))
+    }
+
     /// The peer serves by right, or is to: this primary has lost its own.
     fn is_overruled(&self) -> bool {
-        let overtaken = self
-            .heard()
-            .is_some_and(|v| newer(&self.copy.state, &v.copy) == Some(Which::Peer));
         let denied = matches!(self.link, Link::Holding(_)) && self.refused == Some(Reason::Denied);
         let forsaken = self.link == Link::Forsaken;
         // The peer's copy is the newer one then, and this node serves from it.
         let at_peer = self.link == Link::AtPeer;
-        !at_peer && (overtaken || denied || forsaken)
+        !at_peer && (self.is_overtaken() || denied || forsaken)
     }
 
     /// Whether the application, if it runs here, is to be found at its addresses. If not, the peer

@@ -6,14 +6,14 @@ use twinfold_protocol::ids::{Generation, SessionId};
 use twinfold_protocol::lifecycle::Record;
 use twinfold_protocol::primary::AckMode;
 
-use super::world::{Bug, Driver, Node, World, generation};
+use super::world::{Bug, Driver, Judge, Node, World, generation};
 
 impl World {
     pub(super) fn boot(&mut self, n: usize) {
-        let copy = self.copy(n);
+        let (config, copy) = (self.configuration(n), self.copy(n));
         let node = &mut self.nodes[n];
         node.automaton = Some(
-            Automaton::new(self.config[n], copy, node.disk.yielded)
+            Automaton::new(config, copy, node.disk.yielded)
                 .has_agreed(node.disk.agreed)
                 .has_asked(node.disk.asked),
         );
@@ -23,9 +23,7 @@ impl World {
             self.tell(n, Event::Want(Wanted::Soon));
         }
         // Both hear of each other with the next heartbeats.
-        for n in 0..2 {
-            self.sent[n] = self.nodes[n].automaton.as_ref().map(Automaton::view);
-        }
+        (0..2).for_each(|n| self.send(n));
     }
 
     fn new_generation(&mut self) -> Generation {
@@ -121,6 +119,15 @@ impl World {
             {
                 self.tell(n, Event::DriverStays(Role::Secondary));
             }
+            // One that is being resynced meanwhile is refused.
+            Effect::Promote(Claim::Current)
+                if !matches!(
+                    self.nodes[n].driver,
+                    Driver::Secondary { current: true, .. }
+                ) && self.bug != Some(Bug::RestartIsCurrent) =>
+            {
+                self.tell(n, Event::DriverStays(Role::Secondary));
+            }
             Effect::Promote(_) => self.become_primary(n, true),
             Effect::StopDriver => {
                 self.flush(n);
@@ -163,7 +170,7 @@ impl World {
                 if !self.reachable {
                     return self.tell(n, Event::Unreachable);
                 }
-                let owner = *self.arbiter.entry(g).or_insert(n);
+                let owner = self.judges(n, g);
                 if !well {
                     // It has done it, and the answer is lost.
                     return self.tell(n, Event::Unreachable);
@@ -200,6 +207,24 @@ impl World {
                 self.tell(n, Event::AppDown);
             }
             Effect::Tell => {}
+        }
+    }
+
+    /// Whoever is asked decides; who has the generation then.
+    fn judges(&mut self, n: usize, g: Generation) -> usize {
+        match self.judge {
+            Judge::Witness => *self.arbiter.entry(g).or_insert(n),
+            Judge::Ping => n,
+            Judge::Fence => {
+                if self.bug != Some(Bug::NoFence) {
+                    let peer = &mut self.nodes[1 - n];
+                    peer.frozen = false;
+                    if peer.automaton.is_some() {
+                        self.power_cut(1 - n);
+                    }
+                }
+                n
+            }
         }
     }
 

@@ -1,6 +1,8 @@
 //! What can happen next to two nodes.
 
-use twinfold_protocol::automaton::{Arbiter, Automaton, Effect, Isolation, Link, Reason, Wanted};
+use twinfold_protocol::automaton::{
+    Arbiter, Automaton, Config, Effect, Isolation, Link, Reason, Wanted,
+};
 
 use super::world::{Driver, World};
 
@@ -11,6 +13,8 @@ pub(crate) enum Step {
     Done(usize, usize, bool),
     /// A view arrives at a node.
     Arrive(usize),
+    /// The older one of two views that are on their way to a node is lost.
+    Lose(usize),
     /// A node hears nothing for the timeout.
     Silent(usize),
     /// What did not work is tried again.
@@ -35,6 +39,8 @@ pub(crate) enum Step {
     KillDriver(usize),
     /// The network is cut, or heals.
     Cut(bool),
+    /// Nothing arrives at a node any more, and what it sends does; or it hears again.
+    Deaf(usize, bool),
     /// The arbiter goes away, or comes back.
     Arbiter(bool),
     /// A node stops doing anything, or goes on.
@@ -82,13 +88,17 @@ impl World {
                 all.push(Step::Repair(n));
             }
             let shown = node.automaton.as_ref().map(Automaton::shown);
-            if shown.is_some_and(|(_, _, reason)| reason == Reason::Asking) {
+            if shown.is_some_and(|(_, _, reason)| reason == Reason::Asking) && self.is_unanswered(n)
+            {
                 all.push(Step::Unanswered(n));
             }
-            if self.network && self.sent[1 - n].is_some() {
+            if self.hears(n) && !self.sent[1 - n].is_empty() {
                 all.push(Step::Arrive(n));
+                if self.sent[1 - n].len() > 1 {
+                    all.push(Step::Lose(n));
+                }
             }
-            if !self.network || !self.is_alive(1 - n) {
+            if !self.hears(n) || !self.is_alive(1 - n) {
                 all.push(Step::Silent(n));
             }
             all.push(Step::Retry(n));
@@ -124,12 +134,15 @@ impl World {
         if !self.network {
             all.push(Step::Cut(false));
         }
+        let deaf = (0..2).filter(|n| self.deaf[*n]);
+        all.extend(deaf.map(|n| Step::Deaf(n, false)));
         if !self.reachable {
             all.push(Step::Arbiter(true));
         }
         if faults && self.faults > 0 {
-            if self.network {
+            if self.network && self.deaf == [false; 2] {
                 all.push(Step::Cut(true));
+                all.extend([Step::Deaf(0, true), Step::Deaf(1, true)]);
             }
             if self.reachable && self.config[0].arbiter == Arbiter::Asked {
                 all.push(Step::Arbiter(false));
@@ -154,7 +167,15 @@ impl World {
                     }
                     // One node keeps its rules, so the other one must not go on by its own.
                     if n == 1 && self.config[1].rules == self.config[0].rules {
-                        all.push(Step::Configure(1, Arbiter::None, Isolation::Alone));
+                        let other = match self.config[0] {
+                            Config {
+                                arbiter: Arbiter::None,
+                                isolation: Isolation::Alone,
+                                ..
+                            } => Isolation::Wait,
+                            _ => Isolation::Alone,
+                        };
+                        all.push(Step::Configure(1, Arbiter::None, other));
                     }
                     // In the wrong place: nothing must come of it.
                     if self.plays(n) {
@@ -187,6 +208,17 @@ impl World {
             }
         }
         all
+    }
+
+    /// Whether the peer may not have answered this node for as long as that one is waited for: in
+    /// that time everything has arrived that it had to say. It cannot answer; or it is slow, where an
+    /// arbiter decides or nobody goes on.
+    fn is_unanswered(&self, n: usize) -> bool {
+        let peer = 1 - n;
+        let cannot = self.nodes[peer].hangs || !self.hears(peer) || !self.is_alive(peer);
+        let heard = self.nodes[n].automaton.as_ref().and_then(Automaton::heard);
+        let news = self.sent[peer].iter().any(|view| heard != Some(view));
+        !news && (cannot || self.is_asked())
     }
 
     /// Whether this node serves, or follows a primary.

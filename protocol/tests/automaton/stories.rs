@@ -1,9 +1,11 @@
 //! Single histories that went wrong once, or would have.
 
-use twinfold_protocol::automaton::{Arbiter, Effect, Isolation, Wanted};
+use twinfold_protocol::automaton::{Arbiter, Effect, Isolation, Reason, Wanted};
+use twinfold_protocol::ids::Side;
 
+use super::promises::RETRY;
 use super::steps::Step;
-use super::world::World;
+use super::world::{Judge, Setup, World};
 
 /// Rounds in which everything that is going to happen has happened.
 const ROUNDS: usize = 100;
@@ -291,4 +293,132 @@ fn processes_that_died_and_run_again_before_the_arbiter_has_answered_leave_one_t
             }
         }
     }
+}
+
+fn of(setup: Setup) -> (World, usize, usize) {
+    let world = World::of(setup, 20, None);
+    let primary = world.primary().unwrap();
+    (world, primary, 1 - primary)
+}
+
+#[test]
+fn roles_are_exchanged_where_nobody_takes_over_by_itself_and_a_lost_primary_is_left_to_the_operator()
+ {
+    let setup = Setup {
+        failover: false,
+        ..Setup::new(Arbiter::Asked, Isolation::Wait)
+    };
+    for told in 0..2 {
+        let (mut world, primary, secondary) = of(setup);
+        world.take(Step::Swap(told));
+        go_on(&mut world, &[]);
+        assert!(world.is_together(), "{}", world.brief());
+        assert_eq!(world.primary(), Some(secondary), "{}", world.brief());
+        // Neither a crash nor a stop gives it back.
+        for loss in [
+            Step::Crash(secondary),
+            Step::Want(secondary, Wanted::Stopped),
+        ] {
+            let mut world = world.clone();
+            world.take(loss);
+            go_on(&mut world, &[Step::Boot(secondary)]);
+            assert!(!world.acknowledges(primary), "{}", world.brief());
+        }
+    }
+}
+
+#[test]
+fn a_default_primary_gets_its_role_where_nobody_takes_over_by_itself() {
+    let setup = Setup {
+        failover: false,
+        default_prim: Some(Side::Odd),
+        ..Setup::new(Arbiter::None, Isolation::Wait)
+    };
+    let (mut world, primary, _) = of(setup);
+    assert!(world.is_as_configured(), "{}", world.brief());
+    world.take(Step::Crash(primary));
+    go_on(&mut world, &[]);
+    assert!(
+        world.is_together() && world.is_as_configured(),
+        "{}",
+        world.brief()
+    );
+}
+
+#[test]
+fn what_a_witness_that_answers_both_has_granted_is_of_the_past_once_the_peer_went_on() {
+    for dies in [false, true] {
+        let setup = Setup {
+            judge: Judge::Ping,
+            ..Setup::new(Arbiter::Asked, Isolation::Wait)
+        };
+        let (mut world, primary, secondary) = of(setup);
+        world.take(Step::Cut(true));
+        for n in [primary, secondary] {
+            world.take(Step::Lost(n));
+            world.take(Step::Silent(n));
+            assert!(matches!(world.doing(n), [Effect::Ask(_)]));
+        }
+        // This one has it, and cannot use it any more.
+        world.take(Step::Want(secondary, Wanted::Stopped));
+        if dies {
+            world.take(Step::KillDriver(secondary));
+        }
+        world.take(Step::Done(secondary, 0, true));
+        go_on(&mut world, &[Step::Cut(false)]);
+        // The other one has gone on, writes, and is stopped.
+        world.take(Step::Write(primary));
+        world.take(Step::Want(primary, Wanted::Stopped));
+        go_on(&mut world, &[Step::Cut(false)]);
+        world.take(Step::Cut(false));
+        world.take(Step::Want(secondary, Wanted::Running));
+        go_on(&mut world, &[]);
+        assert!(!world.acknowledges(secondary), "{}", world.brief());
+        world.settle(ROUNDS);
+        assert!(world.is_together(), "{}", world.brief());
+        assert_eq!(world.primary(), Some(primary));
+    }
+}
+
+#[test]
+fn a_node_that_gave_way_does_not_end_a_peer_that_is_slow_to_give_way_in_turn() {
+    let setup = Setup {
+        judge: Judge::Fence,
+        ..Setup::new(Arbiter::Asked, Isolation::Wait)
+    };
+    let (mut world, primary, secondary) = of(setup);
+    // It gives way to the one that is to have the role, which loses its power then.
+    world.take(Step::Swap(primary));
+    let taken = |world: &World| {
+        let promotes = |e: &Effect| matches!(e, Effect::Promote(_));
+        world.doing(secondary).iter().any(promotes)
+    };
+    for round in 0..ROUNDS {
+        if taken(&world) {
+            break;
+        }
+        world.round(round, &[]);
+    }
+    assert!(taken(&world), "{}", world.brief());
+    world.take(Step::PowerCut(secondary));
+    world.take(Step::Boot(secondary));
+    // As soon as that is noted, its disk hangs: it does not give way in turn.
+    for round in 0..ROUNDS {
+        if world.nodes[secondary].disk.record.copy.cut {
+            break;
+        }
+        world.round(round, &[]);
+    }
+    world.take(Step::Hang(secondary, true));
+    let mut asked = false;
+    for round in 0..3 * RETRY {
+        world.round(round, &[Step::Hang(secondary, false)]);
+        let asks = |e: &Effect| matches!(e, Effect::Ask(_));
+        assert!(!world.doing(primary).iter().any(asks), "{}", world.brief());
+        let shown = world.nodes[primary].automaton.as_ref().unwrap().shown();
+        asked |= shown.2 == Reason::Asking;
+    }
+    assert!(asked, "{}", world.brief());
+    world.settle(ROUNDS);
+    assert!(world.is_together(), "{}", world.brief());
 }

@@ -10,26 +10,8 @@ use twinfold_protocol::handshake::{Role, Which, newer};
 use twinfold_protocol::ids::{Generation, ModuleId, SessionId, Side};
 use twinfold_protocol::lifecycle::Record;
 
+pub(crate) use super::setup::{Bug, Judge, Setup};
 use super::steps::Step;
-
-/// A mistake planted on purpose, to see that the checker finds it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub(crate) enum Bug {
-    /// The arbiter grants whoever asks.
-    GrantsAll,
-    /// A yield is said before it is durable.
-    EarlyYield,
-    /// A silent peer counts as dead.
-    SilenceIsDeath,
-    /// What was granted is said to be given back before it is.
-    EarlyRelease,
-    /// Nobody knows whether a view is from before the copies were last equal.
-    NoSessions,
-    /// A decision to go on alone answers whatever question there is when it arrives.
-    AnyQuestion,
-    /// A copy whose machine lost its power counts as it did before.
-    ForgetsPower,
-}
 
 /// What survives a crash of a node.
 #[derive(Clone, PartialEq, Eq, Debug, Hash)]
@@ -110,9 +92,12 @@ pub(super) struct Node {
 #[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub(crate) struct World {
     pub(super) nodes: [Node; 2],
-    /// The last view each node sent, until it arrives.
-    pub(super) sent: [Option<View>; 2],
+    /// The last views that each node sent, the oldest first, until they arrive or are lost.
+    pub(super) sent: [Vec<View>; 2],
     pub(super) network: bool,
+    /// Nothing arrives at this node, and what it sends does.
+    pub(super) deaf: [bool; 2],
+    pub(super) judge: Judge,
     pub(super) arbiter: BTreeMap<Generation, usize>,
     pub(super) reachable: bool,
     /// The last acknowledged write.
@@ -131,8 +116,18 @@ pub(crate) struct World {
     pub(super) left: BTreeMap<Generation, usize>,
     /// Of one generation both did.
     pub(super) twice: bool,
+    /// Something has kept the nodes from hearing each other, or may have.
+    pub(super) separated: bool,
+    /// What a node did that it must not do, whatever comes of it.
+    pub(super) mistake: Option<&'static str>,
+    /// The operator has said that this node is to have another role.
+    pub(super) told: bool,
     pub(super) bug: Option<Bug>,
 }
+
+/// Views of one node that are on their way at once: one that is late, and the next one. The late
+/// one is lost when there are more.
+const IN_FLIGHT: usize = 2;
 
 pub(super) fn generation(n: u8) -> Generation {
     Generation(u128::from(n))
@@ -146,12 +141,20 @@ impl World {
         faults: u8,
         bug: Option<Bug>,
     ) -> World {
+        World::of(Setup::new(arbiter, isolation), faults, bug)
+    }
+
+    /// The same, configured like this.
+    pub(crate) fn of(setup: Setup, faults: u8, bug: Option<Bug>) -> World {
+        let Setup {
+            arbiter, isolation, ..
+        } = setup;
         let config = [Side::Even, Side::Odd].map(|side| Config {
             side,
             arbiter,
             isolation,
-            failover: true,
-            default_prim: None,
+            failover: setup.failover,
+            default_prim: setup.default_prim,
             rules: rules(arbiter, isolation),
         });
         let copy = twinfold_protocol::handshake::CopyState {
@@ -191,8 +194,10 @@ impl World {
         };
         let mut world = World {
             nodes: [node(Role::Primary), node(Role::Secondary)],
-            sent: [None, None],
+            sent: [Vec::new(), Vec::new()],
             network: true,
+            deaf: [false; 2],
+            judge: setup.judge,
             arbiter: BTreeMap::new(),
             reachable: true,
             acknowledged: 0,
@@ -206,13 +211,26 @@ impl World {
             syncdelta: false,
             left: BTreeMap::new(),
             twice: false,
-            bug,
+            separated: false,
+            mistake: None,
+            told: false,
+            bug: None,
         };
         world.settle(300);
+        if setup.default_prim.is_some() {
+            // It may be the other one's turn now.
+            (0..60).for_each(|round| world.round(round, &[]));
+        }
         assert!(world.is_together(), "{}", world.brief());
         world.faults = faults;
         world.writes = 2;
-        world
+        // Before it is planted, everything is well.
+        world.bug = bug;
+        (0..2).for_each(|n| world.configured(n));
+        match setup.syncdelta {
+            true => world.with_syncdelta(),
+            false => world,
+        }
     }
 
     /// The same, and what was equal recently counts.
@@ -220,6 +238,25 @@ impl World {
         self.syncdelta = true;
         (0..2).for_each(|n| self.tell_copy(n));
         self
+    }
+
+    /// What the automaton of a node is configured to do.
+    pub(super) fn configuration(&self, n: usize) -> Config {
+        let mut config = self.config[n];
+        match self.bug {
+            Some(Bug::BothEven) => config.side = Side::Even,
+            Some(Bug::FailoverAnyway) => config.failover = true,
+            _ => {}
+        }
+        config
+    }
+
+    fn configured(&mut self, n: usize) {
+        let config = self.configuration(n);
+        if let Some(automaton) = &mut self.nodes[n].automaton {
+            automaton.configure(config);
+            self.nodes[n].disk.agreed = automaton.agreed();
+        }
     }
 
     pub(super) fn copy(&self, n: usize) -> Copy {
@@ -230,7 +267,9 @@ impl World {
             state,
             was: node.disk.was,
             shared: node.disk.record.paired || node.disk.record.role == Some(Role::Secondary),
-            current: matches!(node.driver, Driver::Secondary { current: true, .. }),
+            current: matches!(node.driver, Driver::Secondary { current: true, .. })
+                || self.bug == Some(Bug::RestartIsCurrent)
+                    && matches!(node.driver, Driver::Secondary { .. }),
             recent: self.syncdelta && node.disk.recent,
             session: node.disk.session,
         }
@@ -239,6 +278,15 @@ impl World {
     pub(super) fn tell(&mut self, n: usize, event: Event) {
         let Some(automaton) = &mut self.nodes[n].automaton else {
             return;
+        };
+        let event = match (self.bug, event) {
+            (Some(Bug::SwapsBlindly), Event::Link(Link::Syncing)) => Event::Link(Link::Paired),
+            (Some(Bug::SwapsBlindly), Event::Heard(view)) => {
+                let follows = view.state == State::Second;
+                let status = if follows { Status::Ready } else { view.status };
+                Event::Heard(View { status, ..view })
+            }
+            (_, event) => event,
         };
         let effects = automaton.handle(event);
         // A word that is used up is not told again by the next daemon.
@@ -249,11 +297,9 @@ impl World {
         self.nodes[n].disk.agreed = automaton.agreed();
         for effect in effects {
             match effect {
-                Effect::Tell => {
-                    let view = self.nodes[n].automaton.as_ref().map(Automaton::view);
-                    self.sent[n] = view;
-                }
+                Effect::Tell => self.send(n),
                 effect => {
+                    self.watch(n, effect);
                     if self.bug == Some(Bug::EarlyYield)
                         && let Effect::Yield(g, _) = effect
                     {
@@ -268,6 +314,24 @@ impl World {
                 }
             }
         }
+    }
+
+    /// A node says how it is, if its peer can hear that.
+    pub(super) fn send(&mut self, n: usize) {
+        let view = self.nodes[n].automaton.as_ref().map(Automaton::view);
+        let sent = &mut self.sent[n];
+        let Some(view) = view.filter(|view| sent.last() != Some(view)) else {
+            return;
+        };
+        if sent.len() == IN_FLIGHT {
+            sent.remove(0);
+        }
+        sent.push(view);
+    }
+
+    /// Whether what the peer sends arrives at this node.
+    pub(super) fn hears(&self, n: usize) -> bool {
+        self.network && !self.deaf[n]
     }
 
     pub(super) fn tell_copy(&mut self, n: usize) {
@@ -296,7 +360,8 @@ impl World {
     }
 
     pub(super) fn connected(&self) -> bool {
-        self.network && self.is_alive(0) && self.is_alive(1)
+        // An answer is needed for everything that the drivers do.
+        (0..2).all(|n| self.hears(n) && self.is_alive(n))
     }
 
     /// The primary and the secondary, if there is one of each.
@@ -333,67 +398,17 @@ impl World {
     }
 
     /// Whose copy has what a node acknowledges.
-    fn copy_of(&self, n: usize) -> usize {
+    pub(super) fn copy_of(&self, n: usize) -> usize {
         match self.nodes[n].driver {
             Driver::Primary(Link::AtPeer) => 1 - n,
             _ => n,
         }
     }
 
-    /// What is wrong with this state, if anything is.
-    pub(crate) fn wrong(&self) -> Option<String> {
-        let both = (0..2).all(|n| self.acknowledges(n));
-        let asked = self.config.iter().any(|c| c.arbiter == Arbiter::Asked);
-        if both && asked {
-            return Some("two nodes acknowledge writes although there is an arbiter".into());
-        }
-        if self.twice && asked {
-            return Some(
-                "both nodes went on from one generation although there is an arbiter".into(),
-            );
-        }
-        let waits = |c: &Config| c.arbiter == Arbiter::None && c.isolation == Isolation::Wait;
-        let exclusive = asked || self.config.iter().any(waits);
-        if let Some(n) = (0..2).find(|n| self.is_shown_wrong(*n)) {
-            return Some(format!("node {n} is stopped and shown as something else"));
-        }
-        (0..2)
-            .find(|n| {
-                let has = self.nodes[self.copy_of(*n)].disk.has;
-                exclusive && self.acknowledges(*n) && has != self.acknowledged
-            })
-            .map(|n| format!("node {n} serves without an acknowledged write"))
-    }
-
-    /// Whether a node that is stopped, and does nothing but to yield, is shown otherwise.
-    fn is_shown_wrong(&self, n: usize) -> bool {
-        let node = &self.nodes[n];
-        let rests = node.disk.wanted == Wanted::Stopped
-            && node.driver == Driver::Down
-            && !node.app
-            && node.doing.iter().all(|e| matches!(e, Effect::Yield(..)));
-        let shown = node.automaton.as_ref().map(|a| a.shown().0);
-        rests && shown.is_some_and(|s| s != State::Stop)
-    }
-
-    /// One serves, the other follows, both are up to date and the application is up.
-    pub(crate) fn is_together(&self) -> bool {
-        let shown = |n: usize| {
-            let automaton = self.nodes[n].automaton.as_ref()?;
-            let (state, status, _) = automaton.shown();
-            Some((state, status))
-        };
-        let good = |p: usize, s: usize| {
-            shown(p) == Some((State::Prim, Status::Ready))
-                && shown(s) == Some((State::Second, Status::Ready))
-                && self.nodes[p].app
-        };
-        good(0, 1) || good(1, 0)
-    }
-
     /// Something happens.
     pub(crate) fn take(&mut self, step: Step) {
         self.happens(step);
+        self.calm_down();
         if let Some(serves) = (0..2).find(|n| self.lost && self.acknowledges(*n)) {
             self.acknowledged = self.nodes[serves].disk.has;
             self.lost = false;
@@ -410,8 +425,22 @@ impl World {
                 }
             }
             Step::Arrive(n) => {
-                if let Some(view) = self.sent[1 - n].take() {
+                if !self.sent[1 - n].is_empty() {
+                    let mut view = self.sent[1 - n].remove(0);
+                    if self.bug == Some(Bug::ForgesSessions) {
+                        view.session = self.nodes[n].disk.session;
+                    }
                     self.tell(n, Event::Heard(view));
+                }
+            }
+            Step::Lose(n) => drop(self.sent[1 - n].remove(0)),
+            Step::Deaf(n, on) => {
+                self.faults -= u8::from(on);
+                self.separated |= on;
+                self.deaf[n] = on;
+                self.sent[1 - n].clear();
+                if !on {
+                    self.send(1 - n);
                 }
             }
             Step::Silent(n) => {
@@ -440,22 +469,13 @@ impl World {
                 let wanted = self.nodes[n].disk.wanted;
                 self.tell(n, Event::Want(wanted));
             }
-            Step::Crash(n) => self.crash(n),
-            Step::PowerCut(n) => {
+            Step::Crash(n) => {
+                self.faults -= 1;
                 self.crash(n);
-                let disk = &mut self.nodes[n].disk;
-                disk.boot += 1;
-                (disk.has, disk.lost) = (disk.synced, true);
-                let (mine, peer) = (&self.nodes[n].disk, &self.nodes[1 - n].disk);
-                let copies = [mine, peer].map(|d| &d.record.copy);
-                match newer(copies[0], copies[1]) {
-                    // The power of both was cut: nothing here was fsynced by the application.
-                    None if peer.lost => self.lost = true,
-                    None => {}
-                    // What a node had that went on alone is lost with it.
-                    Some(Which::Me) => self.acknowledged = mine.has,
-                    Some(Which::Peer) => {}
-                }
+            }
+            Step::PowerCut(n) => {
+                self.faults -= 1;
+                self.power_cut(n);
             }
             Step::KillDriver(n) => {
                 self.faults -= 1;
@@ -475,14 +495,12 @@ impl World {
             }
             Step::Cut(off) => {
                 self.faults -= u8::from(off);
+                self.separated |= off;
                 self.network = !off;
+                self.sent = [Vec::new(), Vec::new()];
                 if !off {
                     // The next heartbeat says it all again.
-                    for n in 0..2 {
-                        self.sent[n] = self.nodes[n].automaton.as_ref().map(Automaton::view);
-                    }
-                } else {
-                    self.sent = [None, None];
+                    (0..2).for_each(|n| self.send(n));
                 }
             }
             Step::Arbiter(on) => {
@@ -491,10 +509,12 @@ impl World {
             }
             Step::Freeze(n, on) => {
                 self.faults -= u8::from(on);
+                self.separated |= on;
                 self.nodes[n].frozen = on;
             }
             Step::Hang(n, on) => {
                 self.faults -= u8::from(on);
+                self.separated |= on;
                 self.nodes[n].hangs = on;
             }
             Step::Configure(n, arbiter, isolation) => {
@@ -502,11 +522,7 @@ impl World {
                 let config = &mut self.config[n];
                 (config.arbiter, config.isolation) = (arbiter, isolation);
                 config.rules = rules(arbiter, isolation);
-                let config = *config;
-                if let Some(automaton) = &mut self.nodes[n].automaton {
-                    automaton.configure(config);
-                    self.nodes[n].disk.agreed = automaton.agreed();
-                }
+                self.configured(n);
                 self.tell(n, Event::Retry);
             }
             Step::DiskFails(n) => {
@@ -514,9 +530,13 @@ impl World {
                 self.disk_fails(n);
             }
             Step::Repair(n) => self.nodes[n].broken = false,
-            Step::Unanswered(n) => self.tell(n, Event::Unanswered),
+            Step::Unanswered(n) => {
+                self.separated = true;
+                self.tell(n, Event::Unanswered);
+            }
             Step::Swap(n) => {
                 self.faults -= 1;
+                self.told = true;
                 self.tell(n, Event::Swap);
             }
             Step::Restart(n) => {
@@ -525,6 +545,7 @@ impl World {
             }
             Step::Want(n, wanted) => {
                 self.faults -= 1;
+                self.told |= matches!(wanted, Wanted::Prim(_));
                 self.nodes[n].disk.wanted = wanted;
                 self.nodes[n].soon = false;
                 self.tell(n, Event::Want(wanted));
@@ -532,69 +553,31 @@ impl World {
         }
     }
 
+    pub(super) fn power_cut(&mut self, n: usize) {
+        self.crash(n);
+        let disk = &mut self.nodes[n].disk;
+        disk.boot += 1;
+        (disk.has, disk.lost) = (disk.synced, true);
+        let (mine, peer) = (&self.nodes[n].disk, &self.nodes[1 - n].disk);
+        let copies = [mine, peer].map(|d| &d.record.copy);
+        match newer(copies[0], copies[1]) {
+            // The power of both was cut: nothing here was fsynced by the application.
+            None if peer.lost => self.lost = true,
+            None => {}
+            // What a node had that went on alone is lost with it.
+            Some(Which::Me) => self.acknowledged = mine.has,
+            Some(Which::Peer) => {}
+        }
+    }
+
+    /// What is on its way to the peer is so still.
     fn crash(&mut self, n: usize) {
-        self.faults -= 1;
         let node = &mut self.nodes[n];
         node.automaton = None;
         node.driver = Driver::Down;
         node.doing.clear();
         node.app = false;
         node.soon = false;
-        self.sent[n] = None;
-    }
-
-    /// Everything is repaired, and both nodes are wanted: takes steps in turn until
-    /// nothing is left to do, at most `most`.
-    pub(crate) fn settle(&mut self, most: usize) {
-        if !self.network {
-            self.take(Step::Cut(false));
-        }
-        self.reachable = true;
-        if self.config[1].rules != self.config[0].rules {
-            let Config {
-                arbiter, isolation, ..
-            } = self.config[0];
-            self.take(Step::Configure(1, arbiter, isolation));
-        }
-        for n in 0..2 {
-            self.nodes[n].frozen = false;
-            self.nodes[n].hangs = false;
-            self.nodes[n].broken &= self.nodes[n].driver != Driver::Down;
-            if self.nodes[n].automaton.is_none() {
-                self.take(Step::Boot(n));
-            }
-            if self.nodes[n].disk.wanted == Wanted::Stopped {
-                self.nodes[n].disk.wanted = Wanted::Running;
-                self.tell(n, Event::Want(Wanted::Running));
-            }
-        }
-        for round in 0..most {
-            if self.is_together() {
-                return;
-            }
-            self.round(round, &[]);
-        }
-    }
-
-    /// Everything that can go on does but for this, and a heartbeat arrives.
-    pub(crate) fn round(&mut self, round: usize, but: &[Step]) {
-        let steps = self.steps(false);
-        let retry = round % 40 == 39;
-        let useful: Vec<_> = steps
-            .into_iter()
-            .filter(|s| retry || !matches!(s, Step::Retry(_)))
-            .filter(|s| !matches!(s, Step::Write(_)) && !but.contains(s))
-            .collect();
-        for step in useful {
-            self.take(step);
-        }
-        // Heartbeats go on.
-        for n in 0..2 {
-            self.sent[n] = self.nodes[n].automaton.as_ref().map(Automaton::view);
-            if round % 2 == n && self.sent[1 - n].is_some() {
-                self.take(Step::Arrive(n));
-            }
-        }
     }
 
     /// What a node is remembered to be wanted as.
@@ -620,11 +603,13 @@ impl World {
     pub(crate) fn no_failover(&mut self, off: bool) {
         for n in 0..2 {
             self.config[n].failover = !off;
-            let (config, node) = (self.config[n], &mut self.nodes[n]);
-            if let Some(automaton) = &mut node.automaton {
-                automaton.configure(config);
-            }
+            self.configured(n);
         }
+    }
+
+    /// Whether a node takes over by itself.
+    pub(crate) fn takes_over(&self) -> bool {
+        self.config.iter().all(|c| c.failover)
     }
 
     /// So many faults more may come.
