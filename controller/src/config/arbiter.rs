@@ -183,3 +183,79 @@ pub(super) fn read_fence(file: &str, service: &Element, found: &mut Findings) ->
         timeout: limit(file, fence, FENCE_TIMEOUT, found),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::module;
+
+    #[test]
+    fn an_arbiter_has_some_time_to_answer() {
+        for arbiter in [
+            "<fence command=\"/f\" timeout=\"0\"/>",
+            "<etcd endpoints=\"https://x:1\" ca=\"/ca\" timeout=\"0s\"/>",
+        ] {
+            let text = format!(
+                "<safe><service>{arbiter}<rfs><replicated dir=\"/vm\"/></rfs></service></safe>"
+            );
+            let (_, found) = module("f", &text, |_| None);
+            let said: Vec<_> = found.mistakes.iter().map(ToString::to_string).collect();
+            assert!(
+                said.iter().any(|s| s.contains("longer than nothing")),
+                "{said:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_promised_when_the_nodes_are_separated_is_said_where_it_is_configured() {
+        for (service, inside, place, says) in [
+            (
+                "",
+                "",
+                "f:1:7: ",
+                "isolation=\"alone\", the default: both nodes go on",
+            ),
+            (
+                " isolation='alone'",
+                "",
+                "f:1:16: ",
+                "isolation=\"alone\": both nodes go on",
+            ),
+            (" isolation='wait'", "", "f:1:16: ", "Never do both go on"),
+            (
+                "",
+                "<fence command='/f'/>",
+                "f:1:16: ",
+                "only when this command has ended it",
+            ),
+            (
+                " isolation='wait'",
+                "<etcd endpoints='https://h:1' ca='/a'/>",
+                "f:1:33: ",
+                "to one of two separated nodes, never to both",
+            ),
+            (
+                "",
+                "<check><splitbrain ident='w' arg='192.0.2.1'/></check>",
+                "f:1:23: ",
+                "both nodes may reach the witness",
+            ),
+        ] {
+            let text = format!(
+                "<safe><service{service}>{inside}<rfs><replicated dir='/d'/></rfs></service></safe>"
+            );
+            let (read, found) = module("f", &text, |_| None);
+            assert!(read.is_some(), "{:?}", found.mistakes);
+            let notes: Vec<_> = found.notes.iter().map(ToString::to_string).collect();
+            let [note] = &notes[..] else {
+                panic!("{text}: {notes:?}")
+            };
+            assert!(
+                note.starts_with(place) && note.contains(says),
+                "{text}: {note}"
+            );
+            let warns = note.contains("WARNING");
+            assert_eq!(warns, note.contains("=\"alone\""), "{note}");
+        }
+    }
+}
