@@ -3,7 +3,7 @@
 use harness::wait_until;
 
 use crate::PATIENCE;
-use crate::stage::{Machine, Stage, executable};
+use crate::stage::{Machine, START, STOP, Stage, executable};
 
 /// A script that notes its call.
 fn notes(machine: &Machine, script: &str) {
@@ -185,4 +185,64 @@ fn a_start_that_takes_too_long_is_ended_and_counts_as_failed() {
     stage.a.wait("SECOND", "Ready");
     stage.b.works();
     stage.assert_identical();
+}
+
+/// A script that notes its call and then does what it is for.
+fn notes_and(machine: &Machine, script: &str, text: &str) {
+    let path = machine.home().join("etc/modules/vm/bin").join(script);
+    let note = format!("#!/bin/sh\necho \"{script} $*\" >>\"$HOME_OF_TEST/notes\"");
+    executable(&path, &text.replacen("#!/bin/sh", &note, 1));
+}
+
+#[test]
+fn scripts_run_in_the_order_and_with_the_arguments_that_users_are_told() {
+    let mut stage = Stage::new("isolation=\"wait\"");
+    for machine in [&stage.a, &stage.b] {
+        for script in [
+            "prestart",
+            "transition",
+            "start_both",
+            "start_second",
+            "stop_second",
+            "stop_both",
+            "poststop",
+        ] {
+            notes(machine, script);
+        }
+        notes_and(machine, "start_prim", START);
+        notes_and(machine, "stop_prim", STOP);
+    }
+    stage = stage.run();
+    stage.a.must(&["swap"]);
+    stage.b.wait("PRIM", "Ready");
+    stage.a.wait("SECOND", "Ready");
+    stage.b.must(&["restart"]);
+    assert!(wait_until(PATIENCE, || stage.b.starts() == 2));
+    stage.b.wait("PRIM", "Ready");
+    for machine in [&stage.a, &stage.b] {
+        machine.must(&["stop"]);
+        machine.wait("STOP", "NotReady");
+        let ended = || calls(machine, "poststop") == 1;
+        assert!(wait_until(PATIENCE, ended), "{}", machine.log());
+    }
+    let expected = [
+        "prestart transition start_both start_prim stop_prim transition start_second stop_second \
+         stop_both poststop",
+        "prestart transition start_both start_second stop_second transition start_prim stop_prim \
+         transition start_prim stop_prim stop_both poststop",
+    ];
+    for (machine, expected) in [&stage.a, &stage.b].into_iter().zip(expected) {
+        let text = std::fs::read_to_string(machine.home().join("notes")).unwrap();
+        let names: Vec<_> = text.lines().filter_map(|l| l.split(' ').next()).collect();
+        assert_eq!(names.join(" "), expected, "{text}");
+        for line in text.lines() {
+            let words: Vec<_> = line.split(' ').collect();
+            let ends = words[0].starts_with("stop") || words[0] == "poststop";
+            assert_eq!(words.len(), 4, "{line}");
+            assert_eq!(words[3], if ends { "stop" } else { "start" }, "{line}");
+        }
+        for call in ["prestart STOP WAIT start", "start_prim ALONE ALONE start"] {
+            assert!(text.lines().any(|line| line == call), "{call}: {text}");
+        }
+    }
 }

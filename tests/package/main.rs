@@ -120,6 +120,7 @@ fn assert_complete(machine: &Machine) {
     ] {
         assert!(machine.path(file).is_file(), "{file}");
     }
+    machine.read("usr/share/doc/twinfold/controller/SCRIPTS.md");
     let copyright = machine.read("usr/share/doc/twinfold/copyright");
     for part in ["License: MIT or Apache-2.0", "\n quinn ", "\n fuser "] {
         assert!(copyright.contains(part), "{part}: {copyright}");

@@ -3,17 +3,19 @@
 //! | script | when |
 //! |---|---|
 //! | `prestart` | before the module starts; it stops what should not run |
-//! | `transition` | before each change of state |
-//! | `start_both`, `start_prim` | this node serves; in this order |
-//! | `stop_prim`, `stop_both` | it does not serve any more; in this order |
-//! | `start_both`, `start_second` | this node follows |
-//! | `stop_second`, `stop_both` | it does not follow any more |
-//! | `poststop` | the module has stopped |
+//! | `transition` | before this node begins to serve or to follow |
+//! | `start_both` | behind it, once after the module's start |
+//! | `start_prim` | this node serves |
+//! | `stop_prim` | it does not serve any more |
+//! | `start_second` | this node follows |
+//! | `stop_second` | it does not follow any more |
+//! | `stop_both`, `poststop` | the module has stopped |
 //!
-//! Arguments: the state, the next state, and `start` or `stop`. A stop script that fails or
-//! does not end in time (`nicestoptimeout`) is called again with `force` as its first argument; what
-//! is then left of its process group (after `forcestoptimeout`) is killed. So is any other script
-//! that does not end in time (`starttimeout`): that counts as a failed start. What still uses the folder when `stop_prim` has failed also
+//! `SCRIPTS.md` says it to users. Arguments: the state, the next state, and `start` or `stop`. A stop
+//! script that fails or does not end in time (`nicestoptimeout`) is called again with `force` as its
+//! first argument; what is then left of its process group (after `forcestoptimeout`) is killed. So is
+//! any other script that does not end in time (`starttimeout`): that counts as a failed start. What
+//! still uses the folder when `stop_prim` has failed also
 //! by force is killed, for the other node may start its own. A script that is not there is
 //! nothing to do.
 //!
@@ -423,6 +425,25 @@ mod tests {
         let error = scripts.call(call("start_prim", "start")).unwrap_err();
         assert!(format!("{error:#}").contains("broken off"), "{error:#}");
         assert_gone(&std::fs::read_to_string(child).unwrap());
+    }
+
+    #[test]
+    fn what_users_are_told_of_limits_is_so() {
+        let told = include_str!("../../SCRIPTS.md");
+        let text = "<safe><service><rfs><replicated dir=\"/vm\"/></rfs></service></safe>";
+        let (config, _) = crate::config::module("f", text, |_| None);
+        let config = config.unwrap();
+        let [nice, force] = config.stop_timeouts.map(|t| t.as_secs());
+        let start = config.start_timeout.as_secs();
+        for part in [
+            format!("starttimeout=\"{start}s\""),
+            format!("nicestoptimeout=\"{nice}s\""),
+            format!("forcestoptimeout=\"{force}s\""),
+            format!("{} MiB begins anew", MAX_OUTPUT >> 20),
+        ] {
+            assert!(told.contains(&part), "{part}");
+        }
+        assert!(told.contains("those of the nine runs before") && MAX_LOGS == 10);
     }
 
     #[test]
