@@ -281,14 +281,16 @@ impl Record {
 
     /// Whether marks that were found are those in force, or the ones saved next: a crash
     /// may have come between the two steps, and either is complete. What belongs to another
-    /// history is never believed.
+    /// history is never believed. Those in force were written at any time: the record names
+    /// them, and of a copy's generations only the last [`crate::limits::MAX_HISTORY`] are kept.
     pub fn trusts(&self, found: MarksId) -> Result<(), ForeignMarks> {
         let module = !found.module.is_some() || found.module == self.copy.module;
         let generation = !found.generation.is_some()
             || found.generation == self.copy.current
             || self.copy.history.contains(&found.generation);
-        let number = found.number == self.marks || found.number == self.marks + 1;
-        match module && generation && number {
+        let in_force = found.number == self.marks;
+        let next = found.number == self.marks + 1 && generation;
+        match module && (in_force || next) {
             true => Ok(()),
             false => Err(ForeignMarks(found)),
         }
@@ -458,8 +460,17 @@ mod tests {
         };
         assert!(!other(|m| m.number = 4), "older ones: notes are gone since");
         assert!(!other(|m| m.number = 7));
-        assert!(!other(|m| m.generation = Generation(9)));
+        assert!(other(|m| m.number = 6));
+        assert!(
+            !other(|m| (m.number, m.generation) = (6, Generation(9))),
+            "nobody has vouched for them"
+        );
         assert!(!other(|m| m.module = ModuleId(8)));
+        for n in 0..=crate::limits::MAX_HISTORY as u128 {
+            copy.go_alone(Generation(100 + n));
+        }
+        assert!(!copy.copy.history.contains(&saved.generation));
+        assert_eq!(copy.trusts(saved), Ok(()), "they are in force all the same");
     }
 
     #[test]
