@@ -50,7 +50,8 @@ pub struct View {
     pub yielded: Option<Generation>,
     /// It is ready to serve, should it be chosen: wanted to run, and not giving way.
     pub willing: bool,
-    /// Its operator wants the roles exchanged.
+    /// Its operator wants the roles exchanged; or it has let go of the primary's role so that the
+    /// peer takes it, and is not willing itself.
     pub swaps: bool,
     /// What its rules are ([`Config::rules`]).
     pub rules: u128,

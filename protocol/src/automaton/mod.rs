@@ -242,7 +242,7 @@ impl Automaton {
             asks: self.asks(),
             yielded: self.yielded,
             willing: self.willing(),
-            swaps: self.swap,
+            swaps: self.swap || self.gives_the_role(),
             rules: self.config.rules,
         }
     }

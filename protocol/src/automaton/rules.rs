@@ -165,11 +165,16 @@ impl Automaton {
     }
 
     /// The peer has let go of the primary's role so that this node takes it: the roles are being
-    /// exchanged. One that is stopped, or whose driver has died, is shown otherwise.
+    /// exchanged. One that is stopped, or whose driver has died, does not say so.
     fn is_given_the_role(&self) -> bool {
-        let waits = (State::Wait, Status::NotReady);
         self.heard()
-            .is_some_and(|v| !v.serves && !v.willing && (v.state, v.status) == waits)
+            .is_some_and(|v| v.swaps && !v.serves && !v.willing)
+    }
+
+    /// This node is the one that has let go of it.
+    pub(super) fn gives_the_role(&self) -> bool {
+        let follows = self.driver == Driver::Up(Role::Secondary);
+        follows && self.gives_way && self.wanted != Wanted::Stopped
     }
 
     /// The power of both nodes was cut, as far as is known, while the copies were equal: what

@@ -76,3 +76,51 @@ fn an_answer_that_comes_when_the_nodes_are_together_again_is_none_for_the_next_s
         }
     }
 }
+
+#[test]
+fn with_failover_off_only_a_peer_that_gives_its_role_is_followed_by_this_node() {
+    let state = CopyState {
+        module: ModuleId(1),
+        current: Generation(1),
+        up_to_date: true,
+        ..CopyState::default()
+    };
+    let config = |side| Config {
+        side,
+        arbiter: Arbiter::None,
+        isolation: Isolation::Wait,
+        failover: false,
+        default_prim: None,
+        rules: 1,
+    };
+    let copy = |was| Copy {
+        state: state.clone(),
+        was: Some(was),
+        shared: true,
+        current: false,
+        session: Some(SessionId(1)),
+        recent: false,
+    };
+    // Whatever it is shown as: one that waits for a rule's sake is stopped.
+    let held = View {
+        state: State::Wait,
+        willing: false,
+        ..Automaton::new(config(Side::Even), copy(Role::Primary), None).view()
+    };
+    for (view, asks) in [
+        (held.clone(), None),
+        (
+            View {
+                swaps: true,
+                ..held
+            },
+            Some(Generation(1)),
+        ),
+    ] {
+        let mut automaton = Automaton::new(config(Side::Odd), copy(Role::Secondary), None);
+        automaton.handle(Event::Want(Wanted::Running));
+        automaton.handle(Event::Heard(view));
+        automaton.handle(Event::DriverUp(Role::Secondary));
+        assert_eq!(automaton.view().asks, asks);
+    }
+}
