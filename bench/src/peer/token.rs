@@ -1,7 +1,7 @@
 //! What one machine prints and the other one is given, so that each knows the other.
 //!
 //! `tfb1-` and in hexadecimal digits: the secret (16 bytes), the identity of the machine that
-//! printed it (32), a check (2). The identity tells who is talked to before anything is said;
+//! printed it (32), a check (4). The identity tells who is talked to before anything is said;
 //! the secret tells that machine that it is talked to by whom its operator meant.
 
 use anyhow::{Context, Result, bail, ensure};
@@ -32,9 +32,13 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn check(bytes: &[u8]) -> [u8; 2] {
-    let hash = blake3::hash(bytes);
-    [hash.as_bytes()[0], hash.as_bytes()[1]]
+/// Bytes of the hash behind the content: of two, one slip in 65,536 went unnoticed.
+const CHECK: usize = 4;
+
+fn check(bytes: &[u8]) -> [u8; CHECK] {
+    let mut sum = [0; CHECK];
+    sum.copy_from_slice(&blake3::hash(bytes).as_bytes()[..CHECK]);
+    sum
 }
 
 impl Token {
@@ -66,7 +70,7 @@ impl Token {
         };
         let bytes: Option<Vec<u8>> = digits.as_bytes().chunks(2).map(pair).collect();
         let bytes = bytes.context("a token has hexadecimal digits behind tfb1-")?;
-        let Some((content, sum)) = bytes.split_last_chunk::<2>() else {
+        let Some((content, sum)) = bytes.split_last_chunk::<CHECK>() else {
             bail!("the token is not complete");
         };
         let slip = "the token is not complete, or was mistyped";

@@ -1,7 +1,7 @@
 //! What one node prints and the other is given, so that both know each other's keys.
 //!
 //! `tfj1-` and in hexadecimal digits: the secret (16 bytes), the identity of the node that
-//! printed it (32), then each address (its text and a comma), then a check (2). The identity
+//! printed it (32), then each address (its text and a comma), then a check (4). The identity
 //! lets the joining node know whom it talks to before it says anything; the secret lets the
 //! other one know that this is the node its operator meant.
 
@@ -24,9 +24,13 @@ pub(super) struct Token {
     pub(super) addresses: Vec<SocketAddr>,
 }
 
-fn check(bytes: &[u8]) -> [u8; 2] {
-    let hash = blake3::hash(bytes);
-    [hash.as_bytes()[0], hash.as_bytes()[1]]
+/// Bytes of the hash behind the content: of two, one slip in 65,536 went unnoticed.
+const CHECK: usize = 4;
+
+fn check(bytes: &[u8]) -> [u8; CHECK] {
+    let mut sum = [0; CHECK];
+    sum.copy_from_slice(&blake3::hash(bytes).as_bytes()[..CHECK]);
+    sum
 }
 
 impl Token {
@@ -56,7 +60,7 @@ impl Token {
             })
             .collect();
         let bytes = bytes.context("a token has hexadecimal digits behind tfj1-")?;
-        let Some((content, sum)) = bytes.split_last_chunk::<2>() else {
+        let Some((content, sum)) = bytes.split_last_chunk::<CHECK>() else {
             bail!("the token is not complete");
         };
         ensure!(

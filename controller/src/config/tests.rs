@@ -148,10 +148,6 @@ fn what_is_not_run_is_a_mistake_with_its_place_and_what_to_do_instead() {
             "port=\"8888\"",
             "port is not supported: heartbeats of all modules go to <lans port=...>",
         ),
-        (
-            "pulse=\"700\"",
-            "pulse of <heart> cannot be run yet: leave it out; a heartbeat is sent every 200ms",
-        ),
         ("permanent_arp", "permanent_arp is not supported: "),
         (
             "<heartbeat",
@@ -163,11 +159,11 @@ fn what_is_not_run_is_a_mistake_with_its_place_and_what_to_do_instead() {
         ),
         (
             "pulse=\"1s\"",
-            "pulse of <heartbeat> cannot be run yet: leave it out; ",
+            "pulse is not supported: all networks have the same times",
         ),
         (
             "timeout=\"9s\"",
-            "timeout of <heartbeat> cannot be run yet: leave it out; ",
+            "timeout is not supported: all networks have the same times",
         ),
         (
             "<replicated dir=\"/other\"",

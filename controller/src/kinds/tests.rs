@@ -65,13 +65,17 @@ fn every_script_is_one_that_a_shell_can_read() {
 }
 
 #[test]
-fn what_is_installed_passes_confcheck_without_a_word_and_says_what_was_chosen() {
+fn what_is_installed_passes_confcheck_with_a_word_on_separations_alone_and_says_what_was_chosen() {
     for kind in KINDS {
         let chosen = chosen(kind, &options(kind.name)).unwrap();
         let text = kind.render("db", &chosen);
         let (read, found) = config::module("userconfig.xml", &text, |_| None);
-        let said: Vec<_> = found.mistakes.iter().chain(&found.notes).collect();
-        assert!(said.is_empty(), "{}: {said:?}", kind.name);
+        assert!(found.mistakes.is_empty(), "{}: {found:?}", kind.name);
+        let notes: Vec<_> = found.notes.iter().map(|n| n.text.as_str()).collect();
+        let [promise] = notes[..] else {
+            panic!("{}: {notes:?}", kind.name)
+        };
+        assert!(promise.contains("isolation=\""), "{promise}");
         let read = read.unwrap();
         assert_eq!(read.folders, ["/srv/x"]);
         for (name, value) in &read.variables {
