@@ -11,7 +11,7 @@ use twinfold_protocol::wire::Progress;
 use super::progress::ResyncStatus;
 use super::silence::Waits;
 use super::verify::VerifyStatus;
-use super::{Engine, Place, clock};
+use super::{Engine, Place, Standby, clock};
 
 /// Numbers that only grow, and the running resync.
 #[derive(Debug, Default)]
@@ -176,10 +176,16 @@ impl Engine {
         self.tracker.to_tell()
     }
 
-    /// What the source tells of the resync of this copy.
+    /// What the source tells of the resync of this copy. One word may come late, when this copy
+    /// is up to date: it is no new resync, of which nobody would tell the end.
     pub(crate) fn standby_progress(&self, told: Progress) {
         let moved = self.counters.moved_now();
-        self.tracker.told(clock::now(), told, moved);
+        // The end comes under the same lock.
+        let (_, standby) = self.standby.look();
+        let syncing = standby.as_deref().and_then(Option::as_ref);
+        if syncing.is_some_and(Standby::is_syncing) {
+            self.tracker.told(clock::now(), told, moved);
+        }
     }
 
     /// The state now.
@@ -277,5 +283,32 @@ pub(super) fn link_state(
         Link::Holding | Link::Leaving => LinkState::Holding,
         Link::Yielding { .. } => LinkState::HandingOver,
         Link::Yielded => LinkState::AtPeer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use twinfold_protocol::wire::Phase;
+
+    use super::super::bed::Bed;
+    use super::*;
+
+    #[test]
+    fn a_word_about_a_resync_that_comes_behind_its_end_begins_no_other_one() {
+        let bed = Bed::target();
+        let flushing = Progress {
+            phase: Phase::Flushing,
+            done: 9,
+            total: 10,
+        };
+        let shown = |bed: &Bed| bed.engine.status().resync.map(|r| r.phase);
+        bed.engine.standby_progress(flushing);
+        assert_eq!(shown(&bed), Some("flushing"));
+        assert!(bed.engine.standing().percent.is_some());
+        assert!(matches!(bed.sync(Op::ResyncEnd), Ok(Some(_))));
+        assert_eq!(shown(&bed), Some("done"));
+        bed.engine.standby_progress(flushing);
+        assert_eq!(shown(&bed), Some("done"));
+        assert_eq!(bed.engine.standing().percent, None);
     }
 }

@@ -86,8 +86,8 @@ impl Engine {
                     })?;
                 standby.machine.resync_ended();
                 self.copy_is_made_good(standby.failed_syncs);
-                drop(guard);
                 self.tracker.ends(true);
+                drop(guard);
                 self.store.seed_ended();
                 self.forget_own_marks();
                 self.nothing_more_goes();
