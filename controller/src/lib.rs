@@ -38,6 +38,7 @@ mod runner;
 mod screen;
 mod scripts;
 mod shutdown;
+pub mod token;
 mod versions;
 
 pub use api::served;

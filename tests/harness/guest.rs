@@ -44,21 +44,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Memory of a guest, in MiB.
 const MEMORY: u32 = 384;
 
-/// Modules for what a node needs, as far as a kernel has them not built in.
-const MODULES: &[&str] = &[
-    "failover",
-    "net_failover",
-    "virtio_net",
-    "fuse",
-    "ext4",
-    "jbd2",
-    "mbcache",
-    "crc16",
-    "crc32c_generic",
-    "crc32c_intel",
-    "libcrc32c",
-];
-
 /// A kernel and an initramfs to boot guests from.
 #[derive(Debug)]
 pub struct Boot {
@@ -70,7 +55,7 @@ impl Boot {
     /// Makes the initramfs in `directory`. The kernel is the one that
     /// `TWINFOLD_GUEST_KERNEL` names, the one in `target/guest-kernel`, or this machine's.
     pub fn prepare(directory: &Path) -> Result<Boot> {
-        let kernel = kernel(MODULES)?;
+        let kernel = kernel(guest::NODE)?;
         let mut archive = Archive::with_init(&process::program("guest")?, &kernel.modules)?;
         archive.program("node", &process::program("node")?)?;
         let ip = crate::program::require("ip", "iproute2", &["/usr/sbin".into(), "/sbin".into()]);

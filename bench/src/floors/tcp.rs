@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use twinfold_controller::token::hex;
 
 use super::quic::{ANSWER, PIECE};
 use crate::load::{Measured, Tally};
-use crate::peer::hex;
 
 /// How long the server may take to start.
 const PATIENCE: Duration = Duration::from_secs(15);

@@ -53,22 +53,8 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Where Debian keeps the tool for the kernel's own DRBD, which is version 8.4.
 const DRBDSETUP: &str = "/lib/drbd/drbdsetup-84";
 
-/// Modules, as far as a kernel has them not built in.
-const MODULES: &[&str] = &[
-    "failover",
-    "net_failover",
-    "virtio_net",
-    "fuse",
-    "ext4",
-    "jbd2",
-    "mbcache",
-    "crc16",
-    "crc32c_generic",
-    "crc32c_intel",
-    "libcrc32c",
-    "lru_cache",
-    "drbd",
-];
+/// Modules of DRBD.
+const MODULES: &[&str] = &["lru_cache", "drbd"];
 
 /// What `drbd` was asked for.
 #[derive(Debug, Args)]
@@ -130,7 +116,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 
 fn measure(options: &Options, dir: &Path) -> Result<Vec<u8>> {
     eprintln!("making two machines");
-    let kernel = Kernel::find(options.kernel.as_deref(), &[guest::DISK, MODULES].concat())?;
+    let kernel = Kernel::find(
+        options.kernel.as_deref(),
+        &[guest::DISK, guest::NODE, MODULES].concat(),
+    )?;
     let initramfs = dir.join("initramfs");
     std::fs::write(&initramfs, archive(&kernel)?)?;
     for (name, size) in [("folder", FOLDERS), ("drbd", DRBD - METADATA)] {

@@ -34,7 +34,7 @@ use crate::systems::System;
 use line::Line;
 use ports::Ports;
 pub(crate) use serve::{Options, serve};
-pub(crate) use token::{Token, hex};
+pub(crate) use token::Token;
 use words::{Answer, BEAT, Hello, Request, STEP, With};
 
 /// Questions of which the round trip's median is.

@@ -4,8 +4,9 @@
 //! printed it (32), a check (4). The identity tells who is talked to before anything is said;
 //! the secret tells that machine that it is talked to by whom its operator meant.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use fs_driver::link::Fingerprint;
+use twinfold_controller::token;
 
 /// Bytes of the secret: nobody guesses it.
 const SECRET: usize = 16;
@@ -27,19 +28,7 @@ impl std::fmt::Debug for Token {
     }
 }
 
-/// Bytes as digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// Bytes of the hash behind the content: of two, one slip in 65,536 went unnoticed.
-const CHECK: usize = 4;
-
-fn check(bytes: &[u8]) -> [u8; CHECK] {
-    let mut sum = [0; CHECK];
-    sum.copy_from_slice(&blake3::hash(bytes).as_bytes()[..CHECK]);
-    sum
-}
+const PREFIX: &str = "tfb1-";
 
 impl Token {
     /// A new one, of the machine with this identity.
@@ -53,28 +42,13 @@ impl Token {
     pub(super) fn show(&self) -> String {
         let mut bytes = self.secret.to_vec();
         bytes.extend(self.identity.to_bytes());
-        bytes.extend(check(&bytes));
-        format!("tfb1-{}", hex(&bytes))
+        token::show(PREFIX, &bytes)
     }
 
     /// Reads what [`Token::show`] wrote; a slip is noticed.
     pub(crate) fn parse(text: &str) -> Result<Token> {
-        ensure!(text.len() <= MAX_TEXT, "a token is not that long");
-        let digits = text.trim().strip_prefix("tfb1-");
-        let digits =
-            digits.context("a token begins with tfb1-; `twinfold-bench serve` prints it")?;
-        let digit = |c: u8| (c as char).to_digit(16).map(|d| d as u8);
-        let pair = |pair: &[u8]| match pair {
-            [a, b] => Some(digit(*a)? << 4 | digit(*b)?),
-            _ => None,
-        };
-        let bytes: Option<Vec<u8>> = digits.as_bytes().chunks(2).map(pair).collect();
-        let bytes = bytes.context("a token has hexadecimal digits behind tfb1-")?;
-        let Some((content, sum)) = bytes.split_last_chunk::<CHECK>() else {
-            bail!("the token is not complete");
-        };
-        let slip = "the token is not complete, or was mistyped";
-        ensure!(check(content) == *sum, slip);
+        let content = token::parse(PREFIX, text, MAX_TEXT, "`twinfold-bench serve`")?;
+        let slip = "the token is not complete";
         let (secret, rest) = content.split_first_chunk::<SECRET>().context(slip)?;
         let identity: [u8; 32] = rest.try_into().context(slip)?;
         Ok(Token {
@@ -85,7 +59,7 @@ impl Token {
 
     /// What is said to the machine that printed it.
     pub(super) fn secret(&self) -> String {
-        hex(&self.secret)
+        token::hex(&self.secret)
     }
 
     /// Whether somebody said its secret. Compared by hashes: the time it takes tells nothing.

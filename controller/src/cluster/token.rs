@@ -7,8 +7,10 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use fs_driver::link::Fingerprint;
+
+use crate::token;
 
 /// Bytes of the secret: nobody guesses it.
 pub(super) const SECRET: usize = 16;
@@ -24,14 +26,7 @@ pub(super) struct Token {
     pub(super) addresses: Vec<SocketAddr>,
 }
 
-/// Bytes of the hash behind the content: of two, one slip in 65,536 went unnoticed.
-const CHECK: usize = 4;
-
-fn check(bytes: &[u8]) -> [u8; CHECK] {
-    let mut sum = [0; CHECK];
-    sum.copy_from_slice(&blake3::hash(bytes).as_bytes()[..CHECK]);
-    sum
-}
+const PREFIX: &str = "tfj1-";
 
 impl Token {
     pub(super) fn show(&self) -> String {
@@ -41,32 +36,11 @@ impl Token {
             bytes.extend(address.to_string().bytes());
             bytes.push(b',');
         }
-        bytes.extend(check(&bytes));
-        let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-        format!("tfj1-{hex}")
+        token::show(PREFIX, &bytes)
     }
 
     pub(super) fn parse(text: &str) -> Result<Token> {
-        ensure!(text.len() <= MAX_TOKEN, "a token is not that long");
-        let hex = text.trim().strip_prefix("tfj1-");
-        let hex = hex.context("a token begins with tfj1-; `twinfold cluster init` prints it")?;
-        let digit = |c: u8| (c as char).to_digit(16).map(|d| d as u8);
-        let bytes: Option<Vec<u8>> = hex
-            .as_bytes()
-            .chunks(2)
-            .map(|pair| match pair {
-                [a, b] => Some(digit(*a)? << 4 | digit(*b)?),
-                _ => None,
-            })
-            .collect();
-        let bytes = bytes.context("a token has hexadecimal digits behind tfj1-")?;
-        let Some((content, sum)) = bytes.split_last_chunk::<CHECK>() else {
-            bail!("the token is not complete");
-        };
-        ensure!(
-            check(content) == *sum,
-            "the token is not complete, or was mistyped"
-        );
+        let content = token::parse(PREFIX, text, MAX_TOKEN, "`twinfold cluster init`")?;
         let rest = content.split_first_chunk::<SECRET>();
         let (secret, rest) = rest.context("the token is not complete")?;
         let rest = rest.split_first_chunk::<32>();

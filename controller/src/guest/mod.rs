@@ -15,6 +15,21 @@ pub use modules::load_modules;
 /// Where the guest finds its modules.
 const MODULES: &str = "modules";
 
+/// Modules for what a node with a network needs, as far as a kernel has them not built in.
+pub const NODE: &[&str] = &[
+    "failover",
+    "net_failover",
+    "virtio_net",
+    "fuse",
+    "ext4",
+    "jbd2",
+    "mbcache",
+    "crc16",
+    "crc32c_generic",
+    "crc32c_intel",
+    "libcrc32c",
+];
+
 /// The emulator.
 pub const QEMU: &str = "qemu-system-x86_64";
 

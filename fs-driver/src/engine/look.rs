@@ -62,6 +62,11 @@ impl Session {
         }
     }
 
+    /// It, if nobody has it at this moment.
+    pub(super) fn try_lock(&self) -> Option<MutexGuard<'_, Option<Standby>>> {
+        self.standby.try_lock()
+    }
+
     /// What is told of it. Nothing changes while the second part is kept, if it is there; if
     /// not, somebody has been changing something for long, and has not finished.
     pub(super) fn look(&self) -> (Option<Seen>, Option<MutexGuard<'_, Option<Standby>>>) {

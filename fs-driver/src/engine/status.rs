@@ -180,8 +180,8 @@ impl Engine {
     /// is up to date: it is no new resync, of which nobody would tell the end.
     pub(crate) fn standby_progress(&self, told: Progress) {
         let moved = self.counters.moved_now();
-        // The end comes under the same lock.
-        let (_, standby) = self.standby.look();
+        // The end comes under the same lock. Nobody waits for it here: there is a next word.
+        let standby = self.standby.try_lock();
         let syncing = standby.as_deref().and_then(Option::as_ref);
         if syncing.is_some_and(Standby::is_syncing) {
             self.tracker.told(clock::now(), told, moved);
