@@ -116,7 +116,6 @@ impl Command {
             Command::Daemon
                 | Command::Cluster(_)
                 | Command::Demo(_)
-                | Command::Module(_)
                 | Command::Monitor(_)
                 | Command::Confcheck(_)
                 | Command::Package(_)
@@ -161,7 +160,7 @@ pub fn main() -> ExitCode {
         Command::Config(which) => each("config", &|api| api.config(&which)),
         Command::Deconfig(which) => each("deconfig", &|api| api.deconfig(&which)),
         Command::Confinfo(which) => each("confinfo", &|api| api.confinfo(&which)),
-        Command::State(show) => each("state", &|api| api.state(&show)),
+        Command::State(show) => ended("state", operate::state(home, on, &show)),
         Command::Waitstate(wait) => each("waitstate", &|api| api.wait(&wait)),
         Command::Set(set) => each("set", &|api| api.set(&set)),
         Command::Checker(checker) => command("checker", &checker.which, checker.command()),
@@ -175,7 +174,7 @@ pub fn main() -> ExitCode {
         }
         Command::Demo(args) => ended("demo", demo::run(&args)),
         Command::Monitor(args) => ended("monitor", monitor::run(&args)),
-        Command::Module(args) => ended("module", kinds::run(&args, home)),
+        Command::Module(args) => ended("module", kinds::run(&args, home, on)),
         Command::Confcheck(args) => ended("confcheck", confcheck::run(&args, home)),
         Command::DemoGuest { seed } => ended(
             "demo-guest",

@@ -20,35 +20,65 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Prints every mistake of every file; the exit status is 1 when there is one. What is none, the
-/// daemon runs: it reads them in the same way.
+/// A file with what was found in it.
+#[derive(Debug)]
+pub(crate) struct Checked {
+    pub(crate) name: String,
+    /// What was read of it, if anything.
+    read: Option<serde_json::Result<String>>,
+    pub(crate) found: Findings,
+    /// It names what only a cluster can tell to be right, and there is none.
+    alone: bool,
+}
+
+/// Checks files, given by names and texts: what is no mistake, the daemon runs, for it reads them
+/// in the same way. `own` is the `cluster.xml` of this node; `variable` gives the values of the environment's variables.
+pub(crate) fn check(
+    files: &[(String, String)],
+    own: &Path,
+    variable: impl Fn(&str) -> Option<String> + Copy,
+) -> Vec<Checked> {
+    let around = around(files, own);
+    let checked = files.iter().map(|(name, text)| {
+        let (read, found, alone) = match is_cluster(text) {
+            true => {
+                let (read, found) = config::cluster(name, text);
+                (read.map(|r| serde_json::to_string_pretty(&r)), found, false)
+            }
+            false => {
+                let (read, found) = config::module_in(name, text, variable, around.as_ref());
+                let alone = around.is_none() && read.as_ref().is_some_and(names_others);
+                (read.map(|r| serde_json::to_string_pretty(&r)), found, alone)
+            }
+        };
+        Checked {
+            name: name.clone(),
+            read,
+            found,
+            alone,
+        }
+    });
+    checked.collect()
+}
+
+/// Prints every mistake of every file; the exit status is 1 when there is one.
 pub(crate) fn run(args: &Args, home: Option<&Path>) -> Result<ExitCode> {
     let mut files = Vec::new();
     for path in &args.files {
         files.push((path.display().to_string(), config::text(path)?));
     }
-    let around = around(&files, home);
+    let own = Places::new(home).cluster();
     let mut wrong = false;
-    for (name, text) in &files {
-        let (json, found) = match is_cluster(text) {
-            true => {
-                let (read, found) = config::cluster(name, text);
-                (read.map(|r| serde_json::to_string_pretty(&r)), found)
-            }
-            false => {
-                let variable = |name: &str| std::env::var(name).ok();
-                let (read, found) = config::module_in(name, text, variable, around.as_ref());
-                if around.is_none() && read.as_ref().is_some_and(names_others) {
-                    eprintln!(
-                        "{name}: there is no cluster.xml to find its lans and defaultprim in: name \
-                         it, too (note)"
-                    );
-                }
-                (read.map(|r| serde_json::to_string_pretty(&r)), found)
-            }
-        };
-        wrong |= report(name, &found);
-        if let (true, Some(json)) = (args.json, json) {
+    for checked in check(&files, &own, |name| std::env::var(name).ok()) {
+        let name = checked.name;
+        if checked.alone {
+            eprintln!(
+                "{name}: there is no cluster.xml to find its lans and defaultprim in: name it, too \
+                 (note)"
+            );
+        }
+        wrong |= report(&name, &checked.found);
+        if let (true, Some(json)) = (args.json, checked.read) {
             println!("{}", json?);
         }
     }
@@ -59,7 +89,7 @@ pub(crate) fn run(args: &Args, home: Option<&Path>) -> Result<ExitCode> {
 }
 
 /// The cluster of the modules: the first of the files that is a good one, or else this node's.
-fn around(files: &[(String, String)], home: Option<&Path>) -> Option<Around> {
+fn around(files: &[(String, String)], own: &Path) -> Option<Around> {
     let read = |name: &str, text: &str| {
         let (cluster, _) = config::cluster(name, text);
         Some(Around::new(name, &cluster?))
@@ -68,8 +98,7 @@ fn around(files: &[(String, String)], home: Option<&Path>) -> Option<Around> {
     if clusters.peek().is_some() {
         return clusters.find_map(|(name, text)| read(name, text));
     }
-    let own = Places::new(home).cluster();
-    read(&own.display().to_string(), &config::text(&own).ok()?)
+    read(&own.display().to_string(), &config::text(own).ok()?)
 }
 
 /// Whether it names what only a cluster can tell to be right.

@@ -129,7 +129,7 @@ pub(crate) struct Wait {
 pub(crate) struct Show {
     #[command(flatten)]
     which: Which,
-    /// Show it again whenever it changes, until interrupted.
+    /// Show it again whenever it changes, until interrupted; with -H '*' both nodes at once.
     #[arg(short, long)]
     watch: bool,
     /// As one JSON object.
@@ -205,6 +205,39 @@ pub(crate) fn on_each(
         }
     }
     worst
+}
+
+/// Shows the state of one module, or of all; again and again if so wanted, then of all nodes that
+/// are meant at once.
+pub(crate) fn state(home: Option<&Path>, on: Option<&str>, show: &Show) -> Result<ExitCode> {
+    if !show.watch {
+        return on_each(home, on, &|api| {
+            let (text, code) = api.shown(show)?;
+            print!("{text}");
+            Ok(code)
+        });
+    }
+    let all = nodes(home, on)?;
+    let mut before = String::new();
+    loop {
+        let of = |api: &Api| match api.shown(show) {
+            Ok((text, _)) => text,
+            // It may come back.
+            Err(error) => format!("{error:#}\n"),
+        };
+        let text: String = all.iter().map(of).collect();
+        if text != before {
+            // A screen is made empty first; a file or a pipe gets one state after the other.
+            let clear = match std::io::stdout().is_terminal() {
+                true => "\x1b[H\x1b[2J",
+                false => "",
+            };
+            print!("{clear}{text}");
+            std::io::stdout().flush()?;
+            before = text;
+        }
+        std::thread::sleep(LOOK);
+    }
 }
 
 impl Api {
@@ -324,34 +357,8 @@ impl Api {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Shows the state of one module, or of all, again and again if so wanted; the exit status
-    /// tells that of one.
-    pub(crate) fn state(&self, show: &Show) -> Result<ExitCode> {
-        let mut before = String::new();
-        loop {
-            let (text, code) = match self.shown(show) {
-                Ok(shown) => shown,
-                // It may come back.
-                Err(error) if show.watch => (format!("{error:#}\n"), ExitCode::FAILURE),
-                Err(error) => return Err(error),
-            };
-            if text != before {
-                // A screen is made empty first; a file or a pipe gets one state after the other.
-                let clear = match show.watch && std::io::stdout().is_terminal() {
-                    true => "\x1b[H\x1b[2J",
-                    false => "",
-                };
-                print!("{clear}{text}");
-                std::io::stdout().flush()?;
-                before = text;
-            }
-            if !show.watch {
-                return Ok(code);
-            }
-            std::thread::sleep(LOOK);
-        }
-    }
-
+    /// The state of one module, or of all, as it is printed; and the exit status that tells that
+    /// of one.
     fn shown(&self, show: &Show) -> Result<(String, ExitCode)> {
         let paint = show.color.paint();
         let node: NodeState = self.get("/api/v1/state")?;

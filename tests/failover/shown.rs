@@ -53,12 +53,24 @@ impl Drop for Going {
 fn a_state_that_is_watched_and_logs_that_are_followed_go_on_through_an_exchange_of_the_roles() {
     let stage = Stage::running("isolation=\"wait\"");
     let state = Going::new(&stage.a, "watched", &["state", "--watch", "-m", "vm"]);
+    let both = Going::new(
+        &stage.b,
+        "both",
+        &["-H", "*", "state", "--watch", "-m", "vm"],
+    );
     let log = Going::new(&stage.a, "followed", &["-H", "*", "log", "--follow"]);
     state.shows("vm: a PRIM Ready, up to date");
     log.shows(" a vm state: PRIM Ready");
     stage.a.must(&["swap"]);
     state.shows("vm: a SECOND Ready, up to date");
     state.shows("  b PRIM Ready, up to date");
+    // Both nodes at once, each as it sees the two.
+    for node in [
+        "vm: a SECOND Ready, up to date",
+        "vm: b PRIM Ready, up to date",
+    ] {
+        both.shows(node);
+    }
     log.shows(" a vm state: SECOND Ready");
     log.shows(" b vm state: PRIM Ready");
     let (state, log) = (state.text(), log.text());

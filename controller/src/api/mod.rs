@@ -10,6 +10,9 @@
 //! | `GET /api/v1/modules/{module}/application?run=0&lines=300` | what its application printed; goes on with `file` and `from` |
 //! | `GET`, `POST`, `DELETE /api/v1/modules/{module}/config` | what is applied; apply what is edited to both nodes; take the module away from both |
 //! | `POST /api/v1/modules/{module}/apply` | a configuration, from the other node |
+//! | `POST /api/v1/modules/{module}/install` | makes a module of a kind, to be looked at and applied |
+//! | `GET /api/v1/kinds` | which kinds there are |
+//! | `POST /api/v1/confcheck` | the mistakes of files that nobody has applied yet |
 //! | `GET /api/v1/snapshot` | state, configuration and logs in a zip archive |
 //! | `GET /api/v1/metrics` | figures for Prometheus |
 //! | `GET /api/v1/openapi.json` | this, for programs |
@@ -17,6 +20,7 @@
 
 pub(crate) mod client;
 mod config;
+mod make;
 mod metrics;
 mod output;
 mod progress;
@@ -163,6 +167,9 @@ struct LogQuery {
         config::deconfig,
         config::confinfo,
         config::apply,
+        make::kinds,
+        make::install,
+        make::confcheck,
         metrics::metrics,
         snapshot::snapshot,
         description,
@@ -416,6 +423,7 @@ fn routes() -> Vec<Route> {
     const CONFIG: &str = "/api/v1/modules/{module}/config";
     const OTHER: &str = "/api/v1/nodes/{node}/{*rest}";
     let apply = post(config::apply).layer(DefaultBodyLimit::max(MAX_CONFIGURATION));
+    let confcheck = post(make::confcheck).layer(DefaultBodyLimit::max(MAX_CONFIGURATION));
     vec![
         (Method::GET, "/api/v1/state", get(state)),
         (Method::GET, "/api/v1/modules/{module}", get(module)),
@@ -439,6 +447,13 @@ fn routes() -> Vec<Route> {
         (Method::POST, CONFIG, post(config::config)),
         (Method::DELETE, CONFIG, delete(config::deconfig)),
         (Method::POST, "/api/v1/modules/{module}/apply", apply),
+        (
+            Method::POST,
+            "/api/v1/modules/{module}/install",
+            post(make::install),
+        ),
+        (Method::GET, "/api/v1/kinds", get(make::kinds)),
+        (Method::POST, "/api/v1/confcheck", confcheck),
         (Method::GET, "/api/v1/snapshot", get(snapshot::snapshot)),
         (Method::GET, "/api/v1/metrics", get(metrics::metrics)),
         (Method::GET, "/api/v1/openapi.json", get(description)),

@@ -17,11 +17,15 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
+use hyper::Method;
 use quick_xml::escape::escape;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use crate::api::check_name;
+use crate::api::{Said, check_name};
 use crate::cluster::mistakes;
 use crate::config;
+use crate::operate;
 use crate::places::Places;
 use crate::versions::FILE;
 use embedded::{KINDS, Kind};
@@ -61,34 +65,113 @@ struct Choice<'a> {
 /// What was chosen, by the option's name.
 type Chosen = BTreeMap<String, String>;
 
-pub(crate) fn run(args: &Args, home: Option<&Path>) -> Result<ExitCode> {
-    match &args.what {
-        What::List => list(),
-        What::Install {
-            kind,
-            module,
-            options,
-        } => {
-            let path = std::env::var_os("PATH").unwrap_or_default();
-            print!(
-                "{}",
-                install(&Places::new(home), &path, kind, module, options)?
-            );
-        }
-    }
-    Ok(ExitCode::SUCCESS)
+/// A kind, as it is shown.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct Shown {
+    pub(crate) name: String,
+    /// What it is for, in a line.
+    about: String,
+    /// What can be chosen.
+    options: Vec<ShownOption>,
+    /// All about it, as Markdown.
+    readme: String,
 }
 
-fn list() {
-    for kind in KINDS {
-        println!("{}: {}", kind.name, kind.about());
-        for choice in kind.choices() {
-            let shown = match choice.default {
-                Some("") => format!("[{}=]", choice.name),
-                Some(default) => format!("[{}={default}]", choice.name),
-                None => format!("{}=...", choice.name),
+/// One option of a kind, as it is shown.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+struct ShownOption {
+    name: String,
+    /// None: it has to be given.
+    default: Option<String>,
+    about: String,
+}
+
+/// What `install` is asked to make.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Wish {
+    /// The kind's name.
+    kind: String,
+    /// Options, as NAME=VALUE.
+    #[serde(default)]
+    options: Vec<String>,
+}
+
+/// Asks the daemon of the node that is meant; on this one also without a daemon, which there is
+/// none of before two nodes are a pair.
+pub(crate) fn run(args: &Args, home: Option<&Path>, on: Option<&str>) -> Result<ExitCode> {
+    if on.is_none() && std::os::unix::net::UnixStream::connect(Places::new(home).socket()).is_err()
+    {
+        match &args.what {
+            What::List => list(&shown()),
+            What::Install {
+                kind,
+                module,
+                options,
+            } => print!(
+                "{}",
+                make(&Places::new(home), module, &wish(kind, options))?
+            ),
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    operate::on_each(home, on, &|api| {
+        match &args.what {
+            What::List => list(&api.get::<Vec<Shown>>("/api/v1/kinds")?),
+            What::Install {
+                kind,
+                module,
+                options,
+            } => {
+                check_name(module)?;
+                let path = format!("/api/v1/modules/{module}/install");
+                let made: Said = api.call(Method::POST, &path, Some(&wish(kind, options)))?;
+                print!("{}", made.text);
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn wish(kind: &str, options: &[String]) -> Wish {
+    Wish {
+        kind: kind.to_owned(),
+        options: options.to_vec(),
+    }
+}
+
+/// Makes a module's configuration on this node.
+pub(crate) fn make(places: &Places, module: &str, wish: &Wish) -> Result<String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    install(places, &path, &wish.kind, module, &wish.options)
+}
+
+/// All kinds.
+pub(crate) fn shown() -> Vec<Shown> {
+    let option = |choice: Choice<'_>| ShownOption {
+        name: choice.name.to_owned(),
+        default: choice.default.map(str::to_owned),
+        about: choice.about.to_owned(),
+    };
+    let kinds = KINDS.iter().map(|kind| Shown {
+        name: kind.name.to_owned(),
+        about: kind.about().to_owned(),
+        options: kind.choices().into_iter().map(option).collect(),
+        readme: kind.readme.to_owned(),
+    });
+    kinds.collect()
+}
+
+fn list(kinds: &[Shown]) {
+    for kind in kinds {
+        println!("{}: {}", kind.name, kind.about);
+        for option in &kind.options {
+            let shown = match option.default.as_deref() {
+                Some("") => format!("[{}=]", option.name),
+                Some(default) => format!("[{}={default}]", option.name),
+                None => format!("{}=...", option.name),
             };
-            println!("  {shown:30} {}", choice.about);
+            println!("  {shown:30} {}", option.about);
         }
     }
 }

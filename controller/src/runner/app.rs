@@ -38,6 +38,17 @@ pub(super) struct Work {
     vips: Arc<Vips>,
 }
 
+/// What `start_both` has begun.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+enum Both {
+    /// Nothing.
+    #[default]
+    Down,
+    /// Some of it, perhaps: it failed. It is called again, and `stop_both` at the end in any case.
+    Half,
+    Up,
+}
+
 /// Starts the thread; jobs are done in the order in which they come. `serves`: the application
 /// runs; `nothing_runs`: nor does anything of it that follows.
 pub(super) fn start(
@@ -57,7 +68,10 @@ pub(super) fn start(
                 // An earlier daemon, or a boot's scripts, may have left them.
                 false => take_away(&vips, &say).unwrap_or_else(|e| say(format!("{e:#}"))),
             }
-            let mut both = !nothing_runs;
+            let mut both = match nothing_runs {
+                true => Both::Down,
+                false => Both::Up,
+            };
             for Work { job, scripts, vips } in queue {
                 let result = match job {
                     Job::StartPrim(..) => vips.set(&say),
@@ -85,8 +99,7 @@ fn take_away(vips: &Vips, say: &dyn Fn(String)) -> Result<()> {
     Ok(())
 }
 
-/// `both`: `start_both` has run.
-fn carry_out(scripts: &Scripts, job: Job, both: &mut bool) -> Result<()> {
+fn carry_out(scripts: &Scripts, job: Job, both: &mut Both) -> Result<()> {
     let call = |script, state, next, action| {
         scripts.call(Call {
             script,
@@ -97,9 +110,10 @@ fn carry_out(scripts: &Scripts, job: Job, both: &mut bool) -> Result<()> {
     };
     let mut begin = |from, to| {
         call("transition", from, to, "start")?;
-        if !*both {
+        if *both != Both::Up {
+            *both = Both::Half;
             call("start_both", from, to, "start")?;
-            *both = true;
+            *both = Both::Up;
         }
         Ok::<_, anyhow::Error>(())
     };
@@ -126,8 +140,8 @@ fn carry_out(scripts: &Scripts, job: Job, both: &mut bool) -> Result<()> {
         Job::StopSecond(from, to) => call("stop_second", from, to, "stop"),
         Job::Poststop(from) => {
             let both = match std::mem::take(both) {
-                true => call("stop_both", from, "STOP", "stop"),
-                false => Ok(()),
+                Both::Up | Both::Half => call("stop_both", from, "STOP", "stop"),
+                Both::Down => Ok(()),
             };
             // Whatever became of the one: the other one is the module's last word.
             match (both, call("poststop", from, "STOP", "stop")) {
@@ -315,7 +329,7 @@ mod tests {
             .current_dir(&folder)
             .spawn()
             .unwrap();
-        let stopped = carry_out(&scripts, Job::StopPrim("PRIM", "WAIT"), &mut true);
+        let stopped = carry_out(&scripts, Job::StopPrim("PRIM", "WAIT"), &mut Both::Up);
         let status = application.wait().unwrap();
         assert_eq!(status.signal(), Some(libc::SIGKILL));
         assert!(stopped.is_err());
@@ -330,7 +344,7 @@ mod tests {
         for name in ["start_both", "start_prim", "stop_both", "poststop"] {
             write(&scripts, name, "");
         }
-        let mut both = false;
+        let mut both = Both::Down;
         let start = Job::StartPrim("WAIT", "ALONE");
         carry_out(&scripts, start, &mut both).unwrap();
         carry_out(&scripts, Job::Poststop("ALONE"), &mut both).unwrap();
@@ -349,6 +363,30 @@ mod tests {
     }
 
     #[test]
+    fn what_failed_to_start_on_both_nodes_is_started_again_and_stopped_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let scripts = scripts(dir.path(), "vm");
+        write(&scripts, "start_both", "exit 1");
+        for name in ["start_second", "stop_both", "poststop"] {
+            write(&scripts, name, "");
+        }
+        let mut both = Both::Down;
+        let start = Job::StartSecond("WAIT", "SECOND");
+        carry_out(&scripts, start, &mut both).unwrap_err();
+        carry_out(&scripts, start, &mut both).unwrap_err();
+        carry_out(&scripts, Job::Poststop("SECOND"), &mut both).unwrap();
+        assert_eq!(
+            noted(dir.path()),
+            [
+                "start_both WAIT SECOND start",
+                "start_both WAIT SECOND start",
+                "stop_both SECOND STOP stop",
+                "poststop SECOND STOP stop",
+            ]
+        );
+    }
+
+    #[test]
     fn poststop_runs_when_stop_both_fails_or_hangs_and_both_failures_are_told() {
         let dir = tempfile::tempdir().unwrap();
         let mut scripts = scripts(dir.path(), "vm");
@@ -360,7 +398,7 @@ mod tests {
             "stop_both force PRIM STOP stop",
             "poststop PRIM STOP stop",
         ];
-        let mut both = true;
+        let mut both = Both::Up;
         let error = carry_out(&scripts, stop, &mut both).unwrap_err();
         let text = format!("{error:#}");
         assert!(
@@ -368,10 +406,10 @@ mod tests {
             "{text}"
         );
         assert_eq!(noted(dir.path()), calls);
-        assert!(!both, "it was stopped by force: it is not stopped again");
+        assert_eq!(both, Both::Down, "stopped by force: not stopped again");
 
         write(&scripts, "poststop", "exit 8");
-        let error = carry_out(&scripts, stop, &mut true).unwrap_err();
+        let error = carry_out(&scripts, stop, &mut Both::Up).unwrap_err();
         let text = format!("{error:#}");
         assert!(
             text.contains("stop_both") && text.contains("poststop"),
@@ -385,7 +423,7 @@ mod tests {
         let ran = [500, 5000, 30_000].into_iter().any(|millis| {
             let _ = std::fs::remove_file(dir.path().join("notes"));
             scripts.stop = [Duration::from_millis(millis); 2];
-            let hangs = carry_out(&scripts, stop, &mut true).unwrap_err();
+            let hangs = carry_out(&scripts, stop, &mut Both::Up).unwrap_err();
             let text = format!("{hangs:#}");
             assert!(
                 text.contains("stop_both") && text.contains("did not end within"),
