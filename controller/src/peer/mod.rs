@@ -380,6 +380,11 @@ impl Hub {
         Duration::from_millis(quiet.unwrap_or(u64::MAX))
     }
 
+    /// Whether none of the peer's pulses on these networks (all, if none is named) is missing.
+    pub(crate) fn is_heard(&self, names: &[String]) -> bool {
+        !self.was_missed(self.quiet(names).as_millis() as u64)
+    }
+
     /// A line on this network begins; whether the peer lets callers in there.
     fn talks(&self, lan: usize, listens: bool) -> Talks<'_> {
         let state = &self.lans[lan];

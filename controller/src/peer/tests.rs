@@ -201,7 +201,10 @@ fn modules_that_sleep_look_when_a_peer_is_heard_again() {
     };
     assert_eq!(both(0), [0, 0], "nothing was missing");
     let missed = 2 * PULSE.as_millis() as u64;
+    hub.lans[0].quiet.store(missed - 1, Ordering::Release);
+    assert!(hub.is_heard(&["fast".into()]));
     hub.lans[0].quiet.store(missed, Ordering::Release);
+    assert!(!hub.is_heard(&["fast".into()]));
     assert_eq!(both(0), [1, 1]);
     assert_eq!(hub.quiet(&["fast".into()]), Duration::ZERO);
     // The peer's daemon lives, and does not run one of them.

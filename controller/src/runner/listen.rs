@@ -82,6 +82,11 @@ impl Runner {
         timeout.max(self.hub.least_silence())
     }
 
+    /// Whether the peer was heard just now. Once it is again, this is looked at.
+    pub(super) fn is_heard(&self) -> bool {
+        self.hub.is_heard(&self.setup.config.heart.lans)
+    }
+
     /// How long an answer of the peer is waited for.
     pub(super) fn patience(&self) -> Duration {
         match self.role {
@@ -91,14 +96,15 @@ impl Runner {
     }
 
     /// A peer that is heard and does not answer, because its disk hangs, is not waited for
-    /// longer than a silent one, as long as an application waits for it.
+    /// longer than a silent one, as long as an application waits for it. One that was not heard
+    /// just now may have said something else since, and is heard again or silent soon.
     pub(super) fn wait_for_answer(&mut self) {
         if self.automaton.shown().2 != Reason::Asking {
             self.asked_at = None;
             return;
         }
         let since = *self.asked_at.get_or_insert_with(Instant::now);
-        if since.elapsed() >= self.patience() {
+        if since.elapsed() >= self.patience() && self.is_heard() {
             self.say("peer", "was asked to give way, and does not answer");
             self.asked_at = None;
             self.events.push_back(Event::Unanswered);

@@ -492,7 +492,8 @@ impl Runner {
         let unheard = self.hub.quiet(&heart.lans);
         let unheard = unheard.max(self.hub.idle(&self.setup.name));
         let silence = (!self.silent).then(|| now + self.silence().saturating_sub(unheard));
-        let answer = self.asked_at.map(|at| at + self.patience());
+        let asked_at = self.asked_at.filter(|_| self.is_heard());
+        let answer = asked_at.map(|at| at + self.patience());
         let again = self.tries_again().then(|| self.busy + RETRY);
         let rule = self.board.due(self.setup.config.handle_time);
         let due = [silence, answer, again, rule, self.boots_at];

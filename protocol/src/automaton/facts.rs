@@ -226,8 +226,9 @@ pub enum Event {
     Denied(Generation),
     /// The arbiter does not answer.
     Unreachable,
-    /// The peer is there and was asked to give way ([`Reason::Asking`]), and has not answered for
-    /// as long as a silent one is waited for: its disk hangs, or whoever decides there.
+    /// The peer is there, for it was heard just now, was asked to give way ([`Reason::Asking`]),
+    /// and has not answered for as long as a silent one is waited for: its disk hangs, or whoever
+    /// decides there, or it does not hear this node.
     Unanswered,
     /// Time to try again what did not work.
     Retry,

@@ -274,9 +274,12 @@ impl Automaton {
             Event::Restart => self.restart = self.app == App::Up,
             Event::Heard(view) => {
                 self.gives_way &= !view.serves;
-                // Of one that was there all the time it says no more than before.
+                // Of one that was there all the time it says no more than before. One that is back may
+                // go on itself, by a right of its own: what was granted here because it was away, and
+                // not used, is asked for again.
                 if !matches!(self.peer, Peer::Heard(_)) {
                     self.refused = None;
+                    self.right = None;
                 }
                 self.peer = Peer::Heard(Box::new(view));
                 // It went on, whoever let it: what was granted here is of the past.

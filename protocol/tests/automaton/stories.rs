@@ -422,3 +422,37 @@ fn a_node_that_gave_way_does_not_end_a_peer_that_is_slow_to_give_way_in_turn() {
     world.settle(ROUNDS);
     assert!(world.is_together(), "{}", world.brief());
 }
+
+#[test]
+fn what_was_granted_while_the_peer_was_away_is_not_used_when_it_is_back() {
+    let setup = Setup {
+        judge: Judge::Fence,
+        ..Setup::new(Arbiter::Asked, Isolation::Wait)
+    };
+    let mut world = World::of(setup, 6, None);
+    // The secondary is dead, and made sure to be; the primary's driver has died meanwhile.
+    for step in [Step::Crash(1), Step::Lost(0), Step::Silent(0)] {
+        world.take(step);
+    }
+    assert_eq!(world.doing(0), [Effect::Ask(world.generation(0))]);
+    world.take(Step::KillDriver(0));
+    while let Some(n) = (0..world.doing(0).len()).next_back() {
+        world.take(Step::Done(0, n, true));
+    }
+    // The secondary is back, is not answered, and is about to end the other one: what that one
+    // acknowledged meanwhile would be lost.
+    for step in [
+        Step::Boot(1),
+        Step::Arrive(0),
+        Step::Arrive(1),
+        Step::Begin(1),
+    ] {
+        world.take(step);
+    }
+    world.take(Step::Done(1, 0, true));
+    world.take(Step::Unanswered(1));
+    assert_eq!(world.doing(1), [Effect::Ask(world.generation(1))]);
+    world.take(Step::Retry(0));
+    assert_eq!(world.doing(0), []);
+    go_on(&mut world, &[]);
+}

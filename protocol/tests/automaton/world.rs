@@ -329,6 +329,20 @@ impl World {
         sent.push(view);
     }
 
+    /// Of what is on its way and does not arrive, the last word is known to be missing.
+    fn only_last(&mut self, n: usize) {
+        let sent = &mut self.sent[n];
+        sent.drain(..sent.len().saturating_sub(1));
+    }
+
+    /// The next heartbeat, if there is one, says it all again.
+    fn says_all(&mut self, n: usize) {
+        if self.nodes[n].automaton.is_some() {
+            self.sent[n].clear();
+            self.send(n);
+        }
+    }
+
     /// Whether what the peer sends arrives at this node.
     pub(super) fn hears(&self, n: usize) -> bool {
         self.network && !self.deaf[n]
@@ -438,9 +452,9 @@ impl World {
                 self.faults -= u8::from(on);
                 self.separated |= on;
                 self.deaf[n] = on;
-                self.sent[1 - n].clear();
-                if !on {
-                    self.send(1 - n);
+                match on {
+                    true => self.only_last(1 - n),
+                    false => self.says_all(1 - n),
                 }
             }
             Step::Silent(n) => {
@@ -497,11 +511,10 @@ impl World {
                 self.faults -= u8::from(off);
                 self.separated |= off;
                 self.network = !off;
-                self.sent = [Vec::new(), Vec::new()];
-                if !off {
-                    // The next heartbeat says it all again.
-                    (0..2).for_each(|n| self.send(n));
-                }
+                (0..2).for_each(|n| match off {
+                    true => self.only_last(n),
+                    false => self.says_all(n),
+                });
             }
             Step::Arbiter(on) => {
                 self.faults -= u8::from(!on);
