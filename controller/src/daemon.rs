@@ -226,6 +226,10 @@ pub(crate) fn run(home: Option<&Path>) -> Result<ExitCode> {
         .context("cannot start the thread that tries modules again")?;
     let socket = crate::api::serve(&places.socket(), node)?;
     tracing::info!(node = hub.cluster.node, peer = hub.cluster.peer, "running");
+    // Where systemd runs it, whoever waits for its start can command it now.
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(%error, "systemd was not told that the daemon runs");
+    }
     // Whatever ends this wait, there is nobody left to wait for.
     let _ = signals.recv();
     tracing::info!("ending; drivers and applications go on");

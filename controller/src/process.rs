@@ -69,9 +69,11 @@ impl Process {
     }
 }
 
-/// The program begins with no signal blocked. This process blocks those that it waits for, a
-/// program inherits that, and many never look: SIGTERM would not end them.
-pub(crate) fn unblocked(command: &mut Command) -> &mut Command {
+/// The program begins with no signal blocked, and is no part of a service. This process blocks the
+/// signals that it waits for, a program inherits that, and many never look: SIGTERM would not end
+/// them. Nor is it anything of theirs where this process tells systemd how it is (`sd_notify(3)`).
+pub(crate) fn on_its_own(command: &mut Command) -> &mut Command {
+    command.env_remove("NOTIFY_SOCKET");
     // SAFETY: between fork and exec this calls sigemptyset and pthread_sigmask alone, both
     // async-signal-safe (signal-safety(7)), on memory of its own.
     unsafe {
@@ -208,7 +210,7 @@ pub(crate) mod tests {
                 libc::pthread_sigmask(libc::SIG_BLOCK, term.as_ptr(), std::ptr::null_mut());
             }
             let inherited = blocked(&mut Command::new("cat"));
-            (inherited, blocked(unblocked(&mut Command::new("cat"))))
+            (inherited, blocked(on_its_own(&mut Command::new("cat"))))
         });
         let (inherited, unblocked) = here.join().unwrap();
         assert_ne!(inherited, none, "the test blocks nothing");

@@ -1,9 +1,10 @@
 //! The Debian package: built, and installed, used and removed on two machines that have
-//! nothing but Debian's minimal system.
+//! nothing but Debian's minimal system and systemd.
 
 // A test's helpers fail the test.
 #![allow(clippy::unwrap_used)]
 
+mod booted;
 mod root;
 
 use std::io::{BufRead, BufReader};
@@ -159,8 +160,11 @@ fn pair(one: &Machine, two: &Machine) {
     assert!(init.wait().unwrap().success());
 }
 
+/// How a daemon is started where no systemd runs.
+const DAEMON: &str = "twinfold daemon </dev/null >/var/log/daemon.log 2>&1 &";
+
 /// A module with a folder, from the example, runs on both; the first one is primary.
-fn run_module(one: &Machine, two: &Machine) {
+fn run_module(one: &Machine, two: &Machine, daemon: &str) {
     let both = [(one, "--good-copy"), (two, "--from-peer")];
     let identities = both.map(|(m, _)| m.must("twinfold cluster identity"));
     for (n, (machine, copy)) in both.into_iter().enumerate() {
@@ -171,7 +175,7 @@ fn run_module(one: &Machine, two: &Machine) {
             2 - n,
             identities[1 - n]
         ));
-        machine.must("twinfold daemon </dev/null >/var/log/daemon.log 2>&1 &");
+        machine.must(daemon);
         let up = || machine.output("twinfold state").status.success();
         assert!(wait_until(PATIENCE, up), "the daemon does not answer");
     }
@@ -207,7 +211,7 @@ fn the_package_pairs_and_serves_and_leaves_the_data_when_it_is_removed() {
         assert!(starts_at_boot(&one, unit), "{unit}");
     }
     pair(&one, &two);
-    run_module(&one, &two);
+    run_module(&one, &two, DAEMON);
     one.must("echo kept >/srv/data/file");
     two.must("grep kept /srv/data/file");
 

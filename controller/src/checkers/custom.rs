@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::{End, Found, Surroundings};
 use crate::config::{Checker, ResourceState};
-use crate::process::{Process, unblocked};
+use crate::process::{Process, on_its_own};
 
 /// How long at least until one that ended is started again.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -87,7 +87,7 @@ fn start(
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
             .map_err(std::io::Error::from)
     };
-    unblocked(&mut command);
+    on_its_own(&mut command);
     // SAFETY: between fork and exec one system call without memory is made.
     unsafe { command.pre_exec(end_with_us) };
     let child = command

@@ -20,7 +20,7 @@ use fs_driver::store::Layout;
 use twinfold_protocol::handshake::Role;
 
 use crate::config::Replication;
-use crate::process::{Process, unblocked};
+use crate::process::{Process, on_its_own};
 use crate::runner::Input;
 
 /// How long a driver may take until its control socket and its mount are there: it may have
@@ -155,7 +155,7 @@ impl Place {
             .stderr(log)
             // No signal meant for the daemon's group reaches it.
             .process_group(0);
-        let mut child = unblocked(&mut command)
+        let mut child = on_its_own(&mut command)
             .spawn()
             .context("cannot start the driver")?;
         let pid = child.id();

@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::process::{kill_users, unblocked};
+use crate::process::{kill_users, on_its_own};
 
 /// How often it is looked whether a script has ended.
 const LOOK: Duration = Duration::from_millis(10);
@@ -167,7 +167,7 @@ impl Scripts {
             .stdout(log.try_clone()?)
             .stderr(log)
             .process_group(0);
-        unblocked(&mut command);
+        on_its_own(&mut command);
         let mut tries = 0;
         let mut child = loop {
             match command.spawn() {
