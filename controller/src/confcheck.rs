@@ -32,7 +32,8 @@ pub(crate) struct Checked {
 }
 
 /// Checks files, given by names and texts: what is no mistake, the daemon runs, for it reads them
-/// in the same way. `own` is the `cluster.xml` of this node; `variable` gives the values of the environment's variables.
+/// in the same way. `own` is the `cluster.xml` of this node; `variable` gives the values of the
+/// environment's variables.
 pub(crate) fn check(
     files: &[(String, String)],
     own: &Path,

@@ -75,7 +75,7 @@ fn the_description_that_a_daemon_serves_names_all_that_it_serves_and_nothing_els
 
 #[test]
 fn a_module_is_made_and_files_are_checked_over_the_api_on_either_node() {
-    let stage = Stage::new("");
+    let mut stage = Stage::new("");
     let kinds = |on: &Machine| on.must(&["-H", "b", "module", "list"]);
     let told = kinds(&stage.a);
     assert!(
@@ -141,4 +141,12 @@ fn a_module_is_made_and_files_are_checked_over_the_api_on_either_node() {
     let told = nobody["text"].as_str().unwrap();
     assert!(told.contains("nobody") && nobody["line"] == 2, "{nobody}");
     assert_eq!(check("<cluster/>").len(), 1);
+
+    // Where no daemon runs yet, a module is made all the same, and on this node alone.
+    stage.a.end_daemon();
+    assert_eq!(stage.a.must(&["module", "list"]), kinds(&stage.b));
+    let (code, _, said) = stage.a.cli(&["-H", "b", "module", "list"]);
+    assert!(code == 1 && said.contains("no daemon answers"), "{said}");
+    stage.a.must(&install);
+    assert!(made(&stage.a).exists());
 }

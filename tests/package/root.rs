@@ -170,9 +170,9 @@ impl Machine {
             let state = self.output("systemctl is-system-running").stdout;
             matches!(text(&state).trim(), "running" | "degraded")
         };
-        let failed = || self.must("systemctl --failed --no-legend --plain");
         assert!(wait_until(PATIENCE, up), "it does not come up");
-        assert_eq!(failed(), "", "failed");
+        let failed = self.must("systemctl --failed --no-legend --plain");
+        assert_eq!(failed, "");
     }
 
     /// Shuts it down, as who presses its button; all that runs in it has then ended.
@@ -237,6 +237,10 @@ impl Drop for Machine {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.read("var/log/daemon.log"));
+            if self.group.is_some() {
+                let said = self.output("journalctl --no-pager --unit twinfold").stdout;
+                eprintln!("{}", text(&said));
+            }
         }
         self.put_out();
     }

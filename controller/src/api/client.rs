@@ -31,6 +31,17 @@ pub(crate) fn ask<T: DeserializeOwned>(
     serde_json::from_slice(&bytes).context("the daemon's answer is not understood")
 }
 
+/// Whether there is no daemon at all: what was asked for has not been done.
+pub(crate) fn nobody_listens(error: &anyhow::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    let kinds = error
+        .chain()
+        .filter_map(|e| e.downcast_ref::<std::io::Error>());
+    kinds
+        .map(std::io::Error::kind)
+        .any(|kind| matches!(kind, NotFound | ConnectionRefused))
+}
+
 /// The same, with the answer as it is.
 pub(crate) fn fetch(
     socket: &Path,

@@ -42,7 +42,7 @@ pub(crate) struct Applied {
     pub(crate) kept: Vec<u64>,
 }
 
-fn answered(result: Result<String>) -> Response {
+pub(super) fn answered(result: Result<String>) -> Response {
     match result {
         Ok(text) => (StatusCode::OK, Json(Said { text })).into_response(),
         Err(error) => refuse(StatusCode::CONFLICT, format!("{error:#}")),

@@ -10,9 +10,10 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::config::answered;
 use super::{Said, refuse};
 use crate::confcheck;
-use crate::config::Mistake;
+use crate::config::Findings;
 use crate::daemon::Node;
 use crate::kinds::{self, Shown, Wish};
 
@@ -39,31 +40,8 @@ struct TextFile {
 pub(super) struct FileFindings {
     /// The file.
     name: String,
-    /// What has to be changed.
-    mistakes: Vec<Found>,
-    /// What may stand, and should be known.
-    notes: Vec<Found>,
-}
-
-/// Something at a place of a file.
-#[derive(Debug, Serialize, ToSchema)]
-struct Found {
-    /// From 1.
-    line: usize,
-    /// From 1, in characters.
-    column: usize,
-    /// What it is, and what would be right.
-    text: String,
-}
-
-impl From<Mistake> for Found {
-    fn from(mistake: Mistake) -> Found {
-        Found {
-            line: mistake.at.line,
-            column: mistake.at.column,
-            text: mistake.text,
-        }
-    }
+    #[serde(flatten)]
+    found: Findings,
 }
 
 /// The kinds of modules that are ready to use.
@@ -95,11 +73,8 @@ pub(super) async fn install(
         Err(error) => return refuse(error.status(), error.body_text()),
     };
     let make = move || kinds::make(&node.places, &module, &wish);
-    match tokio::task::spawn_blocking(make).await {
-        Ok(Ok(text)) => (StatusCode::OK, Json(Said { text })).into_response(),
-        Ok(Err(error)) => refuse(StatusCode::CONFLICT, format!("{error:#}")),
-        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
-    }
+    let made = tokio::task::spawn_blocking(make).await;
+    answered(made.unwrap_or_else(|error| Err(error.into())))
 }
 
 /// Every mistake of files that nobody has applied yet, as `confcheck` tells them.
@@ -123,21 +98,17 @@ pub(super) async fn confcheck(
         Err(error) => return refuse(error.status(), error.body_text()),
     };
     let files: Vec<_> = files.into_iter().map(|f| (f.name, f.text)).collect();
-    let check = move || {
+    let check = move || -> Vec<_> {
         let own = node.places.cluster();
         let checked = confcheck::check(&files, &own, |name| std::env::var(name).ok());
-        checked.into_iter().map(|checked| FileFindings {
+        let found = checked.into_iter().map(|checked| FileFindings {
             name: checked.name,
-            mistakes: found(checked.found.mistakes),
-            notes: found(checked.found.notes),
-        })
+            found: checked.found,
+        });
+        found.collect()
     };
-    match tokio::task::spawn_blocking(move || check().collect::<Vec<_>>()).await {
+    match tokio::task::spawn_blocking(check).await {
         Ok(found) => Json(found).into_response(),
         Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
-}
-
-fn found(all: Vec<Mistake>) -> Vec<Found> {
-    all.into_iter().map(Found::from).collect()
 }

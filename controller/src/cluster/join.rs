@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use super::token::{SECRET, Token};
 use super::{Pair, lans};
 use crate::places::{Places, replace};
+use crate::token::hex;
 
 /// The protocol's name in TLS.
 const PROTOCOL: &[u8] = b"twinfold-join/1";
@@ -56,10 +57,6 @@ struct Answer {
 #[derive(Serialize, Deserialize)]
 struct Finished {
     done: bool,
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Prints a token and waits until the other node has used it.

@@ -8,7 +8,7 @@ use super::units;
 use super::xml::{Attribute, Element, MAX_MISTAKES, Mistake, Place};
 
 /// What was found in a file.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, utoipa::ToSchema)]
 pub(crate) struct Findings {
     /// What must be changed.
     pub(crate) mistakes: Vec<Mistake>,

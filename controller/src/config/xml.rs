@@ -25,14 +25,16 @@ const MAX_VALUE: usize = 64 << 10;
 pub(super) const MAX_MISTAKES: usize = 100;
 
 /// A place in a file, both numbers from 1; the column counts characters.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, utoipa::ToSchema,
+)]
 pub(crate) struct Place {
     pub(crate) line: usize,
     pub(crate) column: usize,
 }
 
 /// Something wrong in a file, and what would be right.
-#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, utoipa::ToSchema)]
 pub(crate) struct Mistake {
     pub(crate) file: String,
     #[serde(flatten)]

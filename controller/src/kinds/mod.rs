@@ -22,7 +22,7 @@ use quick_xml::escape::escape;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::api::{Said, check_name};
+use crate::api::{Said, check_name, client};
 use crate::cluster::mistakes;
 use crate::config;
 use crate::operate;
@@ -68,7 +68,7 @@ type Chosen = BTreeMap<String, String>;
 /// A kind, as it is shown.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Shown {
-    pub(crate) name: String,
+    name: String,
     /// What it is for, in a line.
     about: String,
     /// What can be chosen.
@@ -97,46 +97,38 @@ pub(crate) struct Wish {
     options: Vec<String>,
 }
 
-/// Asks the daemon of the node that is meant; on this one also without a daemon, which there is
-/// none of before two nodes are a pair.
+/// Asks the daemon of the node that is meant; on this one also without a daemon, which may not be
+/// started yet.
 pub(crate) fn run(args: &Args, home: Option<&Path>, on: Option<&str>) -> Result<ExitCode> {
-    if on.is_none() && std::os::unix::net::UnixStream::connect(Places::new(home).socket()).is_err()
-    {
+    let act = |api: Option<&operate::Api>| {
         match &args.what {
-            What::List => list(&shown()),
-            What::Install {
-                kind,
-                module,
-                options,
-            } => print!(
-                "{}",
-                make(&Places::new(home), module, &wish(kind, options))?
-            ),
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
-    operate::on_each(home, on, &|api| {
-        match &args.what {
-            What::List => list(&api.get::<Vec<Shown>>("/api/v1/kinds")?),
+            What::List => list(&match api {
+                Some(api) => api.get("/api/v1/kinds")?,
+                None => shown(),
+            }),
             What::Install {
                 kind,
                 module,
                 options,
             } => {
                 check_name(module)?;
+                let wish = Wish {
+                    kind: kind.clone(),
+                    options: options.clone(),
+                };
                 let path = format!("/api/v1/modules/{module}/install");
-                let made: Said = api.call(Method::POST, &path, Some(&wish(kind, options)))?;
-                print!("{}", made.text);
+                let told = match api {
+                    Some(api) => api.call::<Said>(Method::POST, &path, Some(&wish))?.text,
+                    None => make(&Places::new(home), module, &wish)?,
+                };
+                print!("{told}");
             }
         }
         Ok(ExitCode::SUCCESS)
-    })
-}
-
-fn wish(kind: &str, options: &[String]) -> Wish {
-    Wish {
-        kind: kind.to_owned(),
-        options: options.to_vec(),
+    };
+    match operate::on_each(home, on, &|api| act(Some(api))) {
+        Err(error) if on.is_none() && client::nobody_listens(&error) => act(None),
+        done => done,
     }
 }
 
