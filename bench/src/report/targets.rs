@@ -140,6 +140,7 @@ fn floor_of(workload: &Workload, system: System) -> Floor {
         System::Twinfold | System::Other | System::Gluster | System::Strict | System::Drbd => {
             workload.floor
         }
+        System::Flush if workload.syncs() => workload.floor,
         System::Flush | System::Alone => Floor::Plain,
         System::Bare | System::Plain | System::Quic | System::Tcp => Floor::None,
     }
@@ -224,6 +225,18 @@ const FIGURES: &[(&str, Figure, bool, f64, bool)] = &[
         |v| {
             Some(
                 v.cost("fsync-4k-d1", System::Twinfold)?
+                    / v.floor(Floor::PlainAndTrips(1), "fsync-4k-d1")?,
+            )
+        },
+        true,
+        1.3,
+        true,
+    ),
+    (
+        "ack flush: 4 KiB write + fsync / (pass-through + QUIC round trip)",
+        |v| {
+            Some(
+                v.cost("fsync-4k-d1", System::Flush)?
                     / v.floor(Floor::PlainAndTrips(1), "fsync-4k-d1")?,
             )
         },

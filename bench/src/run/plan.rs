@@ -52,6 +52,20 @@ impl Workload {
         }
     }
 
+    /// Whether each step ends with a sync, which waits for the peer in every mode.
+    pub(crate) fn syncs(&self) -> bool {
+        matches!(
+            self.work,
+            Work::Folder(
+                Load::File(Access {
+                    act: Act::WriteSync,
+                    ..
+                }),
+                _
+            )
+        )
+    }
+
     /// Where a peer is measured, DRBD is, too.
     pub(crate) fn add_drbd(&mut self) {
         if self.systems.contains(&System::Gluster) {
@@ -188,7 +202,7 @@ pub(crate) fn workloads() -> Vec<Workload> {
             "4 KiB write + fsync, depth 1",
             Folder(SYNC, 1),
             one,
-            AND_ALONE,
+            ALL,
         ),
         row(
             "fsync-4k-d8",
