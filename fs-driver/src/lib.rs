@@ -22,6 +22,7 @@ pub mod error;
 pub mod link;
 #[cfg(unix)]
 mod mounts;
+mod polling;
 pub mod setup;
 pub mod state;
 pub mod store;

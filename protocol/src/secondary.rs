@@ -179,6 +179,7 @@ pub fn needs_sync(op: &Op) -> bool {
 mod tests {
     use super::*;
     use crate::ids::FileId;
+    use crate::primary::AckMode;
     use crate::time::Timestamp;
 
     fn op(seq: u64, op: Op) -> Sequenced {
@@ -194,7 +195,7 @@ mod tests {
         s.start(OpStreamStart {
             session: SessionId(5),
             first: Seq(first),
-            stable: false,
+            mode: AckMode::Memory,
         })
         .unwrap();
         s
@@ -243,7 +244,7 @@ mod tests {
         s.start(OpStreamStart {
             session: SessionId(5),
             first: Seq(1),
-            stable: false,
+            mode: AckMode::Memory,
         })
         .unwrap();
         assert_eq!(s.receipt(), Some(receipt));
@@ -281,7 +282,7 @@ mod tests {
             s.start(OpStreamStart {
                 session: SessionId(6),
                 first: Seq(1),
-                stable: false,
+                mode: AckMode::Memory,
             })
             .is_err()
         );
@@ -289,7 +290,7 @@ mod tests {
             s.start(OpStreamStart {
                 session: SessionId(5),
                 first: Seq(3),
-                stable: false,
+                mode: AckMode::Memory,
             })
             .is_err()
         );

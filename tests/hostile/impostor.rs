@@ -5,6 +5,7 @@ use harness::Node;
 use quinn::{Connection, Endpoint};
 use twinfold_protocol::handshake::{Decision, Role, decide};
 use twinfold_protocol::ids::{Generation, Seq, SessionId};
+use twinfold_protocol::primary::AckMode;
 use twinfold_protocol::wire::{Control, Hello, OpStreamStart};
 
 use crate::wire::{ALPN, Key, Stream, ending, listener, soon};
@@ -129,7 +130,7 @@ pub(crate) fn start(session: SessionId, first: u64) -> Bytes {
     OpStreamStart {
         session,
         first: Seq(first),
-        stable: false,
+        mode: AckMode::Memory,
     }
     .encode()
     .to_bytes()

@@ -11,6 +11,7 @@ use tokio::sync::oneshot::{self, Receiver};
 use twinfold_protocol::handshake::{CopyState, Role as Part};
 use twinfold_protocol::ids::{Epoch, Seq};
 use twinfold_protocol::op::{Op, Sequenced, Stability};
+use twinfold_protocol::primary::AckMode;
 use twinfold_protocol::wire::{
     Account, CompareAnswer, CompareRequest, Control, Hello, Holds, OpStreamStart, Receipt,
     decode_op,
@@ -72,7 +73,7 @@ impl Puppet {
             _connection: connection,
             _control: control,
             ops: stream,
-            stable: start.stable,
+            stable: start.mode == AckMode::Disk,
         };
         let end = puppet.until(|op| matches!(op, Op::ResyncEnd)).await;
         puppet.applied(end.seq, end.seq).await;

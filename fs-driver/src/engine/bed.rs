@@ -9,7 +9,7 @@ use twinfold_protocol::handshake::{CopyState, Decision, Method, Role, Which};
 use twinfold_protocol::ids::{Epoch, FileId, Generation, ModuleId, Seq, SessionId, Side};
 use twinfold_protocol::marks::DirtyMap;
 use twinfold_protocol::op::{NewObject, Op};
-use twinfold_protocol::primary::Link;
+use twinfold_protocol::primary::{AckMode, Link};
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::wire::{Account, Hello, OpStreamStart, Receipt, encode_op};
 
@@ -109,8 +109,8 @@ pub(crate) fn change(engine: &Engine, op: Op, reply: Reply) {
 }
 
 /// A node with a copy of its own in a directory of its own.
-pub(super) struct Bed {
-    pub(super) engine: Arc<Engine>,
+pub(crate) struct Bed {
+    pub(crate) engine: Arc<Engine>,
     sessions: u64,
     place: tempfile::TempDir,
 }
@@ -134,7 +134,7 @@ impl Bed {
     }
 
     /// A secondary that is up to date.
-    pub(super) fn current() -> Bed {
+    pub(crate) fn current() -> Bed {
         let bed = Bed::target();
         assert!(matches!(bed.sync(Op::ResyncEnd), Ok(Some(_))));
         assert!(bed.up_to_date());
@@ -173,15 +173,20 @@ impl Bed {
         let start = OpStreamStart {
             session: SessionId(self.sessions.into()),
             first,
-            stable: true,
+            mode: AckMode::Disk,
         };
         self.engine.standby_start(start).unwrap();
     }
 
+    /// The number of the next op.
+    pub(crate) fn next(&self) -> Seq {
+        let applied = |standby: &Option<Standby>| standby.as_ref().unwrap().applied();
+        applied(&self.engine.standby.lock()).next()
+    }
+
     /// Applies an op.
     pub(super) fn apply(&self, op: &Op) -> Result<Due, StandbyError> {
-        let applied = |standby: &Option<Standby>| standby.as_ref().unwrap().applied();
-        let seq = applied(&self.engine.standby.lock()).next();
+        let seq = self.next();
         // Without the length in front.
         let frame = encode_op(seq, Timestamp::default(), op)
             .to_bytes()
@@ -215,6 +220,26 @@ impl Bed {
             sessions: self.sessions,
             place: self.place,
         }
+    }
+
+    /// Keeps all syncs from getting on until the sender returned is dropped. Those before count
+    /// as quick.
+    pub(crate) fn hold_syncs(&self) -> mpsc::Sender<()> {
+        let (release, released) = mpsc::channel::<()>();
+        let (held, holds) = mpsc::channel();
+        let engine = self.engine.clone();
+        std::thread::spawn(move || {
+            let _held = engine.hold_syncs();
+            held.send(()).unwrap();
+            let _ = released.recv();
+        });
+        holds.recv_timeout(PATIENCE).unwrap();
+        release
+    }
+
+    /// Whether a sync runs.
+    pub(crate) fn is_syncing(&self) -> bool {
+        self.engine.runs_a_sync()
     }
 
     pub(super) fn leave(&self) -> mpsc::Receiver<io::Result<Left>> {

@@ -96,9 +96,8 @@ impl Engine {
                 drop(range);
                 drop(pass);
                 let (engine, node) = (self.clone(), node.clone());
-                self.jobs.run(move || {
-                    let data_only = stability == Stability::Data;
-                    let done = engine.sync_counted(|| engine.store.sync(&node, data_only));
+                self.run_sync_job(move || {
+                    let done = engine.sync_file(&node, stability == Stability::Data);
                     engine.vote_synced(submitted.seq, done, reply);
                 });
             }
@@ -415,8 +414,8 @@ impl Engine {
         };
         drop(pass);
         let (engine, node) = (self.clone(), node.clone());
-        self.jobs.run(move || {
-            let done = engine.sync_counted(|| engine.store.sync(&node, data_only));
+        self.run_sync_job(move || {
+            let done = engine.sync_file(&node, data_only);
             engine.vote_synced(seq, done, reply);
         });
     }

@@ -61,6 +61,7 @@ use twinfold_protocol::time::Instant;
 
 use crate::bell::Bell;
 use crate::error::{FsError, FsResult};
+use crate::polling::Polling;
 use crate::state::{Condemned, CopyFile, IntentLog, MarksFile, Record, Recovered, Settings};
 use crate::store::{Disk, Layout, Store};
 
@@ -72,7 +73,7 @@ pub use names::NewEntry;
 pub use own::OwnChanges;
 pub use progress::ResyncStatus;
 pub(crate) use resync::Target;
-pub(crate) use standby::Due;
+pub(crate) use standby::{Due, SyncJob};
 pub use standby::{Standby, StandbyError};
 pub(crate) use standing::is_shared;
 pub use standing::{Hex, History, PartName, Standing};
@@ -111,6 +112,8 @@ pub struct Engine {
     pub(crate) output: Notify,
     /// And it waits no longer for more.
     pub(crate) urgent: Notify,
+    /// Whether the peer is about to say something.
+    pub(crate) polling: Polling,
     /// A sync of this secondary has ended, perhaps one that was asked for over an earlier
     /// connection: there may be something to tell, and the next one may begin.
     pub(crate) synced: Notify,
@@ -244,6 +247,7 @@ impl Engine {
             failed_before_resync: Default::default(),
             output: Notify::new(),
             urgent: Notify::new(),
+            polling: Polling::new(),
             synced: Notify::new(),
             leaving: Notify::new(),
             deadlines: Notify::new(),
@@ -388,7 +392,7 @@ impl Engine {
                 *place = Some(file);
             }
         });
-        let bytes = op.weight();
+        let kind = shipping::Way::kind(&op);
         let mut core = self.core.lock();
         let now = clock::now();
         let submitted = core.submit(now, clock::wall(), op, old_size);
@@ -396,7 +400,7 @@ impl Engine {
             None => Some(reply),
             Some(seq) => core.local_done(now, seq, reply),
         };
-        let way = shipping::Way::of(&core, bytes);
+        let way = shipping::Way::of(&core, kind);
         drop(core);
         // Only now: times that are shipped before the op would be lost with it.
         touched

@@ -72,6 +72,11 @@ impl Engine {
         }
     }
 
+    /// Whether changes wait, or one of them is just being made.
+    pub(super) fn has_parked(&self) -> bool {
+        self.parking.waiting.lock().served
+    }
+
     fn serve_parked(self: Arc<Self>) {
         loop {
             let (bytes, work) = {

@@ -2,6 +2,7 @@
 
 use twinfold_protocol::op::Op;
 use twinfold_protocol::primary::{Primary, Submitted};
+use twinfold_protocol::secondary::needs_sync;
 
 use super::{Engine, Reply, clock};
 use crate::tasks;
@@ -17,14 +18,22 @@ pub(super) struct Way {
     alone: bool,
     /// It may wait for more to be sent with it.
     lingers: bool,
+    /// The peer's disk has to be waited for.
+    syncs: bool,
 }
 
 impl Way {
-    /// Of the op submitted last, of this many bytes.
-    pub(super) fn of(core: &Primary<Reply>, bytes: usize) -> Way {
+    /// What decides about the way of an op: its bytes, and whether it syncs.
+    pub(super) fn kind(op: &Op) -> (usize, bool) {
+        (op.weight(), needs_sync(op))
+    }
+
+    /// Of the op submitted last.
+    pub(super) fn of(core: &Primary<Reply>, (bytes, syncs): (usize, bool)) -> Way {
         Way {
             alone: core.in_flight().0 <= 1 && bytes <= SMALL,
             lingers: bytes <= SMALL && core.may_linger(),
+            syncs,
         }
     }
 }
@@ -32,10 +41,10 @@ impl Way {
 impl Engine {
     /// Gives an op its place in the order, and has it shipped.
     pub(super) fn submit(&self, op: Op) -> Submitted {
-        let bytes = op.weight();
+        let kind = Way::kind(&op);
         let mut core = self.core.lock();
         let submitted = core.submit(clock::now(), clock::wall(), op, 0);
-        let way = Way::of(&core, bytes);
+        let way = Way::of(&core, kind);
         drop(core);
         self.to_wire(&submitted, way);
         submitted
@@ -53,7 +62,13 @@ impl Engine {
         match (submitted.output, submitted.seq) {
             (false, _) => {}
             // The application waits for the peer, and to wake another thread takes longer.
-            (true, Some(_)) if way.alone => tasks::carry(tell),
+            (true, Some(_)) if way.alone => {
+                let polls = !way.syncs && self.polling.expect();
+                tasks::carry(tell);
+                if polls {
+                    self.polling.begin();
+                }
+            }
             (true, _) => tell(),
         }
     }

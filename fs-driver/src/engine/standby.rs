@@ -11,6 +11,7 @@ use twinfold_protocol::handshake::{CopyState, Decision, Method, Which};
 use twinfold_protocol::ids::{Epoch, FileId, Generation, ModuleId, Seq, SessionId};
 use twinfold_protocol::marks::DirtyMap;
 use twinfold_protocol::op::{Op, Payload, Stability};
+use twinfold_protocol::primary::AckMode;
 use twinfold_protocol::secondary::{Accepted, Secondary, needs_sync};
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::wire::{Hello, Holds, OpStreamStart, Receipt, Violation, decode_op};
@@ -69,6 +70,8 @@ pub struct Standby {
     /// The intent segment begun at the last checkpoint.
     segment: Option<u64>,
     stable: Option<Stable>,
+    /// What the primary waits for.
+    mode: AckMode,
     /// Something could not be done: the session is not resumed, nor this copy promoted.
     failed: bool,
     /// Syncs that had failed before the session began.
@@ -212,6 +215,7 @@ impl Engine {
             older: DirtyMap::default(),
             segment: None,
             stable: None,
+            mode: AckMode::Memory,
             failed: false,
             failed_syncs: self.syncs.failed(),
         });
@@ -307,7 +311,8 @@ impl Engine {
         let mut standby = self.standby.lock();
         let standby = standby.as_mut().ok_or(StandbyError::NoSession)?;
         standby.machine.start(start)?;
-        if start.stable {
+        standby.mode = start.mode;
+        if start.mode == AckMode::Disk {
             standby.stable.get_or_insert_default();
         }
         Ok(())
@@ -444,6 +449,13 @@ impl Engine {
                 files: (!names && files.len() <= MAX_SINGLE_SYNCS).then_some(files),
             },
         })
+    }
+
+    /// Whether the primary's application waits for each op, as far as is known here.
+    pub(crate) fn standby_is_waited_for(&self) -> bool {
+        let standby = self.standby.lock();
+        let waits = |s: &Standby| s.mode != AckMode::Flush && !s.machine.is_syncing();
+        standby.as_ref().is_some_and(waits)
     }
 
     /// What to tell the primary about progress, if there is anything new.

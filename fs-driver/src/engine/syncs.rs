@@ -7,19 +7,29 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use twinfold_protocol::ids::SessionId;
 
 use super::standby::of_session;
-use super::{Engine, StandbyError};
+use super::{Engine, StandbyError, clock};
 use crate::state::{no_room, not_now};
+use crate::store::Node;
+
+/// A sync of one file that takes less is quick: handing it to another thread, and its end back,
+/// takes a good part of that time.
+const QUICK: Duration = Duration::from_millis(1);
 
 /// The syncs that run, and how many have failed in this run of the driver.
 #[derive(Debug, Default)]
 pub(super) struct Syncs {
     state: Mutex<State>,
     ended: Condvar,
+    /// What the last one of a file took, in nanoseconds.
+    took: AtomicU64,
     /// For tests: no sync gets on while they hold it.
     #[cfg(test)]
     held: Mutex<()>,
@@ -67,6 +77,11 @@ impl Syncs {
         drop(state);
         self.ended.notify_all();
         done
+    }
+
+    /// Whether a sync of a file is worth waiting for on the thread that is asked for it.
+    pub(super) fn is_quick(&self) -> bool {
+        self.took.load(Ordering::Relaxed) < QUICK.as_nanos() as u64
     }
 
     /// How many have failed.
@@ -127,6 +142,36 @@ impl Engine {
                 self.disk_failed("a flush of the store", e);
             }
         })
+    }
+
+    /// Syncs one file.
+    pub(super) fn sync_file(&self, node: &Node, data_only: bool) -> io::Result<()> {
+        let began = clock::now();
+        let done = self.sync_counted(|| self.store.sync(node, data_only));
+        let took = clock::now().since(began).as_nanos() as u64;
+        self.syncs.took.store(took, Ordering::Relaxed);
+        done
+    }
+
+    /// Runs what syncs a file and then tells its caller: on this thread, which is one that may
+    /// wait, where that is soon done.
+    pub(super) fn run_sync_job(self: &Arc<Self>, job: impl FnOnce() + Send + 'static) {
+        // Behind one that was parked others wait.
+        match self.syncs.is_quick() && !self.has_parked() {
+            true => self.jobs.run_here(job),
+            false => self.jobs.run(job),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn hold_syncs(&self) -> parking_lot::MutexGuard<'_, ()> {
+        self.syncs.took.store(0, Ordering::Relaxed);
+        self.syncs.held.lock()
+    }
+
+    #[cfg(test)]
+    pub(super) fn runs_a_sync(&self) -> bool {
+        !self.syncs.state.lock().running.is_empty()
     }
 
     /// Flushes the store for a session: everything that was changed in it is on the disk.
@@ -279,6 +324,29 @@ mod tests {
         assert!(matches!(bed.sync(sync()), Ok(Some(Receipt::Synced { .. }))));
         bed.fail();
         assert!(bed.sync(sync()).is_err());
+    }
+
+    #[test]
+    fn only_syncs_of_files_that_have_been_quick_are_waited_for_where_they_are_asked_for() {
+        let bed = Bed::current();
+        let soon = |op: Op| match bed.apply(&op) {
+            Ok(Due::Sync(job)) => bed.engine.is_soon_done(&job),
+            other => panic!("{other:?}"),
+        };
+        let sync = || Op::Sync {
+            file: FileId::ROOT,
+            data_only: false,
+        };
+        assert!(soon(sync()));
+        assert!(!soon(Op::Checkpoint));
+        let took = |time: Duration| {
+            let nanos = time.as_nanos() as u64;
+            bed.engine.syncs.took.store(nanos, Ordering::Relaxed);
+        };
+        took(QUICK);
+        assert!(!soon(sync()));
+        took(QUICK / 2);
+        assert!(soon(sync()));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use twinfold_protocol::wire::Receipt;
 use super::blocking::Blocking;
 use super::framing::{Incoming, send};
 use super::{STEP, code};
-use crate::engine::{Due, Engine, StandbyError};
+use crate::engine::{Due, Engine, StandbyError, SyncJob};
 
 /// How long ops are applied at a stretch before receipts may leave. Long beside what a
 /// turn of the endpoint costs, short beside what anybody waits for.
@@ -23,6 +23,19 @@ const STRETCH: Duration = Duration::from_millis(1);
 
 /// Ops whose notes are made with one sync, at most.
 const AHEAD: usize = 256;
+
+/// What one caller of the primary has under way at once: a write, and the sync behind it.
+const FEW: usize = 2;
+
+/// Bytes of those whose next one may follow within a moment, at most.
+const SMALL: usize = 32 << 10;
+
+/// How long receipts wait for a sync that is likely to be done soon. By then another thread
+/// drives the runtime.
+const SOON: Duration = Duration::from_millis(50);
+
+/// For how long no sync keeps the link's thread, when others' ops arrived while one did.
+const CROWDED: Duration = Duration::from_millis(10);
 
 /// Signs of a busy disk within the time that the primary waits for progress.
 const BUSY_PER_STALL: u32 = 8;
@@ -43,6 +56,7 @@ pub(super) async fn apply(
     let (done, mut synced): (Done, _) = mpsc::unbounded_channel();
     let wanted = Wanted::default();
     let mut busy = Busy::new(engine);
+    let mut crowded: Option<Instant> = None;
     loop {
         let mut new = true;
         let mut ahead = take_ready(&mut ops)?;
@@ -53,8 +67,11 @@ pub(super) async fn apply(
                 unwanted: wanted.0.clone(),
                 new,
                 ahead,
+                syncs_here: busy.syncs == 0
+                    && !blocking.is_slow()
+                    && crowded.is_none_or(|at| at.elapsed() >= CROWDED),
             };
-            let turned = match blocking.is_slow() {
+            let mut turned = match blocking.is_slow() {
                 false => blocking.run_here(|| turn.take()),
                 true => {
                     busy.wait(engine, &mut tx, blocking.run(|| turn.take()))
@@ -62,9 +79,29 @@ pub(super) async fn apply(
                 }
             };
             busy.sync_begun(turned.syncs);
+            let synced_here = !turned.here.is_empty();
+            if synced_here {
+                let jobs = std::mem::take(&mut turned.here);
+                busy.sync_begun(jobs.len());
+                sync_here(engine, blocking, jobs, &done);
+                // What takes longer is told when it has ended, as any other.
+                while busy.syncs > 0
+                    && let Ok(Some(ended)) = tokio::time::timeout(SOON, synced.recv()).await
+                {
+                    busy.sync_ended();
+                    match ended {
+                        Ok(receipt) => turned.receipts.extend(receipt),
+                        Err(error) => return failed(engine, blocking, connection, tx, error).await,
+                    }
+                }
+                turned.receipts.extend(engine.standby_receipt());
+            }
             let receipts: Vec<_> = turned.receipts.iter().map(Receipt::encode).collect();
             if !receipts.is_empty() {
                 send(&mut tx, &receipts).await?;
+                if turned.waited_for && engine.polling.expect() {
+                    engine.polling.begin();
+                }
             }
             if let Some(error) = turned.error {
                 return stopped(engine, blocking, connection, tx, error).await;
@@ -74,7 +111,12 @@ pub(super) async fn apply(
             if new {
                 ahead = take_ready(&mut ops)?;
                 if ahead.is_empty() {
-                    break;
+                    if !synced_here || !others_arrived(&mut ops).await? {
+                        break;
+                    }
+                    engine.polling.came();
+                    crowded = Some(Instant::now());
+                    ahead = take_ready(&mut ops)?;
                 }
             }
             // Nothing on the way to the next op gives the endpoint, on this same thread, its turn.
@@ -109,11 +151,45 @@ pub(super) async fn apply(
                 busy.tell(engine, &mut tx).await?;
                 true
             }
-            filled = ops.fill() => filled?,
+            filled = ops.fill() => {
+                engine.polling.came();
+                filled?
+            }
         };
         if !filled {
             return ops.end();
         }
+    }
+}
+
+/// Has the link's thread do syncs, one after the other.
+fn sync_here(engine: &Arc<Engine>, blocking: &Blocking, jobs: Vec<SyncJob>, done: &Done) {
+    let (syncs, tells, done) = (engine.clone(), engine.clone(), done.clone());
+    let sync = move || -> Vec<_> {
+        let sync = |job| syncs.standby_sync_here(job);
+        jobs.into_iter().map(sync).collect()
+    };
+    blocking.begin_sync(sync, move |ended| {
+        for result in ended {
+            if done.send(result).is_err() {
+                // Whoever serves the next connection looks what there is to tell.
+                tells.synced.notify_one();
+            }
+        }
+    });
+}
+
+/// Whether more has arrived while the thread was kept: it is there when the endpoint and the
+/// connection, on this same thread, have had their turns.
+async fn others_arrived(ops: &mut Incoming) -> Result<bool> {
+    for _ in 0..2 {
+        tokio::task::yield_now().await;
+    }
+    tokio::select! {
+        biased;
+        // Where the stream has ended, it has for the next one who asks, too.
+        filled = ops.fill() => filled,
+        () = std::future::ready(()) => Ok(false),
     }
 }
 
@@ -151,6 +227,8 @@ struct Turn {
     /// None of them is noted yet.
     new: bool,
     ahead: VecDeque<Payload>,
+    /// A sync may keep the link's thread.
+    syncs_here: bool,
 }
 
 /// What came of it.
@@ -160,6 +238,10 @@ struct Turned {
     receipts: Vec<Receipt>,
     /// Syncs that were begun.
     syncs: usize,
+    /// Syncs that are soon done, and nothing else is to do.
+    here: Vec<SyncJob>,
+    /// One caller of the primary, it seems, waits for the receipts, and goes on then.
+    waited_for: bool,
     /// It was broken off, or has lasted as long.
     stretched: bool,
     /// Nothing behind this is applied.
@@ -175,15 +257,23 @@ impl Turn {
             unwanted,
             new,
             mut ahead,
+            syncs_here,
         } = self;
         let mut turned = Turned {
             ahead: VecDeque::new(),
             receipts: Vec::new(),
             syncs: 0,
+            here: Vec::new(),
+            waited_for: false,
             stretched: false,
             error: None,
         };
-        let mut sync = |job| {
+        let few = new && ahead.len() <= FEW;
+        let small = few && ahead.iter().map(Payload::len).sum::<usize>() <= SMALL;
+        let mut sync = |job, last| {
+            if last && few && syncs_here && engine.is_soon_done(&job) {
+                return turned.here.push(job);
+            }
             let done = done.clone();
             engine.standby_sync(job, move |result| drop(done.send(result)));
             turned.syncs += 1;
@@ -199,7 +289,7 @@ impl Turn {
             match engine.standby_apply(frame) {
                 Ok(Due::Nothing) => {}
                 Ok(Due::Receipt(receipt)) => turned.receipts.push(receipt),
-                Ok(Due::Sync(job)) => sync(job),
+                Ok(Due::Sync(job)) => sync(job, ahead.is_empty()),
                 Err(error) => {
                     turned.error = Some(error);
                     return turned;
@@ -214,8 +304,11 @@ impl Turn {
         if ahead.is_empty()
             && let Some(job) = engine.standby_stable_job()
         {
-            sync(job);
+            sync(job, true);
         }
+        // For a sync somebody waits in every mode.
+        let waits = || !turned.here.is_empty() || engine.standby_is_waited_for();
+        turned.waited_for = small && ahead.is_empty() && waits();
         turned.receipts.extend(engine.standby_receipt());
         turned.ahead = ahead;
         turned
@@ -341,4 +434,143 @@ async fn failed(
     }
     connection.close(code::REFUSED.into(), error.to_string().as_bytes());
     Err(CopyFailed(error).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::Builder;
+    use twinfold_protocol::ids::{FileId, Seq};
+    use twinfold_protocol::op::{Op, XattrMode};
+    use twinfold_protocol::time::Timestamp;
+    use twinfold_protocol::wire::encode_op;
+
+    use super::super::blocking::serve;
+    use super::super::transport::tests::pair;
+    use super::*;
+    use crate::engine::bed::Bed;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// A primary's end of the op stream.
+    struct Primary {
+        line: Connection,
+        ops: SendStream,
+        receipts: Incoming,
+    }
+
+    impl Primary {
+        async fn send(&mut self, seq: Seq, op: &Op) {
+            let frame = encode_op(seq, Timestamp::default(), op);
+            send(&mut self.ops, &[frame]).await.unwrap();
+        }
+
+        async fn until(&mut self, all: impl Fn(&Receipt) -> bool) {
+            let patience = tokio::time::timeout(PATIENCE / 2, async {
+                while !all(&Receipt::decode(self.receipts.next().await.unwrap()).unwrap()) {}
+            });
+            patience.await.expect("nobody is told of it");
+        }
+
+        async fn applied(&mut self, seq: Seq) {
+            self.until(|r| matches!(r, Receipt::Applied { applied, .. } if *applied == seq))
+                .await;
+        }
+
+        async fn synced(&mut self, seq: Seq) {
+            self.until(|r| matches!(r, Receipt::Synced { seq: synced } if *synced == seq))
+                .await;
+        }
+    }
+
+    fn change() -> Op {
+        Op::SetXattr {
+            file: FileId::ROOT,
+            name: bytes::Bytes::from_static(b"user.a"),
+            value: bytes::Bytes::from_static(b"x"),
+            mode: XattrMode::Either,
+        }
+    }
+
+    /// Runs a primary, on a thread of its own, that waits for a sync which keeps the thread of
+    /// its secondary's link: it is handed over with the numbers of the sync and of the next op,
+    /// and with what lets the sync get on.
+    fn with_sync_under_way(
+        run: impl AsyncFnOnce(&mut Primary, [Seq; 2], std::sync::mpsc::Sender<()>),
+    ) {
+        let bed = Arc::new(Bed::current());
+        let place = tempfile::tempdir().unwrap();
+        let (server, client) = pair(place.path());
+        let blocking = Arc::<Blocking>::default();
+        let (inside, inner) = (bed.clone(), blocking.clone());
+        let primary = async move {
+            let to = client.peers[0];
+            let dialling = client.dialler(to).unwrap();
+            let line = dialling.connect(to, client.server_name()).unwrap();
+            let line = line.await.unwrap();
+            let (ops, rx) = line.open_bi().await.unwrap();
+            let receipts = Incoming::new(rx, PATIENCE);
+            let mut primary = Primary {
+                line,
+                ops,
+                receipts,
+            };
+            let before = inside.next();
+            let [sync, behind] = [before.next(), before.next().next()];
+            primary.send(before, &change()).await;
+            let durable =
+                |r: &Receipt| matches!(r, Receipt::Applied { durable, .. } if *durable == before);
+            primary.until(durable).await;
+            // That one may have come beside what was synced first.
+            tokio::time::sleep(2 * CROWDED).await;
+            let held = inside.hold_syncs();
+            let op = Op::Sync {
+                file: FileId::ROOT,
+                data_only: false,
+            };
+            primary.send(sync, &op).await;
+            while !inside.is_syncing() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            run(&mut primary, [sync, behind], held).await;
+            primary.line.close(0u32.into(), b"over");
+        };
+        let (listens, listening) = std::sync::mpsc::channel();
+        let secondary = async move {
+            let endpoint = server.listen().unwrap().remove(0);
+            listens.send(()).unwrap();
+            let line = endpoint.accept().await.unwrap().await.unwrap();
+            let (tx, rx) = line.accept_bi().await.unwrap();
+            let ops = Incoming::new(rx, PATIENCE);
+            let _ = apply(&bed.engine, &inner, &line, ops, tx).await;
+        };
+        let ends = std::thread::spawn(move || serve(secondary, &blocking).unwrap());
+        listening.recv_timeout(PATIENCE).unwrap();
+        let runtime = Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(primary);
+        ends.join().unwrap();
+    }
+
+    /// Nothing comes behind it that would wake anybody.
+    #[test]
+    fn an_op_that_arrives_while_a_sync_keeps_the_thread_is_applied_behind_it() {
+        with_sync_under_way(async |primary, [sync, behind], held| {
+            primary.send(behind, &change()).await;
+            // It has arrived by then.
+            tokio::time::sleep(SOON / 5).await;
+            drop(held);
+            primary.synced(sync).await;
+            primary.applied(behind).await;
+        });
+    }
+
+    #[test]
+    fn ops_are_applied_and_told_of_while_a_sync_that_seemed_quick_takes_long() {
+        with_sync_under_way(async |primary, [sync, behind], held| {
+            primary.applied(sync).await;
+            primary.send(behind, &change()).await;
+            primary.applied(behind).await;
+            drop(held);
+            primary.synced(sync).await;
+        });
+    }
 }

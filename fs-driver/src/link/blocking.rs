@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::Thread;
 use std::time::Duration;
 
@@ -40,13 +40,21 @@ const LOOKS: u32 = 20;
 
 /// Work for the link's thread; what it returns hands the result over, within the runtime, where
 /// that costs nobody a wake-up.
-type Job = Box<dyn FnOnce() -> Answer + Send>;
+type Work = Box<dyn FnOnce() -> Answer + Send>;
 type Answer = Box<dyn FnOnce() + Send>;
+
+struct Job {
+    work: Work,
+    /// It changes something, and what it takes tells whether the store is slow.
+    changes: bool,
+}
 
 /// Hands work from the runtime's tasks to the link's thread.
 #[derive(Default)]
 pub(super) struct Blocking {
     jobs: Mutex<VecDeque<Job>>,
+    /// Those that change something, and are not done.
+    changes: AtomicUsize,
     /// There is a job.
     more: Notify,
     /// Since when the thread is away, in nanoseconds of the clock; 0: it is not.
@@ -112,18 +120,44 @@ impl Blocking {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> T {
         let (done, result) = oneshot::channel();
-        self.jobs.lock().push_back(Box::new(move || {
-            let result = work();
-            // Whoever asked may be gone.
-            Box::new(move || drop(done.send(result)))
-        }));
-        self.more.notify_one();
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        self.queue(Job {
+            work: Box::new(move || {
+                let result = work();
+                // Whoever asked may be gone.
+                Box::new(move || drop(done.send(result)))
+            }),
+            changes: true,
+        });
         result.await.expect("the link's thread does every job")
     }
 
-    /// Waits until everything that was begun is done.
+    /// Has the link's thread do a sync, outside of the runtime, and then `tell` of it within.
+    /// That one takes long says nothing about anything else in the store.
+    pub(super) fn begin_sync<T: Send + 'static>(
+        &self,
+        sync: impl FnOnce() -> T + Send + 'static,
+        tell: impl FnOnce(T) + Send + 'static,
+    ) {
+        self.queue(Job {
+            work: Box::new(move || {
+                let result = sync();
+                Box::new(move || tell(result))
+            }),
+            changes: false,
+        });
+    }
+
+    fn queue(&self, job: Job) {
+        self.jobs.lock().push_back(job);
+        self.more.notify_one();
+    }
+
+    /// Waits until every change that was begun is done. A sync changes nothing.
     pub(super) async fn settled(&self) {
-        self.run(|| ()).await;
+        if self.changes.load(Ordering::SeqCst) > 0 {
+            self.run(|| ()).await;
+        }
     }
 
     async fn next(&self) -> Job {
@@ -142,9 +176,12 @@ impl Blocking {
         if self.deputy.sleeps.load(Ordering::SeqCst) {
             self.deputy.wake();
         }
-        let answer = job();
+        let answer = (job.work)();
         self.since.store(0, Ordering::SeqCst);
-        self.took(began);
+        if job.changes {
+            self.took(began);
+            self.changes.fetch_sub(1, Ordering::SeqCst);
+        }
         if self.deputy.drives.load(Ordering::SeqCst) {
             self.deputy.back.notify_one();
         }
@@ -243,7 +280,7 @@ mod tests {
     use std::sync::mpsc;
     use std::time::Instant;
 
-    use super::{AWAY, Arc, Blocking, Duration, Ordering, SLOW, serve};
+    use super::{AWAY, Arc, Blocking, Duration, Ordering, SLOW, oneshot, serve};
 
     /// Longer than anything here takes.
     const PATIENCE: Duration = Duration::from_secs(60);
@@ -306,6 +343,30 @@ mod tests {
                         tokio::time::sleep(Duration::from_millis(1)).await;
                     }
                 }
+            },
+            &blocking,
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn nobody_waits_for_a_sync_and_a_slow_one_says_nothing_of_the_store() {
+        let blocking = Arc::<Blocking>::default();
+        let asks = blocking.clone();
+        serve(
+            async move {
+                let (release, kept) = mpsc::channel::<()>();
+                let (tell, told) = oneshot::channel();
+                let sync = move || kept.recv_timeout(PATIENCE);
+                asks.begin_sync(sync, |ended| tell.send(ended).unwrap());
+                while asks.since.load(Ordering::SeqCst) == 0 {
+                    tokio::task::yield_now().await;
+                }
+                asks.settled().await;
+                tokio::time::sleep(SLOW).await;
+                release.send(()).unwrap();
+                assert_eq!(told.await.unwrap(), Ok(()));
+                assert!(!asks.is_slow());
             },
             &blocking,
         )

@@ -68,6 +68,8 @@ async fn roles(engine: Arc<Engine>, transport: Transport, blocking: Arc<Blocking
     let mut role = engine.watch_role();
     let resyncs = Arc::default();
     let ticker = tokio::spawn(tick(engine.clone()));
+    let polled = engine.clone();
+    let poller = tokio::spawn(async move { polled.polling.run().await });
     loop {
         let now = *role.borrow_and_update();
         // What was said of the role before is no matter any more.
@@ -93,6 +95,7 @@ async fn roles(engine: Arc<Engine>, transport: Transport, blocking: Arc<Blocking
         }
     }
     ticker.abort();
+    poller.abort();
     Ok(())
 }
 

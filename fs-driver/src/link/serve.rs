@@ -10,7 +10,6 @@ use tokio::sync::{Mutex, Notify, OwnedMutexGuard, mpsc, oneshot};
 use twinfold_protocol::handshake::{Decision, Role, Which, decide, is_left_behind};
 use twinfold_protocol::ids::{Seq, SessionId};
 use twinfold_protocol::limits;
-use twinfold_protocol::primary::AckMode;
 use twinfold_protocol::wire::{
     CompareAnswer, CompareRequest, Control, OpStreamStart, Receipt, common_version,
 };
@@ -431,7 +430,7 @@ async fn ship_ops(
     let start = OpStreamStart {
         session,
         first,
-        stable: engine.settings().config().mode == AckMode::Disk,
+        mode: engine.settings().config().mode,
     };
     send(&mut tx, &[start.encode()]).await?;
     let stall = Duration::from_millis(engine.settings().stall_ms);
@@ -446,6 +445,7 @@ async fn ship_ops(
     let receiver = async {
         loop {
             let frame = receipts.next().await?;
+            engine.polling.came();
             engine.receipt(Receipt::decode(frame)?)?;
         }
     };

@@ -11,6 +11,7 @@ use crate::ids::{Epoch, FileId, Generation, Seq, SessionId};
 use crate::limits;
 use crate::marks::Intent;
 use crate::op::Payload;
+use crate::primary::AckMode;
 use crate::verify::Found;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"twinfold");
@@ -158,8 +159,8 @@ pub struct OpStreamStart {
     pub session: SessionId,
     /// The number of the first op that follows.
     pub first: Seq,
-    /// The primary waits for stable storage (mode `disk`): sync what is applied.
-    pub stable: bool,
+    /// What the primary waits for: with `disk`, sync what is applied.
+    pub mode: AckMode,
 }
 
 /// Frames the secondary sends back on the op stream.
@@ -437,7 +438,11 @@ impl OpStreamStart {
         let mut w = Writer::new(64);
         w.u128(self.session.0);
         w.seq(self.first);
-        w.u8(self.stable.into());
+        w.u8(match self.mode {
+            AckMode::Memory => 0,
+            AckMode::Disk => 1,
+            AckMode::Flush => 2,
+        });
         w.finish(Payload::default())
     }
 
@@ -451,7 +456,12 @@ impl OpStreamStart {
         let start = OpStreamStart {
             session: r.session()?,
             first: r.seq()?,
-            stable: r.bool("stable")?,
+            mode: match r.u8()? {
+                0 => AckMode::Memory,
+                1 => AckMode::Disk,
+                2 => AckMode::Flush,
+                v => return Err(unknown("acknowledgement mode", v)),
+            },
         };
         r.end()?;
         Ok(start)

@@ -16,6 +16,7 @@ use twinfold_protocol::op::{
     AllocateMode, Change, Listing, Name, NewObject, Object, Op, Payload, PutEntry, RenameMode,
     Sequenced, Stability, XattrMode,
 };
+use twinfold_protocol::primary::AckMode;
 use twinfold_protocol::remote::{Answer, Entry, EntryName, Failure, Request, Space};
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::wire::{
@@ -106,12 +107,20 @@ impl Sent {
     }
 }
 
+fn ack_mode() -> impl Strategy<Value = AckMode> {
+    prop_oneof![
+        Just(AckMode::Memory),
+        Just(AckMode::Disk),
+        Just(AckMode::Flush)
+    ]
+}
+
 pub(super) fn any_sent() -> impl Strategy<Value = Sent> {
-    let start = (any::<u128>(), seq(), any::<bool>()).prop_map(|(session, first, stable)| {
+    let start = (any::<u128>(), seq(), ack_mode()).prop_map(|(session, first, mode)| {
         Sent::Start(OpStreamStart {
             session: SessionId(session),
             first,
-            stable,
+            mode,
         })
     });
     let blocks = 0..=limits::MAX_COMPARE_BLOCKS as u32;

@@ -10,6 +10,7 @@ use twinfold_protocol::op::{
     AllocateMode, Change, Listing, Name, NewObject, Object, Op, PutEntry, RenameMode, Stability,
     XattrMode,
 };
+use twinfold_protocol::primary::AckMode;
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::wire::{
     Account, CompareAnswer, CompareRequest, Control, Hello, Holds, MatchEntry, OpStreamStart,
@@ -527,7 +528,7 @@ pub(super) const START: (OpStreamStart, &str) = (
     OpStreamStart {
         session: SESSION,
         first: Seq(9),
-        stable: true,
+        mode: AckMode::Disk,
     },
     "1a000000 40 000102030405060708090a0b0c0d0e0f 0900000000000000 01",
 );

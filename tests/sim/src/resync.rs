@@ -10,7 +10,7 @@ use twinfold_protocol::lifecycle::Record;
 use twinfold_protocol::limits::BLOCK;
 use twinfold_protocol::marks::{DirtyMap, Intent, Names};
 use twinfold_protocol::op::{Listing, Name, Op, PutEntry};
-use twinfold_protocol::primary::{AckMode, Link};
+use twinfold_protocol::primary::Link;
 use twinfold_protocol::secondary::Secondary;
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::wire::OpStreamStart;
@@ -162,7 +162,7 @@ impl World {
             return refuse(self);
         }
         let now = self.instant();
-        let stable = self.config.mode == AckMode::Disk;
+        let mode = self.config.mode;
         if let Some((session, applied)) = resume
             && self.nodes[node].core.can_resume(session, applied)
         {
@@ -177,7 +177,7 @@ impl World {
                 Message::Start(OpStreamStart {
                     session,
                     first,
-                    stable,
+                    mode,
                 }),
             );
             self.perform(node);
@@ -403,14 +403,14 @@ impl World {
         n.damaged = false;
         n.moving = Moving::default();
         let first = n.core.next_seq();
-        let stable = self.config.mode == AckMode::Disk;
+        let mode = self.config.mode;
         self.send(
             node,
             id,
             Message::Start(OpStreamStart {
                 session,
                 first,
-                stable,
+                mode,
             }),
         );
         self.soon(node, MS, Step::Resync(session));

@@ -3,6 +3,7 @@
 use twinfold_protocol::ids::{FileId, SessionId};
 use twinfold_protocol::marks::{DirtyMap, Intent};
 use twinfold_protocol::op::{Op, Sequenced, Stability};
+use twinfold_protocol::primary::AckMode;
 use twinfold_protocol::secondary::{Accepted, needs_sync};
 use twinfold_protocol::verify::mark_question;
 use twinfold_protocol::wire::{OpStreamStart, Receipt};
@@ -26,7 +27,7 @@ impl World {
         if let Err(e) = standby.machine.start(start) {
             return self.fail(format!("node {node} refuses the op stream: {e}"));
         }
-        standby.stable = start.stable;
+        standby.stable = start.mode == AckMode::Disk;
     }
 
     /// An op arrives.

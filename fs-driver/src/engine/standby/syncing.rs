@@ -18,15 +18,27 @@ impl Engine {
         done: impl FnOnce(Result<Option<Receipt>, StandbyError>) + Send + 'static,
     ) {
         let engine = self.clone();
-        let session = job.session;
         self.jobs.run(move || {
-            let result = engine.run_sync(job);
-            if result.is_err() {
-                engine.standby_broken(session);
-            }
+            let result = engine.standby_sync_here(job);
             engine.synced.notify_one();
             done(result);
         });
+    }
+
+    /// Runs a sync on this thread; returns the receipt, if one is due.
+    pub(crate) fn standby_sync_here(&self, job: SyncJob) -> Result<Option<Receipt>, StandbyError> {
+        let session = job.session;
+        self.run_sync(job)
+            .inspect_err(|_| self.standby_broken(session))
+    }
+
+    /// Whether a sync is likely to be done soon: of files, where that has been quick lately.
+    pub(crate) fn is_soon_done(&self, job: &SyncJob) -> bool {
+        let of_files = matches!(
+            job.what,
+            SyncWhat::Object { .. } | SyncWhat::Stable { files: Some(_) }
+        );
+        of_files && self.syncs.is_quick()
     }
 
     /// A sync failed. Asked for again, it might succeed with what was lost forgotten: so
@@ -44,9 +56,7 @@ impl Engine {
     fn run_sync(&self, job: SyncJob) -> Result<Option<Receipt>, StandbyError> {
         let failed = |source| StandbyError::Put { op: "sync", source };
         let object = |file, data_only| match self.store.object(file).map_err(failed)? {
-            Some(node) => self
-                .sync_counted(|| self.store.sync(&node, data_only))
-                .map_err(failed),
+            Some(node) => self.sync_file(&node, data_only).map_err(failed),
             // Removed meanwhile: nothing of it has to last.
             None => Ok(()),
         };
