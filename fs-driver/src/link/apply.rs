@@ -271,7 +271,9 @@ impl Turn {
         let few = new && ahead.len() <= FEW;
         let small = few && ahead.iter().map(Payload::len).sum::<usize>() <= SMALL;
         let mut sync = |job, last| {
-            if last && few && syncs_here && engine.is_soon_done(&job) {
+            // Behind one that another thread does, it is that one which is waited for.
+            let alone = last && few && turned.syncs == 0;
+            if alone && syncs_here && engine.is_soon_done(&job) {
                 return turned.here.push(job);
             }
             let done = done.clone();
