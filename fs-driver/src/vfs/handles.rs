@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 use twinfold_protocol::ids::FileId;
 
+use super::told::Told;
 use crate::error::{FsError, FsResult};
 use crate::store::{DirectoryHandle, Node, Opening};
 
@@ -37,8 +38,8 @@ pub enum Handle {
     Directory {
         /// Which.
         directory: DirectoryHandle,
-        /// Its listing went on at the peer, from the beginning: positions are a store's own.
-        moved: AtomicBool,
+        /// What its listing has told here.
+        told: Told,
     },
     /// A file that was opened when this node's disk had failed already.
     Away {

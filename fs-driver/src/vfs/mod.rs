@@ -8,10 +8,10 @@ mod handles;
 mod host;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use twinfold_protocol::attr::{Attributes, Kind};
@@ -31,6 +31,7 @@ pub use handles::{Handle, HandleId, OpenHow};
 
 use caches::Caches;
 use handles::Handles;
+use told::Told;
 
 /// Files whose pages in the kernel are known to be right, at most; beyond it all are
 /// forgotten, and read again.
@@ -238,7 +239,7 @@ impl Vfs {
                 Ok(directory) => {
                     return Ok(self.handles.insert(Handle::Directory {
                         directory,
-                        moved: AtomicBool::new(false),
+                        told: Told::default(),
                     }));
                 }
                 Err(e) if self.engine.moves(&e) => otherwise = e,
@@ -318,16 +319,21 @@ impl Vfs {
         mut take: impl FnMut(Listing) -> bool,
     ) -> FsResult<()> {
         let handle = self.handles.get(handle)?;
-        let (directory, moved) = match &*handle {
-            Handle::Directory { directory, moved } => (directory, moved),
+        let (directory, told) = match &*handle {
+            Handle::Directory { directory, told } => (directory, told),
             Handle::AwayDirectory(file) => return self.list_there(*file, from, take),
             _ => return Err(FsError::BadHandle),
         };
         if !self.engine.is_away() {
+            told.here(from);
             let mut taken = false;
             let listed = self.list_here(directory, from, |listing| {
+                let entry = listing.name.clone();
                 let more = take(listing);
-                taken |= more;
+                if more {
+                    told.tell(entry);
+                    taken = true;
+                }
                 more
             });
             match listed {
@@ -340,11 +346,10 @@ impl Vfs {
                 listed => return listed,
             }
         }
-        // Positions are those of the store that listed so far: the peer's listing begins
-        // anew, and names may come twice.
-        let begun = moved.swap(true, Ordering::Relaxed);
-        let from = if begun { from } else { 0 };
-        self.list_there(directory.node().file(), from, take)
+        let from = told.there(from);
+        self.list_there(directory.node().file(), from, |listing| {
+            told.has(&listing.name) || take(listing)
+        })
     }
 
     /// Lists a directory of this node's store, see [`Vfs::list`].

@@ -26,7 +26,7 @@ pub struct Entry {
 }
 
 /// The name of a listed entry.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub enum Listed {
     /// `.`, the directory itself.
     Here,
