@@ -223,7 +223,7 @@ fn check_cells(report: &Value) {
         ),
         (
             "fsync-4k-d1",
-            vec!["bare", "plain", "twinfold", "alone", "quic"],
+            vec!["bare", "plain", "twinfold", "flush", "alone", "quic"],
         ),
         ("write-4k-d1-resync", vec!["twinfold"]),
     ] {

@@ -9,7 +9,7 @@ use super::units::{count, memory, time};
 use crate::systems::System;
 
 /// All systems, in the order of the tables.
-const SYSTEMS: [System; 11] = [
+const SYSTEMS: [System; 12] = [
     System::Bare,
     System::Plain,
     System::Twinfold,
@@ -20,6 +20,7 @@ const SYSTEMS: [System; 11] = [
     System::Strict,
     System::Drbd,
     System::Quic,
+    System::Stock,
     System::Tcp,
 ];
 

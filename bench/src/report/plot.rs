@@ -21,6 +21,7 @@ pub(super) fn class(system: System) -> &'static str {
         System::Strict => "strict",
         System::Drbd => "drbd",
         System::Quic => "quic",
+        System::Stock => "stock",
         System::Tcp => "tcp",
     }
 }

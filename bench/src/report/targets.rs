@@ -142,7 +142,7 @@ fn floor_of(workload: &Workload, system: System) -> Floor {
         }
         System::Flush if workload.syncs() => workload.floor,
         System::Flush | System::Alone => Floor::Plain,
-        System::Bare | System::Plain | System::Quic | System::Tcp => Floor::None,
+        System::Bare | System::Plain | System::Quic | System::Stock | System::Tcp => Floor::None,
     }
 }
 
@@ -253,10 +253,14 @@ const FIGURES: &[(&str, Figure, bool, f64, bool)] = &[
     ),
     (
         "1 MiB sequential write / QUIC stream",
-        |v| {
-            let stream = v.throughput("write-1m", System::Quic)?;
-            Some(v.throughput("write-1m", System::Twinfold)? / stream)
-        },
+        |v| stream(v, System::Quic),
+        false,
+        0.6,
+        false,
+    ),
+    (
+        "1 MiB sequential write / QUIC stream, quinn as it comes",
+        |v| stream(v, System::Stock),
         false,
         0.6,
         false,
@@ -321,6 +325,12 @@ const FIGURES: &[(&str, Figure, bool, f64, bool)] = &[
         false,
     ),
 ];
+
+/// Our throughput in large writes relative to that of a bare stream.
+fn stream(view: &View, wire: System) -> Option<f64> {
+    let stream = view.throughput("write-1m", wire)?;
+    Some(view.throughput("write-1m", System::Twinfold)? / stream)
+}
 
 /// Our rate relative to that of `GlusterFS`, run in one of its ways.
 fn gluster(view: &View, workload: &str, way: System) -> Option<f64> {

@@ -320,8 +320,8 @@ impl Once<'_> {
             }
             // A connection of its own each time: nobody keeps it alive in between. Beside
             // other work it is that work's floor.
-            (work, Place::Quic(client)) => {
-                let client = quic::Client::connect(client, quic::Tuning::Driver)?;
+            (work, Place::Quic(client, tuning)) => {
+                let client = quic::Client::connect(client, *tuning)?;
                 match (work, workload.floor) {
                     (Work::Stream, _) | (_, Floor::Stream) => client.stream(time)?,
                     _ => client.round_trips(REQUEST, time)?,

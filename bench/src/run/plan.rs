@@ -115,7 +115,7 @@ const ALL: &[System] = &[
     System::Strict,
 ];
 
-const WIRES: &[System] = &[System::Quic, System::Tcp];
+const WIRES: &[System] = &[System::Quic, System::Stock, System::Tcp];
 
 const fn file(act: Act, bytes: usize, direct: bool, sequential: bool) -> Load {
     Load::File(Access {
@@ -141,7 +141,8 @@ pub(crate) fn workloads() -> Vec<Workload> {
         floor,
         // In the same turns as what it is the floor of.
         systems: match floor {
-            PlainAndTrips(_) | Floor::Stream => [systems, &[System::Quic]].concat(),
+            PlainAndTrips(_) => [systems, &[System::Quic]].concat(),
+            Floor::Stream => [systems, &[System::Quic, System::Stock]].concat(),
             Plain | Floor::None => systems.to_vec(),
         },
     };
@@ -309,7 +310,7 @@ mod tests {
             let measured = match w.floor {
                 Floor::Plain => has(System::Plain),
                 Floor::PlainAndTrips(_) => has(System::Plain) && has(System::Quic),
-                Floor::Stream => has(System::Quic),
+                Floor::Stream => has(System::Quic) && has(System::Stock),
                 Floor::None => true,
             };
             assert!(measured, "{}", w.name);

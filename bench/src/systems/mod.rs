@@ -48,8 +48,10 @@ pub(crate) enum System {
     Strict,
     /// A directory on a DRBD device that somebody else has put up.
     Drbd,
-    /// QUIC between two processes.
+    /// QUIC between two processes, as the drivers set it up.
     Quic,
+    /// QUIC between two processes, as quinn sets it up.
+    Stock,
     /// TCP between two processes.
     Tcp,
 }
@@ -68,6 +70,7 @@ impl System {
             System::Strict => "GlusterFS, no write-behind",
             System::Drbd => "DRBD, protocol C",
             System::Quic => "bare QUIC",
+            System::Stock => "bare QUIC, quinn as it comes",
             System::Tcp => "bare TCP",
         }
     }
@@ -84,7 +87,7 @@ pub(crate) enum Place {
     /// A folder.
     Folder(PathBuf),
     /// Keys and settings of the asking end of QUIC.
-    Quic(PathBuf),
+    Quic(PathBuf, quic::Tuning),
     /// The TCP server.
     Tcp(tcp::Server),
 }
@@ -186,7 +189,12 @@ impl Running {
                 let directory = Directory::make(place)?;
                 (folder(&directory.0), Holder::Directory(directory))
             }
-            System::Quic | System::Tcp => wire(system, dir, peer)?,
+            System::Stock if peer.is_some() => {
+                return Ok(Started::Absent(
+                    "runs between two processes of one machine".into(),
+                ));
+            }
+            System::Quic | System::Stock | System::Tcp => wire(system, dir, peer)?,
         };
         let mut running = Running {
             system,
@@ -294,14 +302,21 @@ fn words(log: &Path) -> String {
 /// Starts the answering end of bare QUIC or TCP: where it is found, and who holds it.
 fn wire(system: System, dir: &Path, peer: Option<&Arc<Peer>>) -> Result<(Place, Holder)> {
     Ok(match (system, peer) {
-        (System::Quic, None) => {
-            let (process, client) = quic_pair(dir, quic::Tuning::Driver)?;
-            (Place::Quic(client), Holder::Process(process))
+        (System::Quic | System::Stock, None) => {
+            let tuning = match system {
+                System::Stock => quic::Tuning::Stock,
+                _ => quic::Tuning::Driver,
+            };
+            let (process, client) = quic_pair(dir, tuning)?;
+            (Place::Quic(client, tuning), Holder::Process(process))
         }
         (System::Quic, Some(peer)) => {
             let client = dir.join("quic-client");
             peer.start_quic(&client)?;
-            (Place::Quic(client), Holder::There(peer.clone()))
+            (
+                Place::Quic(client, quic::Tuning::Driver),
+                Holder::There(peer.clone()),
+            )
         }
         (_, None) => {
             let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
