@@ -186,12 +186,7 @@ type Figure = fn(&View) -> Option<f64>;
 const FIGURES: &[(&str, Figure, bool, f64, bool)] = &[
     (
         "4 KiB write, depth 1 / (pass-through + QUIC round trip)",
-        |v| {
-            Some(
-                v.cost("write-4k-d1", System::Twinfold)?
-                    / v.floor(Floor::PlainAndTrips(1), "write-4k-d1")?,
-            )
-        },
+        |v| with_trip(v, "write-4k-d1", System::Twinfold),
         true,
         1.25,
         true,
@@ -222,24 +217,14 @@ const FIGURES: &[(&str, Figure, bool, f64, bool)] = &[
     ),
     (
         "4 KiB write + fsync / (pass-through + QUIC round trip)",
-        |v| {
-            Some(
-                v.cost("fsync-4k-d1", System::Twinfold)?
-                    / v.floor(Floor::PlainAndTrips(1), "fsync-4k-d1")?,
-            )
-        },
+        |v| with_trip(v, "fsync-4k-d1", System::Twinfold),
         true,
         1.3,
         true,
     ),
     (
         "ack flush: 4 KiB write + fsync / (pass-through + QUIC round trip)",
-        |v| {
-            Some(
-                v.cost("fsync-4k-d1", System::Flush)?
-                    / v.floor(Floor::PlainAndTrips(1), "fsync-4k-d1")?,
-            )
-        },
+        |v| with_trip(v, "fsync-4k-d1", System::Flush),
         true,
         1.3,
         true,
@@ -325,6 +310,11 @@ const FIGURES: &[(&str, Figure, bool, f64, bool)] = &[
         false,
     ),
 ];
+
+/// What a system's step costs over the plain pass-through and one round trip.
+fn with_trip(view: &View, workload: &str, system: System) -> Option<f64> {
+    Some(view.cost(workload, system)? / view.floor(Floor::PlainAndTrips(1), workload)?)
+}
 
 /// Our throughput in large writes relative to that of a bare stream.
 fn stream(view: &View, wire: System) -> Option<f64> {
