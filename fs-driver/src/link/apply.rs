@@ -69,6 +69,8 @@ pub(super) async fn apply(
                 ahead,
                 syncs_here: busy.syncs == 0
                     && !blocking.is_slow()
+                    // By one that an earlier connection has begun.
+                    && !blocking.is_kept()
                     && crowded.is_none_or(|at| at.elapsed() >= CROWDED),
             };
             let mut turned = match blocking.is_slow() {

@@ -101,6 +101,11 @@ impl Blocking {
         until != 0 && clock::now().0 < until
     }
 
+    /// Whether the thread is away, or about to go: what is begun now waits for that.
+    pub(super) fn is_kept(&self) -> bool {
+        self.since.load(Ordering::SeqCst) != 0 || !self.jobs.lock().is_empty()
+    }
+
     fn took(&self, began: Instant) {
         let now = clock::now();
         if now.since(began) >= SLOW {
@@ -363,9 +368,11 @@ mod tests {
                     tokio::task::yield_now().await;
                 }
                 asks.settled().await;
+                assert!(asks.is_kept());
                 tokio::time::sleep(SLOW).await;
                 release.send(()).unwrap();
                 assert_eq!(told.await.unwrap(), Ok(()));
+                assert!(!asks.is_kept());
                 assert!(!asks.is_slow());
             },
             &blocking,
