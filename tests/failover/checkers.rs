@@ -318,6 +318,33 @@ fn a_program_of_the_operator_moves_the_application_unless_checkers_are_suspended
 }
 
 #[test]
+fn what_a_checkers_program_says_after_its_end_does_not_count() {
+    let check = "<check><custom ident=\"own\" when=\"prim\" exec=\"look\" action=\"stopstart\"/>\
+                 </check><failover handle_time=\"300ms\"/>";
+    let stage = Stage::with("isolation=\"wait\"", |_| check.into());
+    for machine in [&stage.a, &stage.b] {
+        executable(&machine.home().join("etc/modules/vm/bin/look"), &program());
+    }
+    let stage = stage.run();
+    let state = |machine: &Machine| machine.state()["resources"]["custom.own"].clone();
+    assert!(wait_until(PATIENCE, || state(&stage.a) == "up"));
+    let late = ["set", "-r", "custom.own", "-v", "down"];
+    let (code, _, said) = stage.b.cli(&late);
+    assert!(code != 0 && said.contains("in the state SECOND"), "{said}");
+    stage.a.must(&["checker", "off"]);
+    let (code, _, said) = stage.a.cli(&late);
+    assert!(code != 0 && said.contains("suspended"), "{said}");
+    stage.a.must(&["checker", "on"]);
+    assert!(wait_until(PATIENCE, || state(&stage.a) == "up"));
+    // Longer than a rule waits.
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(stage.a.is("PRIM", "Ready") && stage.b.is("SECOND", "Ready"));
+    assert!(state(&stage.b).is_null());
+    assert_eq!((stage.a.starts(), stage.b.starts()), (1, 0));
+    stage.assert_identical();
+}
+
+#[test]
 fn a_module_runs_as_long_as_the_one_does_that_it_needs() {
     let check = "<check><module name=\"db\"/></check><failover handle_time=\"300ms\"/>";
     let mut stage = Stage::with("isolation=\"wait\"", |_| check.into());

@@ -9,6 +9,7 @@ use super::memory::{self, AppName, WantedName};
 use super::{Input, Runner};
 use crate::checkers::{self, Found, Surroundings};
 use crate::config::{Action, ResourceState, When};
+use crate::peer::StateName;
 
 impl Runner {
     /// A checker says what it found. One that has ended meanwhile does not count.
@@ -19,6 +20,23 @@ impl Runner {
         let name = self.setup.config.checkers[number].resource();
         self.resource(&name, state, why)
             .unwrap_or_else(|e| self.say("error", e));
+    }
+
+    /// Somebody says with `twinfold set` what a resource is. What the program of a checker says
+    /// that has ended meanwhile does not count: nobody would take it back.
+    pub(super) fn told(&mut self, name: &str, state: ResourceState) -> Result<String, String> {
+        let mut checkers = self.setup.config.checkers.iter();
+        if let Some(number) = checkers.position(|c| c.resource() == name)
+            && !self.board.running.contains_key(&number)
+        {
+            let why = match self.memory.get().suspended {
+                true => "checkers are suspended".to_owned(),
+                false => format!("it does not look in the state {}", StateName::from(self.seen.0).text()),
+            };
+            return Err(format!("{name} belongs to a checker: {why}"));
+        }
+        self.resource(name, state, None)?;
+        Ok(format!("{name} is {}", state.text()))
     }
 
     /// A resource is in this state, says a checker or the operator.

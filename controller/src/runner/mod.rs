@@ -528,9 +528,8 @@ impl Runner {
             Input::Done(done) => self.done(done),
             Input::Found(number, run, found) => self.found(number, run, *found),
             Input::Set(name, state, answer) => {
-                let set = self.resource(&name, state, None);
                 // Whoever asked may have gone.
-                let _ = answer.send(set.map(|()| format!("{name} is {}", state.text())));
+                let _ = answer.send(self.told(&name, state));
             }
             Input::Configure {
                 setup,
