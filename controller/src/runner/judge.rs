@@ -31,7 +31,10 @@ impl Runner {
         {
             let why = match self.memory.get().suspended {
                 true => "checkers are suspended".to_owned(),
-                false => format!("it does not look in the state {}", StateName::from(self.seen.0).text()),
+                false => format!(
+                    "it does not look in the state {}",
+                    StateName::from(self.seen.0).text()
+                ),
             };
             return Err(format!("{name} belongs to a checker: {why}"));
         }
