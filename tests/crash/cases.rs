@@ -236,4 +236,26 @@ pub(crate) const CASES: &[Case] = &[
             Fsync("c/1"),
         ],
     },
+    // The peer foresees the later syncs, and in the end one that does not come.
+    Case {
+        name: "commits",
+        before: &[Create("c/log"), Write("c/log", 0, 30_000, 1)],
+        acts: &[
+            Write("c/log", 0, 4096, 2),
+            Fdatasync("c/log"),
+            Write("c/log", 4096, 4096, 3),
+            Fdatasync("c/log"),
+            Write("c/log", 8192, 4096, 4),
+            Fdatasync("c/log"),
+            Write("c/log", 12_288, 4096, 5),
+            Fdatasync("c/log"),
+            Write("c/log", 16_384, 4096, 6),
+            Fdatasync("c/log"),
+            Write("c/log", 30_000, 5000, 7),
+            Fdatasync("c/log"),
+            Write("c/log", 35_000, 5000, 8),
+            Write("c/log", 0, 5000, 9),
+            Fdatasync("c/log"),
+        ],
+    },
 ];

@@ -242,6 +242,11 @@ impl Bed {
         self.engine.runs_a_sync()
     }
 
+    pub(crate) fn has_foreseen(&self) -> bool {
+        let standby = self.engine.standby.lock();
+        standby.as_ref().is_some_and(Standby::has_foreseen)
+    }
+
     pub(super) fn leave(&self) -> mpsc::Receiver<io::Result<Left>> {
         let (done, left) = mpsc::channel();
         self.engine.standby_leave(move |l| drop(done.send(l)));

@@ -1,5 +1,6 @@
 //! The secondary's side: applying what the primary sends, strictly in order.
 
+mod foresight;
 mod syncing;
 
 use std::collections::{HashMap, HashSet};
@@ -16,6 +17,7 @@ use twinfold_protocol::secondary::{Accepted, Secondary, needs_sync};
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::wire::{Hello, Holds, OpStreamStart, Receipt, Violation, decode_op};
 
+use self::foresight::{Foresight, Target};
 use super::Engine;
 use super::settle::touched_by;
 use crate::archive::Reason;
@@ -70,6 +72,7 @@ pub struct Standby {
     /// The intent segment begun at the last checkpoint.
     segment: Option<u64>,
     stable: Option<Stable>,
+    foresight: Foresight,
     /// What the primary waits for.
     mode: AckMode,
     /// Something could not be done: the session is not resumed, nor this copy promoted.
@@ -111,6 +114,8 @@ pub(crate) enum Due {
     Sync(SyncJob),
     /// A receipt of its own, at once.
     Receipt(Receipt),
+    /// One for a sync that is done already, behind that of the op.
+    Synced(Receipt),
 }
 
 impl From<Option<SyncJob>> for Due {
@@ -121,12 +126,23 @@ impl From<Option<SyncJob>> for Due {
 
 #[derive(Debug)]
 enum SyncWhat {
-    Object { file: FileId, data_only: bool },
-    Checkpoint { retire: Option<u64> },
-    ResyncEnd { retire: Option<u64> },
+    Object {
+        file: FileId,
+        data_only: bool,
+    },
+    /// One that nobody has asked for yet.
+    Foreseen(Target),
+    Checkpoint {
+        retire: Option<u64>,
+    },
+    ResyncEnd {
+        retire: Option<u64>,
+    },
     Flush,
     TakeOver,
-    Stable { files: Option<Vec<FileId>> },
+    Stable {
+        files: Option<Vec<FileId>>,
+    },
 }
 
 impl Standby {
@@ -154,6 +170,12 @@ impl Standby {
     /// The last op applied.
     pub fn applied(&self) -> Seq {
         self.machine.applied_seq()
+    }
+
+    /// Whether a sync that was foreseen is done.
+    #[cfg(test)]
+    pub(super) fn has_foreseen(&self) -> bool {
+        self.foresight.has_ended()
     }
 
     /// Sets times nobody will tell exactly any more, and hands over the marks.
@@ -215,6 +237,7 @@ impl Engine {
             older: DirtyMap::default(),
             segment: None,
             stable: None,
+            foresight: Foresight::default(),
             mode: AckMode::Memory,
             failed: false,
             failed_syncs: self.syncs.failed(),
@@ -353,6 +376,9 @@ impl Engine {
         standby.note_times(&self.store, &op.op, op.time);
         standby.machine.applied(op.seq);
         standby.note_stable(&op.op);
+        if !matches!(op.op, Op::Sync { .. }) {
+            standby.foresight.applied(&op.op);
+        }
         match &op.op {
             Op::Verify { question } => {
                 let (seq, found) = (op.seq, self.found(question));
@@ -363,6 +389,9 @@ impl Engine {
                 self.note_differing(question)
                     .map_err(|_| StandbyError::Fenced)?;
                 Ok(Due::Nothing)
+            }
+            Op::Sync { file, data_only } if self.is_foreseen(standby, *file, *data_only) => {
+                Ok(Due::Synced(Receipt::Synced { seq: op.seq }))
             }
             op_ if needs_sync(op_) => self.sync_job(standby, op.seq, op_, false).map(Due::from),
             _ => Ok(Due::Nothing),

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use quinn::{Connection, SendStream};
 use tokio::sync::mpsc;
-use tokio::time::{Interval, MissedTickBehavior};
 use twinfold_protocol::op::Payload;
 use twinfold_protocol::wire::Receipt;
 
 use super::blocking::Blocking;
+use super::busy::Busy;
 use super::framing::{Incoming, send};
 use super::{STEP, code};
 use crate::engine::{Due, Engine, StandbyError, SyncJob};
@@ -36,9 +36,6 @@ const SOON: Duration = Duration::from_millis(50);
 
 /// For how long no sync keeps the link's thread, when others' ops arrived while one did.
 const CROWDED: Duration = Duration::from_millis(10);
-
-/// Signs of a busy disk within the time that the primary waits for progress.
-const BUSY_PER_STALL: u32 = 8;
 
 /// This copy could not apply an op; trying again at once would fail again.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +64,7 @@ pub(super) async fn apply(
                 unwanted: wanted.0.clone(),
                 new,
                 ahead,
-                syncs_here: busy.syncs == 0
+                syncs_here: !busy.is_syncing()
                     && !blocking.is_slow()
                     // By one that an earlier connection has begun.
                     && !blocking.is_kept()
@@ -87,7 +84,7 @@ pub(super) async fn apply(
                 busy.sync_begun(jobs.len());
                 sync_here(engine, blocking, jobs, &done);
                 // What takes longer is told when it has ended, as any other.
-                while busy.syncs > 0
+                while busy.is_syncing()
                     && let Ok(Some(ended)) = tokio::time::timeout(SOON, synced.recv()).await
                 {
                     busy.sync_ended();
@@ -101,9 +98,13 @@ pub(super) async fn apply(
             let receipts: Vec<_> = turned.receipts.iter().map(Receipt::encode).collect();
             if !receipts.is_empty() {
                 send(&mut tx, &receipts).await?;
-                if turned.waited_for && engine.polling.expect() {
-                    engine.polling.begin();
-                }
+            }
+            if let Some(job) = turned.foreseen {
+                // The receipts leave before it: the connection has its turn first.
+                busy.sync_begun(1);
+                sync_here(engine, blocking, vec![job], &done);
+            } else if !receipts.is_empty() && turned.waited_for && engine.polling.expect() {
+                engine.polling.begin();
             }
             if let Some(error) = turned.error {
                 return stopped(engine, blocking, connection, tx, error).await;
@@ -149,7 +150,7 @@ pub(super) async fn apply(
             }
             // Perhaps one that was asked for over an earlier connection.
             () = engine.synced.notified() => true,
-            _ = busy.every.tick(), if busy.syncs > 0 => {
+            () = busy.tick(), if busy.is_syncing() => {
                 busy.tell(engine, &mut tx).await?;
                 true
             }
@@ -242,6 +243,8 @@ struct Turned {
     syncs: usize,
     /// Syncs that are soon done, and nothing else is to do.
     here: Vec<SyncJob>,
+    /// One that is likely to be asked for next.
+    foreseen: Option<SyncJob>,
     /// One caller of the primary, it seems, waits for the receipts, and goes on then.
     waited_for: bool,
     /// It was broken off, or has lasted as long.
@@ -266,6 +269,7 @@ impl Turn {
             receipts: Vec::new(),
             syncs: 0,
             here: Vec::new(),
+            foreseen: None,
             waited_for: false,
             stretched: false,
             error: None,
@@ -285,6 +289,7 @@ impl Turn {
         if new {
             engine.standby_note_ahead(&ahead);
         }
+        let mut synced = Vec::new();
         let began = Instant::now();
         while let Some(frame) = ahead.pop_front() {
             if unwanted.load(Ordering::Acquire) {
@@ -293,6 +298,7 @@ impl Turn {
             match engine.standby_apply(frame) {
                 Ok(Due::Nothing) => {}
                 Ok(Due::Receipt(receipt)) => turned.receipts.push(receipt),
+                Ok(Due::Synced(receipt)) => synced.push(receipt),
                 Ok(Due::Sync(job)) => sync(job, ahead.is_empty()),
                 Err(error) => {
                     turned.error = Some(error);
@@ -314,90 +320,13 @@ impl Turn {
         let waits = || !turned.here.is_empty() || engine.standby_is_waited_for();
         turned.waited_for = small && ahead.is_empty() && waits();
         turned.receipts.extend(engine.standby_receipt());
+        turned.receipts.append(&mut synced);
+        if turned.waited_for && syncs_here && turned.here.is_empty() && turned.syncs == 0 {
+            let foreseen = engine.standby_foreseen();
+            turned.foreseen = foreseen.filter(|job| engine.is_soon_done(job));
+        }
         turned.ahead = ahead;
         turned
-    }
-}
-
-/// Tells the primary that this node waits for a disk which is busy, not hanging.
-struct Busy {
-    every: Interval,
-    /// Since when ops are being applied.
-    works: Option<Instant>,
-    /// Syncs that run.
-    syncs: usize,
-    /// Since when one does, and none has ended.
-    syncing: Instant,
-    /// What the disk had done, and when.
-    seen: Option<(Instant, u64)>,
-}
-
-impl Busy {
-    fn new(engine: &Engine) -> Busy {
-        let every = Duration::from_millis(engine.settings().stall_ms) / BUSY_PER_STALL;
-        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Busy {
-            every: ticks,
-            works: None,
-            syncs: 0,
-            syncing: Instant::now(),
-            seen: None,
-        }
-    }
-
-    /// Waits for ops that are being applied.
-    async fn wait<T>(
-        &mut self,
-        engine: &Engine,
-        tx: &mut SendStream,
-        work: impl Future<Output = T>,
-    ) -> Result<T> {
-        self.works = Some(Instant::now());
-        tokio::pin!(work);
-        loop {
-            tokio::select! {
-                biased;
-                done = &mut work => {
-                    self.works = None;
-                    return Ok(done);
-                }
-                _ = self.every.tick() => self.tell(engine, tx).await?,
-            }
-        }
-    }
-
-    fn sync_begun(&mut self, more: usize) {
-        if self.syncs == 0 {
-            self.syncing = Instant::now();
-        }
-        self.syncs += more;
-    }
-
-    fn sync_ended(&mut self) {
-        self.syncs = self.syncs.saturating_sub(1);
-        self.syncing = Instant::now();
-    }
-
-    /// Looks whether something has been waited for for long, and the disk does something.
-    async fn tell(&mut self, engine: &Engine, tx: &mut SendStream) -> Result<()> {
-        let every = self.every.period();
-        let syncing = (self.syncs > 0).then_some(self.syncing);
-        let mut since = self.works.into_iter().chain(syncing);
-        if !since.any(|since| since.elapsed() >= every) {
-            return Ok(());
-        }
-        let before = self.seen.take();
-        let Some(done) = engine.disk_has_done() else {
-            return Ok(());
-        };
-        self.seen = Some((Instant::now(), done));
-        // What was seen in an earlier wait says nothing about this one.
-        let moves = before.is_some_and(|(at, before)| at.elapsed() < 3 * every && done != before);
-        if moves {
-            send(tx, &[Receipt::Busy.encode()]).await?;
-        }
-        Ok(())
     }
 }
 
@@ -443,15 +372,16 @@ async fn failed(
 #[cfg(test)]
 mod tests {
     use tokio::runtime::Builder;
+    use twinfold_protocol::attr::Kind;
     use twinfold_protocol::ids::{FileId, Seq};
-    use twinfold_protocol::op::{Op, XattrMode};
+    use twinfold_protocol::op::{Name, Op, Stability, XattrMode};
     use twinfold_protocol::time::Timestamp;
     use twinfold_protocol::wire::encode_op;
 
     use super::super::blocking::serve;
     use super::super::transport::tests::pair;
     use super::*;
-    use crate::engine::bed::Bed;
+    use crate::engine::bed::{Bed, made};
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -495,17 +425,20 @@ mod tests {
         }
     }
 
-    /// Runs a primary, on a thread of its own, that waits for a sync which keeps the thread of
-    /// its secondary's link: it is handed over with the numbers of the sync and of the next op,
-    /// and with what lets the sync get on.
-    fn with_sync_under_way(
-        run: impl AsyncFnOnce(&mut Primary, [Seq; 2], std::sync::mpsc::Sender<()>),
-    ) {
+    fn sync() -> Op {
+        Op::Sync {
+            file: FileId::ROOT,
+            data_only: false,
+        }
+    }
+
+    /// Runs a primary, on a thread of its own, before the secondary's link.
+    fn with_primary(run: impl AsyncFnOnce(&mut Primary, &Bed, &Blocking)) {
         let bed = Arc::new(Bed::current());
         let place = tempfile::tempdir().unwrap();
         let (server, client) = pair(place.path());
         let blocking = Arc::<Blocking>::default();
-        let (inside, inner) = (bed.clone(), blocking.clone());
+        let (inside, inner, store) = (bed.clone(), blocking.clone(), blocking.clone());
         let primary = async move {
             let to = client.peers[0];
             let dialling = client.dialler(to).unwrap();
@@ -518,24 +451,7 @@ mod tests {
                 ops,
                 receipts,
             };
-            let before = inside.next();
-            let [sync, behind] = [before.next(), before.next().next()];
-            primary.send(before, &change()).await;
-            let durable =
-                |r: &Receipt| matches!(r, Receipt::Applied { durable, .. } if *durable == before);
-            primary.until(durable).await;
-            // That one may have come beside what was synced first.
-            tokio::time::sleep(2 * CROWDED).await;
-            let held = inside.hold_syncs();
-            let op = Op::Sync {
-                file: FileId::ROOT,
-                data_only: false,
-            };
-            primary.send(sync, &op).await;
-            while !inside.is_syncing() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            run(&mut primary, [sync, behind], held).await;
+            run(&mut primary, &inside, &store).await;
             primary.line.close(0u32.into(), b"over");
         };
         let (listens, listening) = std::sync::mpsc::channel();
@@ -552,6 +468,29 @@ mod tests {
         let runtime = Builder::new_current_thread().enable_all().build();
         runtime.unwrap().block_on(primary);
         ends.join().unwrap();
+    }
+
+    /// The primary waits for a sync which keeps the thread of its secondary's link: `run` gets
+    /// the numbers of the sync and of the next op, and what lets the sync get on.
+    fn with_sync_under_way(
+        run: impl AsyncFnOnce(&mut Primary, [Seq; 2], std::sync::mpsc::Sender<()>),
+    ) {
+        with_primary(async |primary, bed, _| {
+            let before = bed.next();
+            let [sync_at, behind] = [before.next(), before.next().next()];
+            primary.send(before, &change()).await;
+            let durable =
+                |r: &Receipt| matches!(r, Receipt::Applied { durable, .. } if *durable == before);
+            primary.until(durable).await;
+            // That one may have come beside what was synced first.
+            tokio::time::sleep(2 * CROWDED).await;
+            let held = bed.hold_syncs();
+            primary.send(sync_at, &sync()).await;
+            while !bed.is_syncing() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            run(primary, [sync_at, behind], held).await;
+        });
     }
 
     /// Nothing comes behind it that would wake anybody.
@@ -575,6 +514,52 @@ mod tests {
             primary.applied(behind).await;
             drop(held);
             primary.synced(sync).await;
+        });
+    }
+    #[test]
+    fn a_sync_that_was_foreseen_is_told_of_although_none_gets_on() {
+        with_primary(async |primary, bed, store| {
+            let file = FileId((9 << 40) + 1);
+            let mut seq = bed.next();
+            let create = Op::Create {
+                parent: FileId::ROOT,
+                name: Name::new(b"log").unwrap(),
+                object: made(file.0, Kind::Regular),
+            };
+            let write = Op::Write {
+                file,
+                offset: 0,
+                stability: Stability::Mode,
+                clear_privileges: false,
+                data: bytes::Bytes::from_static(b"x").into(),
+            };
+            let sync = Op::Sync {
+                file,
+                data_only: true,
+            };
+            primary.send(seq, &create).await;
+            let until = Instant::now() + PATIENCE;
+            loop {
+                seq = seq.next();
+                // This disk is quick, however busy.
+                drop(bed.hold_syncs());
+                store.forget_slow();
+                primary.send(seq, &write).await;
+                primary.applied(seq).await;
+                seq = seq.next();
+                // Some may come while the link's thread is away, or be slow.
+                tokio::time::sleep(2 * CROWDED).await;
+                if bed.has_foreseen() {
+                    break;
+                }
+                assert!(Instant::now() < until, "none is foreseen");
+                primary.send(seq, &sync).await;
+                primary.synced(seq).await;
+            }
+            let held = bed.hold_syncs();
+            primary.send(seq, &sync).await;
+            primary.synced(seq).await;
+            drop(held);
         });
     }
 }

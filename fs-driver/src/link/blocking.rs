@@ -101,6 +101,12 @@ impl Blocking {
         until != 0 && clock::now().0 < until
     }
 
+    /// For tests: it was slow by chance.
+    #[cfg(test)]
+    pub(super) fn forget_slow(&self) {
+        self.slow_until.store(0, Ordering::Relaxed);
+    }
+
     /// Whether the thread is away, or about to go: what is begun now waits for that.
     pub(super) fn is_kept(&self) -> bool {
         self.since.load(Ordering::SeqCst) != 0 || !self.jobs.lock().is_empty()

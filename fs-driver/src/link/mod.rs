@@ -16,6 +16,7 @@
 
 mod apply;
 mod blocking;
+mod busy;
 mod dial;
 mod framing;
 mod host;

@@ -4,11 +4,11 @@
 use std::io;
 use std::sync::Arc;
 
-use twinfold_protocol::ids::SessionId;
+use twinfold_protocol::ids::{FileId, SessionId};
 use twinfold_protocol::wire::Receipt;
 
 use super::super::Engine;
-use super::{StandbyError, SyncJob, SyncWhat, of_session};
+use super::{Standby, StandbyError, SyncJob, SyncWhat, Target, of_session};
 
 impl Engine {
     /// Runs a sync on a thread that may wait; `done` gets the receipt, if one is due.
@@ -36,9 +36,28 @@ impl Engine {
     pub(crate) fn is_soon_done(&self, job: &SyncJob) -> bool {
         let of_files = matches!(
             job.what,
-            SyncWhat::Object { .. } | SyncWhat::Stable { files: Some(_) }
+            SyncWhat::Object { .. } | SyncWhat::Foreseen(_) | SyncWhat::Stable { files: Some(_) }
         );
         of_files && self.syncs.is_quick()
+    }
+
+    /// The sync that is likely to be asked for next, to be begun before.
+    pub(crate) fn standby_foreseen(&self) -> Option<SyncJob> {
+        let mut standby = self.standby.lock();
+        let standby = standby.as_mut().filter(|s| s.is_current())?;
+        let seq = standby.applied();
+        let target = standby.foresight.begin(seq)?;
+        Some(SyncJob {
+            session: standby.session(),
+            seq,
+            what: SyncWhat::Foreseen(target),
+        })
+    }
+
+    /// Whether a sync that is asked for is done already, and none has failed.
+    pub(super) fn is_foreseen(&self, standby: &mut Standby, file: FileId, data_only: bool) -> bool {
+        let done = standby.foresight.asked(Target { file, data_only });
+        done && standby.is_flushed(self.syncs.failed())
     }
 
     /// A sync failed. Asked for again, it might succeed with what was lost forgotten: so
@@ -64,6 +83,13 @@ impl Engine {
             SyncWhat::Object { file, data_only } => {
                 object(file, data_only)?;
                 self.none_failed(job.session)?;
+            }
+            SyncWhat::Foreseen(Target { file, data_only }) => {
+                object(file, data_only)?;
+                let mut standby = self.standby.lock();
+                let standby = of_session(&mut standby, job.session)?;
+                standby.foresight.ended(job.seq);
+                return Ok(None);
             }
             SyncWhat::TakeOver => self.take_over_from_peer(job.session)?,
             SyncWhat::Flush => self.flush_session(job.session)?,
