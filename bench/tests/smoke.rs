@@ -173,6 +173,33 @@ fn a_run_measures_everything_and_its_report_can_be_read_back() {
 }
 
 #[test]
+fn a_large_folder_that_cannot_be_made_leaves_what_was_measured_before() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let out = dir.path().join("report");
+    let ran = bench(&[
+        "run",
+        "--rounds=1",
+        "--millis=40",
+        "--only=write-4k-d1",
+        "--skip=gluster,strict",
+        "--memory",
+        "--memory-files=3",
+        // Larger than a file can be.
+        "--memory-image-gib=1000000000",
+        "--dir",
+        dir.path().to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+    ]);
+    assert_eq!(ran.status.code(), Some(1), "{ran:?}");
+    let report = json(&out.join("report.json"));
+    assert_eq!(report["failures"][0]["workload"], "memory", "{report}");
+    assert!(!report["workloads"][0]["cells"][0].is_null(), "{report}");
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert!(said.contains("File too large"), "{said}");
+}
+
+#[test]
 fn a_name_that_no_workload_has_is_refused_with_the_names_there_are() {
     let ran = bench(&["run", "--only=nothing", "--dir=/var/tmp"]);
     assert_eq!(ran.status.code(), Some(2));
