@@ -18,6 +18,10 @@ const ORDERED: (u32, u32) = (2, 3);
 /// may take ten minutes. Less than systemd waits for `twinfold-modules.service`.
 const TIMEOUT: u64 = 900;
 
+/// How long a node stays for a peer that is about to take over: only as long as it is there it
+/// can tell that it gives way. A peer takes some milliseconds, a busy one a second.
+const HANDOVER: Duration = Duration::from_secs(10);
+
 /// `twinfold shutdown`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Shutdown {
@@ -62,6 +66,12 @@ fn is_over(module: &ModuleState) -> bool {
     module.state == "STOP" && !module.ending
 }
 
+/// Whether the peer has still to hear from here that it may serve.
+fn is_taking_over(module: &ModuleState) -> bool {
+    let peer = module.peer.as_ref().filter(|p| !p.silent);
+    peer.is_some_and(|p| p.state == "SECOND" || (p.state == "WAIT" && p.status == "Transient"))
+}
+
 /// How far a shutdown is.
 #[derive(Debug, Default)]
 struct Progress {
@@ -69,11 +79,26 @@ struct Progress {
     told: BTreeSet<String>,
     /// Who has stopped.
     over: BTreeSet<String>,
+    /// Whose peer takes over, and since when.
+    left: BTreeMap<String, Instant>,
     /// Who could not be told, and why. Nobody waits for their turn because of them.
     failed: BTreeMap<String, String>,
 }
 
 impl Progress {
+    /// Modules that have stopped, and whose peer is given the time to take over.
+    fn left_to_peers(&mut self, modules: &[ModuleState]) -> BTreeSet<String> {
+        let now = Instant::now();
+        let stopped = modules.iter().filter(|m| is_over(m) && is_taking_over(m));
+        stopped
+            .filter(|m| {
+                let since = self.left.entry(m.module.clone()).or_insert(now);
+                since.elapsed() < HANDOVER
+            })
+            .map(|m| m.module.clone())
+            .collect()
+    }
+
     /// Whom to tell now: all, if it is late.
     fn next(&self, modules: &[ModuleState], late: bool) -> Vec<String> {
         let open = modules
@@ -122,9 +147,10 @@ impl Api {
             for module in next {
                 self.tell_shutdown(module, &mut progress);
             }
+            let left_to_peers = progress.left_to_peers(&node.modules);
             let over = |m: &ModuleState| {
                 let heard = told.contains(&m.module) || progress.failed.contains_key(&m.module);
-                is_over(m) && heard
+                heard && is_over(m) && !left_to_peers.contains(&m.module)
             };
             let mut left = node.modules.iter().filter(|m| !over(m));
             let Some(first) = left.next() else { break };
@@ -171,6 +197,7 @@ impl Api {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runner::PeerState;
 
     /// The groups in which modules stop that need these others.
     fn order(needs: &[(&str, &[&str])]) -> Vec<String> {
@@ -297,5 +324,33 @@ mod tests {
         assert_eq!(progress.next(&all, false), ["web"]);
         progress.failed.insert("web".into(), "why".into());
         assert_eq!(progress.next(&all, false), ["db"]);
+    }
+
+    #[test]
+    fn a_peer_that_follows_or_is_about_to_serve_is_waited_for_and_no_other_one() {
+        let of = |state: &str, status: &str, silent| {
+            let mut stopped = module("db", "STOP", &[]);
+            stopped.peer = Some(PeerState {
+                state: state.into(),
+                status: status.into(),
+                reason: String::new(),
+                up_to_date: true,
+                silent,
+            });
+            let mut progress = Progress::default();
+            let waits = |p: &mut Progress| !p.left_to_peers(&[stopped.clone()]).is_empty();
+            let first = waits(&mut progress);
+            for since in progress.left.values_mut() {
+                *since -= HANDOVER;
+            }
+            assert!(!waits(&mut progress), "it has an end");
+            first
+        };
+        assert!(of("SECOND", "Ready", false));
+        assert!(of("WAIT", "Transient", false));
+        assert!(!of("WAIT", "NotReady", false));
+        assert!(!of("ALONE", "Ready", false));
+        assert!(!of("STOP", "NotReady", false));
+        assert!(!of("SECOND", "Ready", true));
     }
 }

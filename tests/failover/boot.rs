@@ -7,7 +7,7 @@ use std::time::Duration;
 use harness::wait_until;
 
 use crate::PATIENCE;
-use crate::stage::{Machine, Stage, executable, write};
+use crate::stage::{Machine, Stage, executable, kill, write};
 
 fn with_syncdelta(service: &str, delta: &str) -> Stage {
     Stage::with(service, |_| {
@@ -95,6 +95,29 @@ fn a_node_that_is_shut_down_stops_its_modules_and_starts_again_what_ran() {
     stage.a.reboot();
     stage.a.wait("SECOND", "Ready");
     stage.b.works();
+    stage.assert_identical();
+}
+
+/// Its daemon ends as soon as this is over, and then nobody is there who could tell the peer.
+#[test]
+fn a_node_that_is_shut_down_stays_until_a_slow_peer_has_taken_over() {
+    let mut stage = Stage::running("boot=\"auto\" isolation=\"wait\"");
+    kill(stage.b.daemon(), libc::SIGSTOP);
+    std::thread::scope(|scope| {
+        let shutdown = scope.spawn(|| stage.a.must(&["shutdown"]));
+        // Less than the timeout of the heartbeats.
+        std::thread::sleep(Duration::from_secs(1));
+        let early = shutdown.is_finished();
+        kill(stage.b.daemon(), libc::SIGCONT);
+        assert!(!early, "it did not wait");
+        shutdown.join().unwrap();
+    });
+    stage.a.kill_daemon();
+    stage.b.wait("ALONE", "Ready");
+    stage.b.assert_found_all_of(&stage.a);
+    stage.a.start_daemon();
+    stage.a.must(&["start"]);
+    stage.a.wait("SECOND", "Ready");
     stage.assert_identical();
 }
 
