@@ -6,7 +6,8 @@
 
 mod common;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Output;
 
 use common::bench;
 use serde_json::Value;
@@ -131,26 +132,36 @@ fn check_compare(dir: &Path, report: &Value) {
     assert_eq!(said.matches("WORSE").count(), 1, "{said}");
 }
 
-#[test]
-fn a_run_measures_everything_and_its_report_can_be_read_back() {
-    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-    let out = dir.path().join("report");
-    let ran = bench(&[
+/// A run below a directory, with its report there.
+fn run(dir: &Path, args: &[&str]) -> (Output, PathBuf) {
+    let out = dir.join("report");
+    let places = [
+        "--dir",
+        dir.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    let how = [
         "run",
         "--rounds=1",
         "--millis=40",
-        "--file-mib=4",
-        "--resync-mib=24",
         "--skip=gluster,strict",
         "--memory",
+    ];
+    (bench(&[&how[..], args, &places[..]].concat()), out)
+}
+
+#[test]
+fn a_run_measures_everything_and_its_report_can_be_read_back() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let sizes = [
+        "--file-mib=4",
+        "--resync-mib=24",
         "--memory-files=30",
         "--memory-image-gib=1",
         "--memory-writes=20",
-        "--dir",
-        dir.path().to_str().unwrap(),
-        "--out",
-        out.to_str().unwrap(),
-    ]);
+    ];
+    let (ran, out) = run(dir.path(), &sizes);
     let said = String::from_utf8_lossy(&ran.stderr);
     assert!(
         ran.status.success(),
@@ -175,22 +186,10 @@ fn a_run_measures_everything_and_its_report_can_be_read_back() {
 #[test]
 fn a_large_folder_that_cannot_be_made_leaves_what_was_measured_before() {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-    let out = dir.path().join("report");
-    let ran = bench(&[
-        "run",
-        "--rounds=1",
-        "--millis=40",
-        "--only=write-4k-d1",
-        "--skip=gluster,strict",
-        "--memory",
-        "--memory-files=3",
-        // Larger than a file can be.
-        "--memory-image-gib=1000000000",
-        "--dir",
-        dir.path().to_str().unwrap(),
-        "--out",
-        out.to_str().unwrap(),
-    ]);
+    // Larger than a file can be.
+    let image = "--memory-image-gib=1000000000";
+    let args = ["--only=write-4k-d1", "--memory-files=3", image];
+    let (ran, out) = run(dir.path(), &args);
     assert_eq!(ran.status.code(), Some(1), "{ran:?}");
     let report = json(&out.join("report.json"));
     assert_eq!(report["failures"][0]["workload"], "memory", "{report}");

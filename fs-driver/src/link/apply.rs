@@ -322,8 +322,7 @@ impl Turn {
         turned.receipts.extend(engine.standby_receipt());
         turned.receipts.append(&mut synced);
         if turned.waited_for && syncs_here && turned.here.is_empty() && turned.syncs == 0 {
-            let foreseen = engine.standby_foreseen();
-            turned.foreseen = foreseen.filter(|job| engine.is_soon_done(job));
+            turned.foreseen = engine.standby_foreseen();
         }
         turned.ahead = ahead;
         turned

@@ -36,13 +36,16 @@ impl Engine {
     pub(crate) fn is_soon_done(&self, job: &SyncJob) -> bool {
         let of_files = matches!(
             job.what,
-            SyncWhat::Object { .. } | SyncWhat::Foreseen(_) | SyncWhat::Stable { files: Some(_) }
+            SyncWhat::Object { .. } | SyncWhat::Stable { files: Some(_) }
         );
         of_files && self.syncs.is_quick()
     }
 
-    /// The sync that is likely to be asked for next, to be begun before.
+    /// The sync that is likely to be asked for next, to be begun before, where it is soon done.
     pub(crate) fn standby_foreseen(&self) -> Option<SyncJob> {
+        if !self.syncs.is_quick() {
+            return None;
+        }
         let mut standby = self.standby.lock();
         let standby = standby.as_mut().filter(|s| s.is_current())?;
         let seq = standby.applied();
