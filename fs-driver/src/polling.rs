@@ -24,13 +24,23 @@ const MOST_POINTS: u64 = 8;
 /// Who has as many polls.
 const ENOUGH_POINTS: u64 = 4;
 
+/// What is expected. Each is learnt for itself: where the peer is near and its disk is slow,
+/// it pays for one of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum What {
+    /// The answer to a change, or the next one behind an answer.
+    Change,
+    /// That the peer has synced what this node has synced just now.
+    Sync,
+}
+
 /// Whether an answer is expected, and for how long it is worth polling for.
 #[derive(Debug)]
 pub(crate) struct Polling {
-    /// Since when, in nanoseconds of the clock; 0: nothing is.
+    /// Since when, in nanoseconds of the clock, whose last bit tells what; 0: nothing is.
     expected: AtomicU64,
-    /// What the answers before were worth.
-    points: AtomicU64,
+    /// What the answers before were worth, of each.
+    points: [AtomicU64; 2],
     begins: Notify,
     /// Another core can do what is waited for.
     possible: bool,
@@ -42,7 +52,7 @@ impl Polling {
     pub(crate) fn new() -> Polling {
         Polling {
             expected: AtomicU64::new(0),
-            points: AtomicU64::new(0),
+            points: Default::default(),
             begins: Notify::new(),
             possible: std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1),
             #[cfg(test)]
@@ -54,11 +64,12 @@ impl Polling {
     /// when the question is on its way.
     ///
     /// [`begin`]: Polling::begin
-    pub(crate) fn expect(&self) -> bool {
-        let new =
-            self.expected
-                .compare_exchange(0, clock::now().0, Ordering::Relaxed, Ordering::Relaxed);
-        let worth = || self.points.load(Ordering::Relaxed) >= ENOUGH_POINTS;
+    pub(crate) fn expect(&self, what: What) -> bool {
+        let since = clock::now().0 & !1 | what as u64;
+        let new = self
+            .expected
+            .compare_exchange(0, since, Ordering::Relaxed, Ordering::Relaxed);
+        let worth = || self.points[what as usize].load(Ordering::Relaxed) >= ENOUGH_POINTS;
         new.is_ok() && self.possible && worth()
     }
 
@@ -67,13 +78,21 @@ impl Polling {
         self.begins.notify_one();
     }
 
+    #[cfg(test)]
+    pub(crate) fn expects(&self) -> bool {
+        self.expected.load(Ordering::Relaxed) != 0
+    }
+
     /// It has come.
     pub(crate) fn came(&self) {
         let since = self.expected.swap(0, Ordering::Relaxed);
         if since != 0 {
             let waited = clock::now().0.saturating_sub(since);
-            let points = after(self.points.load(Ordering::Relaxed), waited);
-            self.points.store(points, Ordering::Relaxed);
+            let points = &self.points[(since & 1) as usize];
+            points.store(
+                after(points.load(Ordering::Relaxed), waited),
+                Ordering::Relaxed,
+            );
         }
     }
 
@@ -148,27 +167,36 @@ mod tests {
             runtime.block_on(wait).unwrap_err();
             polling.looks.load(Ordering::Relaxed) - before
         };
-        let trust = |points| polling.points.store(points, Ordering::Relaxed);
+        let trust = |points| polling.points[0].store(points, Ordering::Relaxed);
         trust(MOST_POINTS);
         assert_eq!(a_while(), 0, "nothing is expected");
-        assert!(polling.expect());
-        assert!(!polling.expect(), "it is already");
+        assert!(polling.expect(What::Change));
+        assert!(!polling.expect(What::Change), "it is already");
         polling.begin();
         assert!(a_while() > 0);
         assert_eq!(a_while(), 0, "it is given up in time");
         polling.came();
-        assert_eq!(polling.points.load(Ordering::Relaxed), MOST_POINTS - 2);
-        assert!(polling.expect());
+        assert_eq!(polling.points[0].load(Ordering::Relaxed), MOST_POINTS - 2);
+        assert!(polling.expect(What::Change));
         polling.came();
         polling.begin();
         assert_eq!(a_while(), 0, "it has come");
         trust(ENOUGH_POINTS - 1);
-        assert!(!polling.expect(), "it will be slow");
+        assert!(!polling.expect(What::Change), "it will be slow");
+        assert!(!polling.expect(What::Sync), "it is expected already");
+        polling.came();
+        // Nothing is known of the others.
+        assert!(!polling.expect(What::Sync));
+        polling.came();
+        assert_eq!(polling.points[1].load(Ordering::Relaxed), 1);
         let alone = Polling {
             possible: false,
             ..Polling::new()
         };
-        alone.points.store(MOST_POINTS, Ordering::Relaxed);
-        assert!(!alone.expect(), "on one core nobody else gets on");
+        alone.points[0].store(MOST_POINTS, Ordering::Relaxed);
+        assert!(
+            !alone.expect(What::Change),
+            "on one core nobody else gets on"
+        );
     }
 }

@@ -170,11 +170,20 @@ impl Bed {
 
     /// The op stream begins, or goes on over the next connection.
     pub(super) fn start(&self, first: Seq) {
+        self.start_in(AckMode::Disk, first);
+    }
+
+    pub(crate) fn start_in(&self, mode: AckMode, first: Seq) {
         let start = OpStreamStart {
             session: SessionId(self.sessions.into()),
             first,
-            mode: AckMode::Disk,
+            mode,
         };
+        if mode != AckMode::Disk
+            && let Some(standby) = &mut *self.engine.standby.lock()
+        {
+            standby.syncs_nothing_by_itself();
+        }
         self.engine.standby_start(start).unwrap();
     }
 

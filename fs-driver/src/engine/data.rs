@@ -5,11 +5,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use twinfold_protocol::handshake::Role;
+use twinfold_protocol::ids::Seq;
 use twinfold_protocol::limits;
 use twinfold_protocol::op::{AllocateMode, Op, Payload, Stability};
+use twinfold_protocol::primary::Primary;
 
+use super::foresight::Asked;
+use super::habit::Target;
 use super::{Engine, Reply};
 use crate::error::{FsError, FsResult};
+use crate::polling::What;
 use crate::store::{Node, is_disk_failure, may_have_changed};
 
 /// Bytes one call copies at most: a longer copy comes as more calls, so that no
@@ -89,6 +94,7 @@ impl Engine {
         match written {
             Ok(()) if stability == Stability::Mode => {
                 drop(range);
+                self.foresee(node);
                 drop(pass);
                 self.vote(submitted.seq, Box::new(move || reply(Ok(()))));
             }
@@ -136,12 +142,21 @@ impl Engine {
     }
 
     /// The local vote for a submitted op.
-    pub(super) fn vote(&self, seq: Option<twinfold_protocol::ids::Seq>, reply: Reply) {
+    pub(super) fn vote(&self, seq: Option<Seq>, reply: Reply) {
+        self.vote_and(seq, reply, |_| ());
+    }
+
+    /// The local vote, and what is to be done if the peer's is the only one that is missing.
+    fn vote_and(&self, seq: Option<Seq>, reply: Reply, waits: impl FnOnce(&Primary<Reply>)) {
         let ready = match seq {
             None => Some(reply),
             Some(seq) => {
-                let now = super::clock::now();
-                self.core.lock().local_done(now, seq, reply)
+                let mut core = self.core.lock();
+                let ready = core.local_done(super::clock::now(), seq, reply);
+                if ready.is_none() {
+                    waits(&core);
+                }
+                ready
             }
         };
         if let Some(reply) = ready {
@@ -153,7 +168,7 @@ impl Engine {
     /// ended well after this disk had failed says nothing: the kernel tells of a failure once.
     fn vote_synced(
         &self,
-        seq: Option<twinfold_protocol::ids::Seq>,
+        seq: Option<Seq>,
         done: io::Result<()>,
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
@@ -162,7 +177,12 @@ impl Engine {
                 self.vote(seq, Box::new(|| ()));
                 reply(Err(FsError::Moved));
             }
-            Ok(()) => self.vote(seq, Box::new(move || reply(Ok(())))),
+            // The peer's disk needs about as long.
+            Ok(()) => self.vote_and(seq, Box::new(move || reply(Ok(()))), |core| {
+                if core.in_flight().0 <= 1 && self.polling.expect(What::Sync) {
+                    self.polling.begin();
+                }
+            }),
             Err(e) => {
                 self.vote(seq, Box::new(|| ()));
                 // Whatever it failed with: it is done where the data is now.
@@ -395,7 +415,7 @@ impl Engine {
         reply: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
         // Its place in the order comes before the peer is asked to take over, or not at all.
-        let pass = self.gate.enter();
+        let pass = self.gate.enter_to_sync();
         let writable = self.writable();
         // What was written before this node ceased to be primary is on one disk at most.
         if let Err(e) = writable
@@ -403,21 +423,36 @@ impl Engine {
         {
             return reply(Err(e));
         }
-        let seq = if node.is_orphan() || self.role() != Some(Role::Primary) {
-            None
-        } else {
-            let op = Op::Sync {
-                file: node.file(),
-                data_only,
-            };
-            self.submit(op).seq
+        let shipped = !node.is_orphan() && self.role() == Some(Role::Primary);
+        let seq = match shipped {
+            true => {
+                let op = Op::Sync {
+                    file: node.file(),
+                    data_only,
+                };
+                self.submit(op).seq
+            }
+            false => None,
+        };
+        let engine = self.clone();
+        let tell = Box::new(move |done| engine.vote_synced(seq, done, reply));
+        let target = Target {
+            file: node.file(),
+            data_only,
+        };
+        let asked = match shipped {
+            true => self.foresight.asked(target, self.gate.begun(), tell),
+            false => Asked::Unforeseen(tell),
         };
         drop(pass);
-        let (engine, node) = (self.clone(), node.clone());
-        self.run_sync_job(move || {
-            let done = engine.sync_file(&node, data_only);
-            engine.vote_synced(seq, done, reply);
-        });
+        match asked {
+            Asked::Runs => {}
+            Asked::Done(tell) => tell(Ok(())),
+            Asked::Unforeseen(tell) => {
+                let (engine, node) = (self.clone(), node.clone());
+                self.run_sync_job(move || tell(engine.sync_file(&node, data_only)));
+            }
+        }
     }
 }
 
@@ -450,6 +485,26 @@ mod tests {
         engine.sync_counted(failed).unwrap_err();
         assert!(engine.is_away());
         assert!(matches!(end(Ok(())), Err(FsError::Moved)));
+    }
+
+    /// For the peer's disk, that is: it needs about as long as this one did.
+    #[test]
+    fn the_peer_is_expected_when_this_disk_has_synced_and_nothing_else_is_on_its_way() {
+        for others in [0, 1] {
+            let (engine, _place) = opened(true);
+            engine.start_primary(false).unwrap();
+            let session = paired(&engine);
+            let root = engine.store.node(FileId::ROOT).unwrap();
+            for _ in 0..others {
+                let file = FileId::ROOT;
+                let data_only = true;
+                engine.submit(Op::Sync { file, data_only });
+            }
+            assert!(!engine.polling.expects());
+            engine.sync(&root, true, true, |_| ());
+            assert_eq!(engine.polling.expects(), others == 0);
+            engine.peer_disconnected(session, "the test ends");
+        }
     }
 
     /// Marks behind that size cannot be moved: the file system's own limit may be larger.

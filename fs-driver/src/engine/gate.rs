@@ -2,7 +2,7 @@
 //! stopping any that begins after it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -14,6 +14,8 @@ use super::silence::{Inside, Silence};
 pub(crate) struct Gate {
     turn: AtomicUsize,
     inside: [AtomicUsize; 2],
+    /// Changes that have begun, since the gate is there.
+    begun: AtomicU64,
     drained: Mutex<()>,
     left: Condvar,
     /// One waits at a time: two would wait for each other's groups.
@@ -40,6 +42,14 @@ impl Gate {
 
     /// A change begins.
     pub(crate) fn enter(&self) -> Pass<'_> {
+        let pass = self.enter_to_sync();
+        // Behind its place inside: who sees this one counted sees it inside, or ended.
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        pass
+    }
+
+    /// A call begins that changes nothing itself, but belongs in between changes.
+    pub(crate) fn enter_to_sync(&self) -> Pass<'_> {
         loop {
             let group = self.turn.load(Ordering::SeqCst) & 1;
             self.inside[group].fetch_add(1, Ordering::SeqCst);
@@ -53,6 +63,18 @@ impl Gate {
             }
             self.leave(group);
         }
+    }
+
+    /// How many changes have begun.
+    pub(crate) fn begun(&self) -> u64 {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    /// The same, by one who is inside, if all others that count have ended.
+    pub(crate) fn begun_alone(&self) -> Option<u64> {
+        let begun = self.begun();
+        let inside = |group: &AtomicUsize| group.load(Ordering::SeqCst);
+        (self.inside.iter().map(inside).sum::<usize>() == 1).then_some(begun)
     }
 
     fn leave(&self, group: usize) {
@@ -84,6 +106,30 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicBool;
     use std::time::Duration;
+
+    #[test]
+    fn who_is_alone_inside_knows_how_many_have_begun() {
+        let gate = Gate::default();
+        drop(gate.enter());
+        let mine = gate.enter();
+        assert_eq!(gate.begun_alone(), Some(2));
+        let other = gate.enter();
+        assert_eq!(gate.begun_alone(), None);
+        // Who waits has both groups looked at.
+        std::thread::scope(|s| {
+            s.spawn(|| gate.wait_for_all_before());
+            while gate.turn.load(Ordering::SeqCst) == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let sync = gate.enter_to_sync();
+            drop(other);
+            assert_eq!(gate.begun_alone(), None);
+            drop(sync);
+            assert_eq!(gate.begun_alone(), Some(3));
+            drop(mine);
+        });
+        assert_eq!(gate.begun(), 3);
+    }
 
     #[test]
     fn waits_for_what_began_before_and_not_for_what_began_after() {

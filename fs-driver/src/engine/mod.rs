@@ -18,8 +18,10 @@ mod differing;
 mod doubt;
 mod equal;
 mod finishing;
+mod foresight;
 mod gate;
 mod guest;
+mod habit;
 mod hashing;
 mod jobs;
 mod look;
@@ -106,6 +108,7 @@ pub struct Engine {
     disk: Disk,
     jobs: jobs::Jobs,
     syncs: syncs::Syncs,
+    foresight: foresight::Foresight,
     /// Syncs that had failed when the last resync of the peer began, and its session.
     failed_before_resync: Mutex<Option<(SessionId, u64)>>,
     /// There is something for the wire.
@@ -244,6 +247,7 @@ impl Engine {
             gate: gate::Gate::to_store(&silence),
             jobs: jobs::Jobs::start(&silence).context("cannot start threads")?,
             syncs: syncs::Syncs::after(doubtful),
+            foresight: foresight::Foresight::default(),
             failed_before_resync: Default::default(),
             output: Notify::new(),
             urgent: Notify::new(),

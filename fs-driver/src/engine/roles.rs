@@ -105,6 +105,7 @@ impl Engine {
         self.epoch.store(epoch.0, Ordering::Relaxed);
         self.next_id.store(0, Ordering::Relaxed);
         self.calls_stay_here();
+        self.foresight.forget();
         let own = std::mem::take(&mut *self.own.lock());
         {
             let mut core = self.core.lock();

@@ -5,6 +5,7 @@ use twinfold_protocol::primary::{Primary, Submitted};
 use twinfold_protocol::secondary::needs_sync;
 
 use super::{Engine, Reply, clock};
+use crate::polling::What;
 use crate::tasks;
 
 /// Bytes of an op that the thread of its caller ships itself, at most: more is better done
@@ -53,23 +54,26 @@ impl Engine {
     /// Has a submitted op shipped: by the link's thread, or, where that is the shorter way,
     /// by this one.
     pub(super) fn to_wire(&self, submitted: &Submitted, way: Way) {
+        // The peer foresees it, too, when it has this.
+        let sync_is_due = self.is_sync_due();
+        let waited_for = submitted.seq.is_some() || sync_is_due;
         let tell = || {
             self.output.notify_one();
-            if !way.lingers {
+            if !way.lingers || sync_is_due {
                 self.urgent.notify_one();
             }
         };
-        match (submitted.output, submitted.seq) {
-            (false, _) => {}
+        match submitted.output {
+            false => {}
             // The application waits for the peer, and to wake another thread takes longer.
-            (true, Some(_)) if way.alone => {
-                let polls = !way.syncs && self.polling.expect();
+            true if way.alone && waited_for => {
+                let polls = !way.syncs && self.polling.expect(What::Change);
                 tasks::carry(tell);
                 if polls {
                     self.polling.begin();
                 }
             }
-            (true, _) => tell(),
+            true => tell(),
         }
     }
 
@@ -96,6 +100,7 @@ mod tests {
     use twinfold_protocol::wire::Receipt;
 
     use super::super::bed::{opened_with, paired};
+    use super::super::habit::{ALIKE, Target};
     use super::*;
     use crate::state::Ack;
     use crate::tasks::tests::Bed;
@@ -161,6 +166,27 @@ mod tests {
         }
         engine.submit(write(1));
         assert!(!engine.lingers() && was_told(&engine.urgent));
+    }
+
+    /// Who waits for it waits for the write, too.
+    #[test]
+    fn a_write_behind_which_a_sync_is_foreseen_does_not_linger() {
+        let (engine, _place) = primary(Ack::Flush);
+        let target = Target {
+            file: FileId::ROOT,
+            data_only: true,
+        };
+        for changes in 1..=ALIKE as u64 + 1 {
+            drop(engine.gate.enter());
+            assert!(!engine.is_sync_due());
+            engine.foresight.asked(target, changes, Box::new(|_| ()));
+        }
+        for due in [false, true, false] {
+            engine.submit(write(100));
+            assert_eq!(was_told(&engine.urgent), due);
+            take_all(&engine);
+            drop(engine.gate.enter());
+        }
     }
 
     #[test]

@@ -17,8 +17,9 @@ use twinfold_protocol::secondary::{Accepted, Secondary, needs_sync};
 use twinfold_protocol::time::Timestamp;
 use twinfold_protocol::wire::{Hello, Holds, OpStreamStart, Receipt, Violation, decode_op};
 
-use self::foresight::{Foresight, Target};
+use self::foresight::Foresight;
 use super::Engine;
+use super::habit::Target;
 use super::settle::touched_by;
 use crate::archive::Reason;
 use crate::state::Record;
@@ -176,6 +177,12 @@ impl Standby {
     #[cfg(test)]
     pub(super) fn has_foreseen(&self) -> bool {
         self.foresight.has_ended()
+    }
+
+    /// As in any mode but `disk`.
+    #[cfg(test)]
+    pub(super) fn syncs_nothing_by_itself(&mut self) {
+        self.stable = None;
     }
 
     /// Sets times nobody will tell exactly any more, and hands over the marks.

@@ -123,7 +123,7 @@ impl Syncs {
 
 /// Whether a sync that failed so tells of something lost. A full disk is an answer to who asks
 /// for room, but not to who was told before that there is some.
-fn has_lost(error: &io::Error) -> bool {
+pub(super) fn has_lost(error: &io::Error) -> bool {
     no_room(error) || !not_now(error)
 }
 
@@ -144,8 +144,17 @@ impl Engine {
         })
     }
 
-    /// Syncs one file.
+    /// Syncs one file, for somebody who asks for it.
     pub(super) fn sync_file(&self, node: &Node, data_only: bool) -> io::Result<()> {
+        // The kernel would say nothing more of it.
+        match self.foresight.take_untold(node.file()) {
+            Some(error) => Err(error),
+            None => self.sync_file_now(node, data_only),
+        }
+    }
+
+    /// Syncs one file, whether or not somebody has asked for it.
+    pub(super) fn sync_file_now(&self, node: &Node, data_only: bool) -> io::Result<()> {
         let began = clock::now();
         let done = self.sync_counted(|| self.store.sync(node, data_only));
         let took = clock::now().since(began).as_nanos() as u64;
@@ -167,6 +176,18 @@ impl Engine {
     pub(super) fn hold_syncs(&self) -> parking_lot::MutexGuard<'_, ()> {
         self.syncs.took.store(0, Ordering::Relaxed);
         self.syncs.held.lock()
+    }
+
+    #[cfg(test)]
+    pub(super) fn seems_slow(&self) {
+        let took = QUICK.as_nanos() as u64;
+        self.syncs.took.store(took, Ordering::Relaxed);
+    }
+
+    /// How many were begun.
+    #[cfg(test)]
+    pub(super) fn syncs_begun(&self) -> u64 {
+        self.syncs.state.lock().next
     }
 
     #[cfg(test)]

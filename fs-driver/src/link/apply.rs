@@ -16,6 +16,7 @@ use super::busy::Busy;
 use super::framing::{Incoming, send};
 use super::{STEP, code};
 use crate::engine::{Due, Engine, StandbyError, SyncJob};
+use crate::polling::What;
 
 /// How long ops are applied at a stretch before receipts may leave. Long beside what a
 /// turn of the endpoint costs, short beside what anybody waits for.
@@ -103,7 +104,10 @@ pub(super) async fn apply(
                 // The receipts leave before it: the connection has its turn first.
                 busy.sync_begun(1);
                 sync_here(engine, blocking, vec![job], &done);
-            } else if !receipts.is_empty() && turned.waited_for && engine.polling.expect() {
+            } else if !receipts.is_empty()
+                && turned.waited_for
+                && engine.polling.expect(What::Change)
+            {
                 engine.polling.begin();
             }
             if let Some(error) = turned.error {
@@ -318,10 +322,11 @@ impl Turn {
         }
         // For a sync somebody waits in every mode.
         let waits = || !turned.here.is_empty() || engine.standby_is_waited_for();
-        turned.waited_for = small && ahead.is_empty() && waits();
+        let one_caller = small && ahead.is_empty();
+        turned.waited_for = one_caller && waits();
         turned.receipts.extend(engine.standby_receipt());
         turned.receipts.append(&mut synced);
-        if turned.waited_for && syncs_here && turned.here.is_empty() && turned.syncs == 0 {
+        if one_caller && syncs_here && turned.here.is_empty() && turned.syncs == 0 {
             turned.foreseen = engine.standby_foreseen();
         }
         turned.ahead = ahead;
@@ -374,6 +379,7 @@ mod tests {
     use twinfold_protocol::attr::Kind;
     use twinfold_protocol::ids::{FileId, Seq};
     use twinfold_protocol::op::{Name, Op, Stability, XattrMode};
+    use twinfold_protocol::primary::AckMode;
     use twinfold_protocol::time::Timestamp;
     use twinfold_protocol::wire::encode_op;
 
@@ -431,9 +437,14 @@ mod tests {
         }
     }
 
-    /// Runs a primary, on a thread of its own, before the secondary's link.
     fn with_primary(run: impl AsyncFnOnce(&mut Primary, &Bed, &Blocking)) {
+        with_primary_in(AckMode::Disk, run);
+    }
+
+    /// Runs a primary, on a thread of its own, before the secondary's link.
+    fn with_primary_in(mode: AckMode, run: impl AsyncFnOnce(&mut Primary, &Bed, &Blocking)) {
         let bed = Arc::new(Bed::current());
+        bed.start_in(mode, bed.next());
         let place = tempfile::tempdir().unwrap();
         let (server, client) = pair(place.path());
         let blocking = Arc::<Blocking>::default();
@@ -515,9 +526,17 @@ mod tests {
             primary.synced(sync).await;
         });
     }
+
     #[test]
     fn a_sync_that_was_foreseen_is_told_of_although_none_gets_on() {
-        with_primary(async |primary, bed, store| {
+        // In mode `disk` each change is synced without being asked for.
+        for mode in [AckMode::Flush, AckMode::Memory] {
+            foresees_in(mode);
+        }
+    }
+
+    fn foresees_in(mode: AckMode) {
+        with_primary_in(mode, async |primary, bed, store| {
             let file = FileId((9 << 40) + 1);
             let mut seq = bed.next();
             let create = Op::Create {
@@ -551,7 +570,7 @@ mod tests {
                 if bed.has_foreseen() {
                     break;
                 }
-                assert!(Instant::now() < until, "none is foreseen");
+                assert!(Instant::now() < until, "none is foreseen in {mode:?}");
                 primary.send(seq, &sync).await;
                 primary.synced(seq).await;
             }

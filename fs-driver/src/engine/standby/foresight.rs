@@ -9,31 +9,14 @@
 use twinfold_protocol::ids::{FileId, Seq};
 use twinfold_protocol::op::Op;
 
-/// Syncs alike until the next one is foreseen.
-const ALIKE: u32 = 3;
-
-/// What a sync is of.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Target {
-    pub(super) file: FileId,
-    pub(super) data_only: bool,
-}
-
-impl Target {
-    fn covers(self, other: Target) -> bool {
-        self.file == other.file && (other.data_only || !self.data_only)
-    }
-}
+use crate::engine::habit::{Habit, Target};
 
 /// What the syncs before were like, and what has been done for the next one.
 #[derive(Debug, Default)]
 pub(super) struct Foresight {
-    /// The last sync, and the changes between it and the one before.
-    last: Option<(Target, u32)>,
-    /// Syncs in a row that were like the last one.
-    alike: u32,
-    /// Changes since then, and the file that the last of them wrote to.
-    changes: u32,
+    habit: Habit,
+    /// Changes since the last one, and the file that the last of them wrote to.
+    changes: u64,
     written: Option<FileId>,
     /// What was begun; nothing was changed since.
     begun: Option<(Target, Seq)>,
@@ -51,7 +34,7 @@ impl Foresight {
             op => {
                 // Who was wrong waits for as many again.
                 if self.begun.is_some() {
-                    self.alike = 0;
+                    self.habit.failed();
                 }
                 self.changes = self.changes.saturating_add(1);
                 self.written = match op {
@@ -66,14 +49,10 @@ impl Foresight {
     /// A sync is asked for; returns whether it is done already.
     pub(super) fn asked(&mut self, target: Target) -> bool {
         let done = self.ended && self.begun.is_some_and(|(begun, _)| begun.covers(target));
-        let this = (target, self.changes);
-        let alike = match self.last == Some(this) {
-            true => self.alike.saturating_add(1),
-            false => 0,
-        };
+        let mut habit = std::mem::take(&mut self.habit);
+        habit.asked(target, self.changes);
         *self = Foresight {
-            last: Some(this),
-            alike,
+            habit,
             ..Foresight::default()
         };
         done
@@ -81,7 +60,7 @@ impl Foresight {
 
     /// The sync to begin now, behind the op `applied`, if one is foreseen.
     pub(super) fn begin(&mut self, applied: Seq) -> Option<Target> {
-        let (target, changes) = self.last.filter(|_| self.alike >= ALIKE)?;
+        let (target, changes) = self.habit.next()?;
         let now = self.changes == changes && self.written == Some(target.file);
         if !now || self.begun.is_some() {
             return None;
@@ -110,6 +89,7 @@ mod tests {
 
     use super::*;
     use crate::engine::bed::{Bed, made};
+    use crate::engine::habit::ALIKE;
     use crate::engine::{Due, SyncJob};
 
     const FILE: FileId = FileId((9 << 40) + 1);

@@ -8,7 +8,8 @@ use twinfold_protocol::ids::{FileId, SessionId};
 use twinfold_protocol::wire::Receipt;
 
 use super::super::Engine;
-use super::{Standby, StandbyError, SyncJob, SyncWhat, Target, of_session};
+use super::super::habit::Target;
+use super::{Standby, StandbyError, SyncJob, SyncWhat, of_session};
 
 impl Engine {
     /// Runs a sync on a thread that may wait; `done` gets the receipt, if one is due.

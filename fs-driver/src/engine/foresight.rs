@@ -1,0 +1,454 @@
+//! Syncs of the primary's own disk that are begun before they are asked for.
+//!
+//! Where the last syncs each came behind as many changes, to the same file, the next one begins
+//! here as soon as the change before it is made, while that is still on its way to the peer and
+//! its caller does not even know of it. It counts for a sync that is asked for only if no change
+//! was under way when it began, and none has begun since. The peer does the same for its disk
+//! (`standby/foresight.rs`).
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use twinfold_protocol::ids::FileId;
+
+use super::Engine;
+use super::habit::{Habit, Target};
+use super::syncs::has_lost;
+use crate::store::Node;
+
+/// Who asked for a sync that runs already.
+type Tell = Box<dyn FnOnce(io::Result<()>) + Send>;
+
+/// What has been done for the sync that is asked for next.
+#[derive(Default)]
+pub(super) struct Foresight {
+    /// How many changes have begun when it is due; 0: none is foreseen.
+    due: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    habit: Habit,
+    /// How many changes had begun when the last sync was asked for.
+    asked: u64,
+    /// How many syncs were begun here.
+    syncs: u64,
+    begun: Option<Begun>,
+    /// One for which nobody had asked has failed, and who asks next for that file is told.
+    untold: Option<(FileId, io::Error)>,
+}
+
+/// A sync that nobody has asked for.
+struct Begun {
+    number: u64,
+    target: Target,
+    /// The changes that it covers.
+    changes: u64,
+    ended: bool,
+    tell: Option<Tell>,
+}
+
+/// What there is of a sync that is asked for.
+pub(super) enum Asked {
+    /// It has ended well.
+    Done(Tell),
+    /// It runs, and tells when it has ended.
+    Runs,
+    /// Nothing.
+    Unforeseen(Tell),
+}
+
+impl Foresight {
+    /// A sync is asked for, with so many changes begun.
+    pub(super) fn asked(&self, target: Target, changes: u64, tell: Tell) -> Asked {
+        let mut state = self.state.lock();
+        // Two may ask at once, and come in another order.
+        let since = changes.saturating_sub(state.asked);
+        state.habit.asked(target, since);
+        state.asked = state.asked.max(changes);
+        let due = match (state.habit.next(), &state.untold) {
+            (Some((_, since)), None) if since > 0 => changes + since,
+            _ => 0,
+        };
+        self.due.store(due, Ordering::Relaxed);
+        let serves = |b: &Begun| b.changes == changes && b.target.covers(target);
+        match &mut state.begun {
+            Some(begun) if serves(begun) && begun.ended => {
+                state.begun = None;
+                Asked::Done(tell)
+            }
+            Some(begun) if serves(begun) && begun.tell.is_none() => {
+                begun.tell = Some(tell);
+                Asked::Runs
+            }
+            _ => Asked::Unforeseen(tell),
+        }
+    }
+
+    /// Begins one that covers so many changes, if it is due behind a write to `file`.
+    fn begin(&self, file: FileId, changes: u64) -> Option<(u64, Target)> {
+        let mut state = self.state.lock();
+        let (target, since) = state.habit.next()?;
+        let due = target.file == file && state.asked + since == changes;
+        let runs = state.begun.as_ref().is_some_and(|b| !b.ended);
+        if !due || runs || state.untold.is_some() {
+            return None;
+        }
+        state.syncs += 1;
+        let number = state.syncs;
+        state.begun = Some(Begun {
+            number,
+            target,
+            changes,
+            ended: false,
+            tell: None,
+        });
+        Some((number, target))
+    }
+
+    /// One that was begun has ended, or was broken off; returns who has asked for it meanwhile,
+    /// and what to tell.
+    fn ended(&self, number: u64, done: Option<io::Result<()>>) -> Option<(Tell, io::Result<()>)> {
+        let mut state = self.state.lock();
+        let begun = state.begun.take_if(|b| b.number == number && !b.ended)?;
+        match (begun.tell, done) {
+            (Some(tell), Some(done)) => return Some((tell, done)),
+            (Some(tell), None) => {
+                return Some((tell, Err(io::Error::other("a sync was broken off"))));
+            }
+            (None, Some(Ok(()))) => {
+                state.begun = Some(Begun {
+                    ended: true,
+                    tell: None,
+                    ..begun
+                });
+            }
+            (None, Some(Err(e))) if has_lost(&e) => state.untold = Some((begun.target.file, e)),
+            // It is done when it is asked for.
+            (None, _) => {}
+        }
+        None
+    }
+
+    /// What was begun in another term says nothing in this one: as a secondary, this node has
+    /// changed what it was told to, and counted nothing.
+    pub(super) fn forget(&self) {
+        let mut state = self.state.lock();
+        state.habit = Habit::default();
+        self.due.store(0, Ordering::Relaxed);
+        if let Some(begun) = &mut state.begun {
+            begun.changes = u64::MAX;
+        }
+    }
+
+    /// What a sync of `file` that nobody had asked for has failed with, once.
+    pub(super) fn take_untold(&self, file: FileId) -> Option<io::Error> {
+        let mut state = self.state.lock();
+        state.untold.take_if(|(of, _)| *of == file).map(|(_, e)| e)
+    }
+}
+
+/// A sync that nobody has asked for yet.
+struct Foreseen {
+    engine: Arc<Engine>,
+    node: Arc<Node>,
+    number: u64,
+    target: Target,
+}
+
+impl Foreseen {
+    fn run(self) {
+        let done = self.engine.sync_file_now(&self.node, self.target.data_only);
+        self.end(Some(done));
+    }
+
+    fn end(&self, done: Option<io::Result<()>>) {
+        if let Some((tell, done)) = self.engine.foresight.ended(self.number, done) {
+            tell(done);
+        }
+    }
+}
+
+impl Drop for Foreseen {
+    /// Whoever waits for it is told, however it ends.
+    fn drop(&mut self) {
+        self.end(None);
+    }
+}
+
+impl Engine {
+    /// Whether a sync is likely to be asked for behind the change that has begun last.
+    pub(super) fn is_sync_due(&self) -> bool {
+        let due = self.foresight.due.load(Ordering::Relaxed);
+        due != 0 && self.gate.begun() == due
+    }
+
+    /// Begins the sync that is likely to be asked for behind a write to `node` that is made, if
+    /// no other change is under way; by one who is inside the gate. Another thread does it: it
+    /// has a start, and this one takes the next call.
+    pub(super) fn foresee(self: &Arc<Self>, node: &Arc<Node>) {
+        let due = self.foresight.due.load(Ordering::Relaxed);
+        if due == 0 || self.gate.begun_alone() != Some(due) {
+            return;
+        }
+        if !self.syncs.is_quick() || self.has_parked() {
+            return;
+        }
+        if let Some((number, target)) = self.foresight.begin(node.file(), due) {
+            let foreseen = Foreseen {
+                engine: self.clone(),
+                node: node.clone(),
+                number,
+                target,
+            };
+            self.jobs.run(move || foreseen.run());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{self, Receiver};
+    use std::time::{Duration, Instant};
+
+    use bytes::Bytes;
+    use twinfold_protocol::attr::Kind;
+    use twinfold_protocol::ids::Epoch;
+    use twinfold_protocol::marks::DirtyMap;
+    use twinfold_protocol::op::{Name, Stability};
+
+    use super::super::bed::{made, opened};
+    use super::super::habit::ALIKE;
+    use super::*;
+    use crate::error::FsResult;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// A primary without a peer, and a program that writes to a file of it and syncs.
+    struct Program {
+        engine: Arc<Engine>,
+        file: Arc<Node>,
+        _place: tempfile::TempDir,
+    }
+
+    impl Program {
+        /// It has done so often, with as many writes each time; the next sync is foreseen.
+        fn with_commits(writes: u64) -> Program {
+            let (engine, place) = opened(true);
+            engine.start_primary(false).unwrap();
+            let root = engine.store.node(FileId::ROOT).unwrap();
+            let object = made(engine.new_id().0, Kind::Regular);
+            let name = Name::new(b"log").unwrap();
+            let file = engine.store.create(&root, &name, &object).unwrap();
+            let program = Program {
+                engine,
+                file,
+                _place: place,
+            };
+            for _ in 0..=ALIKE {
+                for _ in 0..writes {
+                    program.write();
+                }
+                assert_eq!(program.begun(), None);
+                program.synced().unwrap();
+            }
+            // This disk is quick, however busy.
+            drop(program.engine.hold_syncs());
+            program
+        }
+
+        fn write(&self) {
+            let (tell, told) = mpsc::channel();
+            let data = Bytes::from_static(b"x");
+            let tell = move |r: FsResult<()>| tell.send(r).unwrap();
+            let how = Stability::Mode;
+            self.engine.write(&self.file, 0, data, how, false, tell);
+            told.recv_timeout(PATIENCE).unwrap().unwrap();
+        }
+
+        fn sync(&self, data_only: bool) -> Receiver<FsResult<()>> {
+            let (tell, told) = mpsc::channel();
+            let tell = move |r: FsResult<()>| tell.send(r).unwrap();
+            self.engine.sync(&self.file, data_only, true, tell);
+            told
+        }
+
+        fn synced(&self) -> FsResult<()> {
+            self.sync(true).recv_timeout(PATIENCE).unwrap()
+        }
+
+        /// Whether one was begun that nobody has asked for, and whether that has ended.
+        fn begun(&self) -> Option<bool> {
+            let state = self.engine.foresight.state.lock();
+            state.begun.as_ref().map(|b| b.ended)
+        }
+
+        fn until(&self, what: impl Fn(&Program) -> bool) {
+            let until = Instant::now() + PATIENCE;
+            while !what(self) {
+                assert!(Instant::now() < until);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+
+        /// Writes, and waits until the sync that is foreseen behind that has ended.
+        fn foresees(&self) {
+            self.write();
+            self.until(|p| p.begun() == Some(true));
+        }
+
+        /// How many syncs are done while this is.
+        fn syncs(&self, during: impl FnOnce()) -> u64 {
+            let before = self.engine.syncs_begun();
+            during();
+            self.engine.syncs_begun() - before
+        }
+    }
+
+    #[test]
+    fn a_sync_begins_before_it_is_asked_for_where_the_last_ones_were_alike() {
+        let program = Program::with_commits(2);
+        let syncs = program.syncs(|| {
+            let held = program.engine.hold_syncs();
+            program.write();
+            assert_eq!(program.begun(), None, "one more is to come");
+            program.write();
+            program.until(|p| p.engine.runs_a_sync());
+            let asked = program.sync(true);
+            let early = asked.recv_timeout(Duration::from_millis(50));
+            assert!(early.is_err(), "it still runs");
+            drop(held);
+            asked.recv_timeout(PATIENCE).unwrap().unwrap();
+        });
+        assert_eq!(syncs, 1);
+    }
+
+    #[test]
+    fn what_has_ended_well_is_not_done_again_and_serves_once() {
+        let program = Program::with_commits(1);
+        program.foresees();
+        assert_eq!(program.syncs(|| program.synced().unwrap()), 0);
+        assert_eq!(program.syncs(|| program.synced().unwrap()), 1);
+    }
+
+    #[test]
+    fn what_has_begun_since_is_not_taken_for_synced() {
+        let program = Program::with_commits(1);
+        program.foresees();
+        program.write();
+        assert_eq!(program.syncs(|| program.synced().unwrap()), 1);
+        // While it runs.
+        let program = Program::with_commits(1);
+        let syncs = program.syncs(|| {
+            let held = program.engine.hold_syncs();
+            program.write();
+            program.until(|p| p.engine.runs_a_sync());
+            program.write();
+            drop(held);
+            program.synced().unwrap();
+        });
+        assert_eq!(syncs, 2);
+        // Of the data alone, where all is asked for.
+        let program = Program::with_commits(1);
+        program.foresees();
+        let full = || program.sync(false).recv_timeout(PATIENCE).unwrap().unwrap();
+        assert_eq!(program.syncs(full), 1);
+    }
+
+    /// It has its place in the order, and may change the file after the sync has looked.
+    #[test]
+    fn nothing_is_foreseen_while_another_change_is_under_way() {
+        for ends in [false, true] {
+            let program = Program::with_commits(2);
+            let other = program.engine.gate.enter();
+            let other = (!ends).then_some(other);
+            program.write();
+            assert_eq!(program.begun().is_some(), ends);
+            drop(other);
+        }
+    }
+
+    #[test]
+    fn nothing_is_foreseen_where_the_disk_is_slow_or_another_file_was_written() {
+        let program = Program::with_commits(1);
+        let root = program.engine.store.node(FileId::ROOT).unwrap();
+        let due = program.engine.gate.begun() + 1;
+        assert!(program.engine.foresight.begin(root.file(), due).is_none());
+        program.engine.seems_slow();
+        program.write();
+        assert_eq!(program.begun(), None);
+    }
+
+    /// The kernel tells of it once, and has told this one: a sync of that file that is asked
+    /// for would end well, with the data lost.
+    #[test]
+    fn one_that_fails_is_told_to_who_asks_next_for_that_file() {
+        let fails = |program: &Program, code| {
+            let due = program.engine.gate.begun() + 1;
+            drop(program.engine.gate.enter());
+            let (number, _) = program
+                .engine
+                .foresight
+                .begin(program.file.file(), due)
+                .unwrap();
+            move |engine: &Engine| {
+                let failed = Err(io::Error::from_raw_os_error(code));
+                if let Some((tell, done)) = engine.foresight.ended(number, Some(failed)) {
+                    tell(done);
+                }
+            }
+        };
+        // Asked for while it runs.
+        let program = Program::with_commits(1);
+        let end = fails(&program, 5);
+        let asked = program.sync(true);
+        end(&program.engine);
+        assert!(asked.recv_timeout(PATIENCE).unwrap().is_err());
+        // Asked for later, with or without changes in between.
+        for changes in 0..2 {
+            let program = Program::with_commits(1);
+            fails(&program, 5)(&program.engine);
+            let root = program.engine.store.node(FileId::ROOT).unwrap();
+            program.engine.sync_file(&root, true).unwrap();
+            for _ in 0..changes {
+                program.write();
+            }
+            assert!(program.synced().is_err());
+            assert!(program.synced().is_ok());
+        }
+        // Until then none is foreseen, which might fail as well.
+        let program = Program::with_commits(1);
+        fails(&program, 5)(&program.engine);
+        for _ in 0..4 {
+            program.write();
+            assert_eq!(program.begun(), None);
+        }
+        // For want of a descriptor nothing is lost.
+        let program = Program::with_commits(1);
+        fails(&program, 24)(&program.engine);
+        assert_eq!(program.syncs(|| program.synced().unwrap()), 1);
+    }
+
+    #[test]
+    fn one_that_is_never_done_is_not_waited_for() {
+        let program = Program::with_commits(1);
+        program.engine.jobs.stop();
+        program.write();
+        assert_eq!(program.begun(), None);
+        assert_eq!(program.syncs(|| program.synced().unwrap()), 1);
+    }
+
+    #[test]
+    fn what_was_foreseen_in_another_term_is_forgotten() {
+        let program = Program::with_commits(1);
+        program.foresees();
+        program.engine.begin_term(Epoch(7), DirtyMap::default());
+        assert_eq!(program.syncs(|| program.synced().unwrap()), 1);
+        program.write();
+        assert_eq!(program.begun(), Some(true), "that is the old one");
+        assert!(!program.engine.is_sync_due());
+    }
+}
