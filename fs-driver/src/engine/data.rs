@@ -8,7 +8,6 @@ use twinfold_protocol::handshake::Role;
 use twinfold_protocol::ids::Seq;
 use twinfold_protocol::limits;
 use twinfold_protocol::op::{AllocateMode, Op, Payload, Stability};
-use twinfold_protocol::primary::Primary;
 
 use super::foresight::Asked;
 use super::habit::Target;
@@ -141,27 +140,23 @@ impl Engine {
         Ok(())
     }
 
-    /// The local vote for a submitted op.
-    pub(super) fn vote(&self, seq: Option<Seq>, reply: Reply) {
-        self.vote_and(seq, reply, |_| ());
-    }
-
-    /// The local vote, and what is to be done if the peer's is the only one that is missing.
-    fn vote_and(&self, seq: Option<Seq>, reply: Reply, waits: impl FnOnce(&Primary<Reply>)) {
-        let ready = match seq {
-            None => Some(reply),
+    /// The local vote for a submitted op. Returns whether the peer's is all that is missing, and
+    /// nothing else is on its way there.
+    pub(super) fn vote(&self, seq: Option<Seq>, reply: Reply) -> bool {
+        let (ready, alone) = match seq {
+            None => (Some(reply), false),
             Some(seq) => {
+                let now = super::clock::now();
                 let mut core = self.core.lock();
-                let ready = core.local_done(super::clock::now(), seq, reply);
-                if ready.is_none() {
-                    waits(&core);
-                }
-                ready
+                let ready = core.local_done(now, seq, reply);
+                (ready, core.in_flight().0 <= 1)
             }
         };
+        let waits = ready.is_none();
         if let Some(reply) = ready {
             reply();
         }
+        waits && alone
     }
 
     /// The local vote for a sync. A failure is told at once: it waits for nobody's vote. One that
@@ -177,12 +172,13 @@ impl Engine {
                 self.vote(seq, Box::new(|| ()));
                 reply(Err(FsError::Moved));
             }
-            // The peer's disk needs about as long.
-            Ok(()) => self.vote_and(seq, Box::new(move || reply(Ok(()))), |core| {
-                if core.in_flight().0 <= 1 && self.polling.expect(What::Sync) {
+            Ok(()) => {
+                let waits = self.vote(seq, Box::new(move || reply(Ok(()))));
+                // The peer's disk needs about as long.
+                if waits && self.polling.expect(What::Sync) {
                     self.polling.begin();
                 }
-            }),
+            }
             Err(e) => {
                 self.vote(seq, Box::new(|| ()));
                 // Whatever it failed with: it is done where the data is now.
@@ -424,22 +420,14 @@ impl Engine {
             return reply(Err(e));
         }
         let shipped = !node.is_orphan() && self.role() == Some(Role::Primary);
+        let file = node.file();
         let seq = match shipped {
-            true => {
-                let op = Op::Sync {
-                    file: node.file(),
-                    data_only,
-                };
-                self.submit(op).seq
-            }
+            true => self.submit(Op::Sync { file, data_only }).seq,
             false => None,
         };
         let engine = self.clone();
         let tell = Box::new(move |done| engine.vote_synced(seq, done, reply));
-        let target = Target {
-            file: node.file(),
-            data_only,
-        };
+        let target = Target { file, data_only };
         let asked = match shipped {
             true => self.foresight.asked(target, self.gate.begun(), tell),
             false => Asked::Unforeseen(tell),

@@ -34,8 +34,6 @@ struct State {
     habit: Habit,
     /// How many changes had begun when the last sync was asked for.
     asked: u64,
-    /// How many syncs were begun here.
-    syncs: u64,
     begun: Option<Begun>,
     /// One for which nobody had asked has failed, and who asks next for that file is told.
     untold: Option<(FileId, io::Error)>,
@@ -43,10 +41,11 @@ struct State {
 
 /// A sync that nobody has asked for.
 struct Begun {
-    number: u64,
     target: Target,
-    /// The changes that it covers.
+    /// How many changes had begun. No other one is begun behind as many.
     changes: u64,
+    /// In an earlier term: it serves nobody.
+    old: bool,
     ended: bool,
     tell: Option<Tell>,
 }
@@ -74,7 +73,7 @@ impl Foresight {
             _ => 0,
         };
         self.due.store(due, Ordering::Relaxed);
-        let serves = |b: &Begun| b.changes == changes && b.target.covers(target);
+        let serves = |b: &Begun| !b.old && b.changes == changes && b.target.covers(target);
         match &mut state.begun {
             Some(begun) if serves(begun) && begun.ended => {
                 state.begun = None;
@@ -89,7 +88,7 @@ impl Foresight {
     }
 
     /// Begins one that covers so many changes, if it is due behind a write to `file`.
-    fn begin(&self, file: FileId, changes: u64) -> Option<(u64, Target)> {
+    fn begin(&self, file: FileId, changes: u64) -> Option<Target> {
         let mut state = self.state.lock();
         let (target, since) = state.habit.next()?;
         let due = target.file == file && state.asked + since == changes;
@@ -97,23 +96,21 @@ impl Foresight {
         if !due || runs || state.untold.is_some() {
             return None;
         }
-        state.syncs += 1;
-        let number = state.syncs;
         state.begun = Some(Begun {
-            number,
             target,
             changes,
+            old: false,
             ended: false,
             tell: None,
         });
-        Some((number, target))
+        Some(target)
     }
 
     /// One that was begun has ended, or was broken off; returns who has asked for it meanwhile,
     /// and what to tell.
-    fn ended(&self, number: u64, done: Option<io::Result<()>>) -> Option<(Tell, io::Result<()>)> {
+    fn ended(&self, changes: u64, done: Option<io::Result<()>>) -> Option<(Tell, io::Result<()>)> {
         let mut state = self.state.lock();
-        let begun = state.begun.take_if(|b| b.number == number && !b.ended)?;
+        let begun = state.begun.take_if(|b| b.changes == changes && !b.ended)?;
         match (begun.tell, done) {
             (Some(tell), Some(done)) => return Some((tell, done)),
             (Some(tell), None) => {
@@ -140,7 +137,7 @@ impl Foresight {
         state.habit = Habit::default();
         self.due.store(0, Ordering::Relaxed);
         if let Some(begun) = &mut state.begun {
-            begun.changes = u64::MAX;
+            begun.old = true;
         }
     }
 
@@ -155,8 +152,8 @@ impl Foresight {
 struct Foreseen {
     engine: Arc<Engine>,
     node: Arc<Node>,
-    number: u64,
     target: Target,
+    changes: u64,
 }
 
 impl Foreseen {
@@ -166,7 +163,7 @@ impl Foreseen {
     }
 
     fn end(&self, done: Option<io::Result<()>>) {
-        if let Some((tell, done)) = self.engine.foresight.ended(self.number, done) {
+        if let Some((tell, done)) = self.engine.foresight.ended(self.changes, done) {
             tell(done);
         }
     }
@@ -197,12 +194,12 @@ impl Engine {
         if !self.syncs.is_quick() || self.has_parked() {
             return;
         }
-        if let Some((number, target)) = self.foresight.begin(node.file(), due) {
+        if let Some(target) = self.foresight.begin(node.file(), due) {
             let foreseen = Foreseen {
                 engine: self.clone(),
                 node: node.clone(),
-                number,
                 target,
+                changes: due,
             };
             self.jobs.run(move || foreseen.run());
         }
@@ -389,14 +386,11 @@ mod tests {
         let fails = |program: &Program, code| {
             let due = program.engine.gate.begun() + 1;
             drop(program.engine.gate.enter());
-            let (number, _) = program
-                .engine
-                .foresight
-                .begin(program.file.file(), due)
-                .unwrap();
+            let file = program.file.file();
+            program.engine.foresight.begin(file, due).unwrap();
             move |engine: &Engine| {
                 let failed = Err(io::Error::from_raw_os_error(code));
-                if let Some((tell, done)) = engine.foresight.ended(number, Some(failed)) {
+                if let Some((tell, done)) = engine.foresight.ended(due, Some(failed)) {
                     tell(done);
                 }
             }

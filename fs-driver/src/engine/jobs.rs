@@ -28,7 +28,7 @@ pub(crate) struct Jobs {
 
 impl Jobs {
     /// Starts the threads. The queue is bounded by what feeds it: syncs that
-    /// applications wait for, and at most one checkpoint.
+    /// applications wait for, one that is foreseen, and one checkpoint at most.
     pub(super) fn start(silence: &Arc<Silence>) -> io::Result<Jobs> {
         let (queue, jobs): (Sender<Job>, Receiver<Job>) = crossbeam::channel::unbounded();
         let mut threads = Vec::new();

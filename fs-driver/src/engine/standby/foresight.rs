@@ -49,12 +49,9 @@ impl Foresight {
     /// A sync is asked for; returns whether it is done already.
     pub(super) fn asked(&mut self, target: Target) -> bool {
         let done = self.ended && self.begun.is_some_and(|(begun, _)| begun.covers(target));
-        let mut habit = std::mem::take(&mut self.habit);
-        habit.asked(target, self.changes);
-        *self = Foresight {
-            habit,
-            ..Foresight::default()
-        };
+        self.habit.asked(target, self.changes);
+        (self.changes, self.written) = (0, None);
+        (self.begun, self.ended) = (None, false);
         done
     }
 
