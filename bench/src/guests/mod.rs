@@ -71,7 +71,7 @@ pub(crate) struct Options {
     /// Only the workloads whose name contains one of these, with commas between them.
     #[arg(
         long,
-        default_value = "write-4k-d1,direct-4k,fsync-4k-d1,write-1m,create-unlink,database,vm-image"
+        default_value = "write-4k-d1,direct-4k,queue-4k,fsync-4k-d1,write-1m,create-unlink,database,vm-image"
     )]
     only: String,
     /// The kernel for the machines, its modules in ../lib/modules beside it [default: the newest

@@ -31,7 +31,7 @@ pub(crate) struct Access {
 }
 
 /// The file that all workers share.
-fn path(directory: &Path) -> PathBuf {
+pub(super) fn path(directory: &Path) -> PathBuf {
     directory.join("bench.dat")
 }
 

@@ -7,6 +7,7 @@ mod log;
 mod memory;
 mod names;
 mod pace;
+pub(crate) mod queue;
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;

@@ -202,6 +202,16 @@ const FIGURES: &[(&str, Figure, bool, f64, bool)] = &[
         false,
     ),
     (
+        "4 KiB O_DIRECT, asynchronous, depth 32 / depth 1",
+        |v| {
+            let one = v.rate("direct-4k-d1", System::Twinfold)?;
+            Some(v.rate("queue-4k-d32", System::Twinfold)? / one)
+        },
+        false,
+        4.0,
+        false,
+    ),
+    (
         "4 KiB O_DIRECT, depth 32 / GlusterFS",
         |v| gluster(v, "direct-4k-d32", System::Gluster),
         false,
@@ -211,6 +221,13 @@ const FIGURES: &[(&str, Figure, bool, f64, bool)] = &[
     (
         "4 KiB O_DIRECT, depth 32 / GlusterFS, no write-behind",
         |v| gluster(v, "direct-4k-d32", System::Strict),
+        false,
+        10.0,
+        false,
+    ),
+    (
+        "4 KiB O_DIRECT, asynchronous, depth 32 / GlusterFS",
+        |v| gluster(v, "queue-4k-d32", System::Gluster),
         false,
         10.0,
         false,

@@ -326,6 +326,9 @@ impl Once<'_> {
             (Work::Folder(load, depth), Place::Folder(folder)) => {
                 load::measure(load, folder, amount(depth, None), &never)?
             }
+            (Work::Queue(bytes, depth), Place::Folder(folder)) => {
+                load::queue::measure(bytes, folder, amount(depth, None), &never)?
+            }
             (Work::Paced(load, depth), Place::Folder(folder)) => {
                 load::measure(load, folder, amount(depth, self.rate), &never)?
             }

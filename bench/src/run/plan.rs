@@ -8,7 +8,9 @@ use crate::systems::System;
 pub(crate) enum Work {
     /// A load on a folder: as fast as it goes with so many workers.
     Folder(Load, usize),
-    /// The same, but steps begin at a fixed rate.
+    /// Writes of so many bytes past the page cache, so many under way at once from one thread.
+    Queue(usize, usize),
+    /// A load on a folder, but steps begin at a fixed rate.
     Paced(Load, usize),
     /// Requests of 4 KiB and small answers, one after the other.
     RoundTrips,
@@ -195,6 +197,13 @@ pub(crate) fn workloads() -> Vec<Workload> {
             "direct-4k-d32",
             "4 KiB O_DIRECT write, depth 32",
             Folder(DIRECT, 32),
+            Plain,
+            AND_STRICT,
+        ),
+        row(
+            "queue-4k-d32",
+            "4 KiB O_DIRECT write, asynchronous, depth 32",
+            Work::Queue(PAGE, 32),
             Plain,
             AND_STRICT,
         ),
