@@ -21,7 +21,7 @@ const MOST: Duration = Duration::from_micros(200);
 /// Points for answers that came soon are kept up to this; one that is slow costs two.
 const MOST_POINTS: u64 = 8;
 
-/// Who has as many polls.
+/// With as many it is polled.
 const ENOUGH_POINTS: u64 = 4;
 
 /// What is expected. Each is learnt for itself: where the peer is near and its disk is slow,

@@ -435,7 +435,7 @@ impl Engine {
         drop(pass);
         match asked {
             Asked::Runs => {}
-            Asked::Done(tell) => tell(Ok(())),
+            Asked::Done(tell) => tell(self.all_is_there(node)),
             Asked::Unforeseen(tell) => {
                 let (engine, node) = (self.clone(), node.clone());
                 self.run_sync_job(move || tell(engine.sync_file(&node, data_only)));

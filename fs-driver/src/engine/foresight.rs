@@ -15,10 +15,9 @@ use twinfold_protocol::ids::FileId;
 
 use super::Engine;
 use super::habit::{Habit, Target};
-use super::syncs::has_lost;
 use crate::store::Node;
 
-/// Who asked for a sync that runs already.
+/// How to answer who has asked for a sync.
 type Tell = Box<dyn FnOnce(io::Result<()>) + Send>;
 
 /// What has been done for the sync that is asked for next.
@@ -33,20 +32,24 @@ pub(super) struct Foresight {
 struct State {
     habit: Habit,
     /// How many changes had begun when the last sync was asked for.
-    asked: u64,
+    changes_asked: u64,
     begun: Option<Begun>,
-    /// One for which nobody had asked has failed, and who asks next for that file is told.
-    untold: Option<(FileId, io::Error)>,
+    /// One for which nobody had asked has failed: who asks next for that file is told. Of a write
+    /// that failed the kernel will tell as well, if the file is not closed before, but not of a
+    /// flush of the disk's own cache.
+    untold: Option<(Arc<Node>, io::Error)>,
 }
 
 /// A sync that nobody has asked for.
 struct Begun {
     target: Target,
-    /// How many changes had begun. No other one is begun behind as many.
+    /// How many changes had begun since the driver started. No other one is begun behind as many.
     changes: u64,
     /// In an earlier term: it serves nobody.
     old: bool,
     ended: bool,
+    /// A sync that was asked for beside it has failed: who asks knows.
+    told: bool,
     tell: Option<Tell>,
 }
 
@@ -64,17 +67,19 @@ impl Foresight {
     /// A sync is asked for, with so many changes begun.
     pub(super) fn asked(&self, target: Target, changes: u64, tell: Tell) -> Asked {
         let mut state = self.state.lock();
+        // Whoever has it open keeps it as well; else nobody asks for it any more.
+        let gone = state.untold.take_if(|(node, _)| node.is_orphan());
         // Two may ask at once, and come in another order.
-        let since = changes.saturating_sub(state.asked);
+        let since = changes.saturating_sub(state.changes_asked);
         state.habit.asked(target, since);
-        state.asked = state.asked.max(changes);
+        state.changes_asked = state.changes_asked.max(changes);
         let due = match (state.habit.next(), &state.untold) {
             (Some((_, since)), None) if since > 0 => changes + since,
             _ => 0,
         };
         self.due.store(due, Ordering::Relaxed);
         let serves = |b: &Begun| !b.old && b.changes == changes && b.target.covers(target);
-        match &mut state.begun {
+        let asked = match &mut state.begun {
             Some(begun) if serves(begun) && begun.ended => {
                 state.begun = None;
                 Asked::Done(tell)
@@ -84,14 +89,17 @@ impl Foresight {
                 Asked::Runs
             }
             _ => Asked::Unforeseen(tell),
-        }
+        };
+        drop(state);
+        drop(gone);
+        asked
     }
 
     /// Begins one that covers so many changes, if it is due behind a write to `file`.
     fn begin(&self, file: FileId, changes: u64) -> Option<Target> {
         let mut state = self.state.lock();
         let (target, since) = state.habit.next()?;
-        let due = target.file == file && state.asked + since == changes;
+        let due = target.file == file && state.changes_asked + since == changes;
         let runs = state.begun.as_ref().is_some_and(|b| !b.ended);
         if !due || runs || state.untold.is_some() {
             return None;
@@ -101,21 +109,24 @@ impl Foresight {
             changes,
             old: false,
             ended: false,
+            told: false,
             tell: None,
         });
         Some(target)
     }
 
-    /// One that was begun has ended, or was broken off; returns who has asked for it meanwhile,
-    /// and what to tell.
-    fn ended(&self, changes: u64, done: Option<io::Result<()>>) -> Option<(Tell, io::Result<()>)> {
+    /// One of `node` that was begun has ended, or was not done at all; returns who has asked for
+    /// it meanwhile, and what to tell.
+    fn ended(
+        &self,
+        changes: u64,
+        node: &Arc<Node>,
+        done: Option<io::Result<()>>,
+    ) -> Option<(Tell, Option<io::Result<()>>)> {
         let mut state = self.state.lock();
         let begun = state.begun.take_if(|b| b.changes == changes && !b.ended)?;
         match (begun.tell, done) {
-            (Some(tell), Some(done)) => return Some((tell, done)),
-            (Some(tell), None) => {
-                return Some((tell, Err(io::Error::other("a sync was broken off"))));
-            }
+            (Some(tell), done) => return Some((tell, done)),
             (None, Some(Ok(()))) => {
                 state.begun = Some(Begun {
                     ended: true,
@@ -123,11 +134,16 @@ impl Foresight {
                     ..begun
                 });
             }
-            (None, Some(Err(e))) if has_lost(&e) => state.untold = Some((begun.target.file, e)),
+            (None, Some(Err(e))) if !begun.told => state.untold = Some((node.clone(), e)),
             // It is done when it is asked for.
             (None, _) => {}
         }
         None
+    }
+
+    /// One of `node` has failed, and there is nobody any more who would have heard of it.
+    pub(super) fn keep_untold(&self, node: &Arc<Node>, error: io::Error) {
+        self.state.lock().untold = Some((node.clone(), error));
     }
 
     /// What was begun in another term says nothing in this one: as a secondary, this node has
@@ -141,10 +157,20 @@ impl Foresight {
         }
     }
 
-    /// What a sync of `file` that nobody had asked for has failed with, once.
-    pub(super) fn take_untold(&self, file: FileId) -> Option<io::Error> {
+    /// A sync of `file` that was asked for has ended so; returns what to tell.
+    pub(super) fn told(&self, file: FileId, done: io::Result<()>) -> io::Result<()> {
         let mut state = self.state.lock();
-        state.untold.take_if(|(of, _)| *of == file).map(|(_, e)| e)
+        let untold = state.untold.take_if(|(node, _)| node.file() == file);
+        if let (Some(begun), Err(_)) = (&mut state.begun, &done) {
+            begun.told |= begun.target.file == file;
+        }
+        drop(state);
+        done.and(untold.map_or(Ok(()), |(_, e)| Err(e)))
+    }
+
+    /// What syncs had lost before is there again.
+    pub(super) fn made_good(&self) {
+        self.state.lock().untold = None;
     }
 }
 
@@ -158,21 +184,30 @@ struct Foreseen {
 
 impl Foreseen {
     fn run(self) {
-        let done = self.engine.sync_file_now(&self.node, self.target.data_only);
-        self.end(Some(done));
+        let data_only = self.target.data_only;
+        let done = self.engine.sync_ahead(&self.node, data_only);
+        let Some((tell, done)) = self.ended(done) else {
+            return;
+        };
+        tell(match done {
+            // The kernel tells both descriptors, and who has asked is told once.
+            Some(done) => self.engine.all_is_there(&self.node).and(done),
+            None => self.engine.sync_file(&self.node, data_only),
+        });
     }
 
-    fn end(&self, done: Option<io::Result<()>>) {
-        if let Some((tell, done)) = self.engine.foresight.ended(self.changes, done) {
-            tell(done);
-        }
+    fn ended(&self, done: Option<io::Result<()>>) -> Option<(Tell, Option<io::Result<()>>)> {
+        let foresight = &self.engine.foresight;
+        foresight.ended(self.changes, &self.node, done)
     }
 }
 
 impl Drop for Foreseen {
     /// Whoever waits for it is told, however it ends.
     fn drop(&mut self) {
-        self.end(None);
+        if let Some((tell, _)) = self.ended(None) {
+            tell(Err(io::Error::other("a sync was broken off")));
+        }
     }
 }
 
@@ -297,6 +332,20 @@ mod tests {
             self.until(|p| p.begun() == Some(true));
         }
 
+        /// One that is foreseen begins, which nobody does; returns what it is known by.
+        fn begins(&self) -> u64 {
+            let due = self.engine.gate.begun() + 1;
+            drop(self.engine.gate.enter());
+            self.engine.foresight.begin(self.file.file(), due).unwrap();
+            due
+        }
+
+        /// It has ended.
+        fn ends(&self, due: u64, done: Option<io::Result<()>>) -> Option<Tell> {
+            let ended = self.engine.foresight.ended(due, &self.file, done);
+            ended.map(|(tell, _)| tell)
+        }
+
         /// How many syncs are done while this is.
         fn syncs(&self, during: impl FnOnce()) -> u64 {
             let before = self.engine.syncs_begun();
@@ -379,51 +428,87 @@ mod tests {
         assert_eq!(program.begun(), None);
     }
 
-    /// The kernel tells of it once, and has told this one: a sync of that file that is asked
-    /// for would end well, with the data lost.
+    /// For want of memory.
+    fn failed() -> Option<io::Result<()>> {
+        Some(Err(io::Error::from_raw_os_error(12)))
+    }
+
+    /// The kernel tells each descriptor of a write that failed, and once: with the last one that
+    /// has not been told yet its file would be closed, and one that is opened later knows nothing
+    /// of it. Of a failed flush of the disk's cache it tells nobody else.
     #[test]
-    fn one_that_fails_is_told_to_who_asks_next_for_that_file() {
-        let fails = |program: &Program, code| {
-            let due = program.engine.gate.begun() + 1;
-            drop(program.engine.gate.enter());
-            let file = program.file.file();
-            program.engine.foresight.begin(file, due).unwrap();
-            move |engine: &Engine| {
-                let failed = Err(io::Error::from_raw_os_error(code));
-                if let Some((tell, done)) = engine.foresight.ended(due, Some(failed)) {
-                    tell(done);
-                }
-            }
+    fn one_that_fails_is_told_to_who_asks_next_for_that_file_which_stays_open_until_then() {
+        let fails = |program: &Program| {
+            let due = program.begins();
+            assert!(program.ends(due, failed()).is_none());
         };
-        // Asked for while it runs.
+        let is_open = |program: &Program| {
+            let state = program.engine.foresight.state.lock();
+            let untold = state.untold.as_ref().map(|(node, _)| node.file());
+            untold == Some(program.file.file())
+        };
         let program = Program::with_commits(1);
-        let end = fails(&program, 5);
-        let asked = program.sync(true);
-        end(&program.engine);
-        assert!(asked.recv_timeout(PATIENCE).unwrap().is_err());
-        // Asked for later, with or without changes in between.
-        for changes in 0..2 {
-            let program = Program::with_commits(1);
-            fails(&program, 5)(&program.engine);
-            let root = program.engine.store.node(FileId::ROOT).unwrap();
-            program.engine.sync_file(&root, true).unwrap();
-            for _ in 0..changes {
-                program.write();
-            }
-            assert!(program.synced().is_err());
-            assert!(program.synced().is_ok());
-        }
+        fails(&program);
+        let root = program.engine.store.node(FileId::ROOT).unwrap();
+        program.engine.sync_file(&root, true).unwrap();
         // Until then none is foreseen, which might fail as well.
-        let program = Program::with_commits(1);
-        fails(&program, 5)(&program.engine);
         for _ in 0..4 {
             program.write();
             assert_eq!(program.begun(), None);
+            assert!(is_open(&program));
         }
-        // For want of a descriptor nothing is lost.
+        assert!(program.synced().is_err());
+        assert!(!is_open(&program));
+        assert!(program.synced().is_ok());
+        // There is nothing to tell any more.
+        for failures in 0..2 {
+            let program = Program::with_commits(1);
+            fails(&program);
+            program.engine.copy_is_made_good(failures);
+            assert_eq!(is_open(&program), failures != 0, "one has failed since");
+        }
+        // Nor anybody.
         let program = Program::with_commits(1);
-        fails(&program, 24)(&program.engine);
+        fails(&program);
+        let name = Name::new(b"log").unwrap();
+        let root = program.engine.store.node(FileId::ROOT).unwrap();
+        let file = program.file.clone();
+        program.engine.store.unlink(&root, &name, file).unwrap();
+        program.engine.sync(&root, true, true, |_| ());
+        assert!(!is_open(&program));
+    }
+
+    #[test]
+    fn one_that_fails_beside_one_that_failed_is_told_once() {
+        for beside in [false, true] {
+            let program = Program::with_commits(1);
+            let due = program.begins();
+            if beside {
+                let file = program.file.file();
+                let failed = failed().unwrap();
+                program.engine.foresight.told(file, failed).unwrap_err();
+            }
+            assert!(program.ends(due, failed()).is_none());
+            assert_eq!(program.synced().is_ok(), beside);
+        }
+    }
+
+    #[test]
+    fn one_that_could_not_be_done_says_nothing() {
+        let program = Program::with_commits(1);
+        let due = program.begins();
+        assert!(program.ends(due, None).is_none());
         assert_eq!(program.syncs(|| program.synced().unwrap()), 1);
+        // Asked for meanwhile.
+        let due = program.begins();
+        let syncs = program.syncs(|| {
+            let asked = program.sync(true);
+            assert!(asked.recv_timeout(Duration::from_millis(50)).is_err());
+            let tell = program.ends(due, None).unwrap();
+            tell(Ok(()));
+            asked.recv_timeout(PATIENCE).unwrap().unwrap();
+        });
+        assert_eq!(syncs, 0, "it is left to who has begun it");
     }
 
     #[test]

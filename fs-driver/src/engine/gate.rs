@@ -70,7 +70,7 @@ impl Gate {
         self.begun.load(Ordering::SeqCst)
     }
 
-    /// The same, by one who is inside, if all others that count have ended.
+    /// The same, by a change that is inside, if nobody else is: neither a change nor a sync.
     pub(crate) fn begun_alone(&self) -> Option<u64> {
         let begun = self.begun();
         let inside = |group: &AtomicUsize| group.load(Ordering::SeqCst);

@@ -46,6 +46,17 @@ struct State {
     doubtful: bool,
 }
 
+impl State {
+    fn count(&mut self, done: &io::Result<()>) {
+        if let Err(e) = done
+            && has_lost(e)
+        {
+            self.failed += 1;
+            self.lossy = true;
+        }
+    }
+}
+
 impl Syncs {
     /// Of a run that may find what an earlier one has left in the page cache, if `doubtful`.
     pub(super) fn after(doubtful: bool) -> Syncs {
@@ -68,15 +79,15 @@ impl Syncs {
         let done = sync();
         let mut state = self.state.lock();
         state.running.remove(&number);
-        if let Err(e) = &done
-            && has_lost(e)
-        {
-            state.failed += 1;
-            state.lossy = true;
-        }
+        state.count(&done);
         drop(state);
         self.ended.notify_all();
         done
+    }
+
+    /// Something was lost, although no sync here has met it.
+    pub(super) fn count(&self, done: &io::Result<()>) {
+        self.state.lock().count(done);
     }
 
     /// Whether a sync of a file is worth waiting for on the thread that is asked for it.
@@ -111,13 +122,15 @@ impl Syncs {
         state.lossy || state.doubtful
     }
 
-    /// Everything was compared or moved, and flushed, and none has failed beyond the first
-    /// `failed` ones.
-    fn made_good(&self, failed: u64) {
+    /// Everything was compared or moved, and flushed; that counts if none has failed beyond the
+    /// first `failed` ones.
+    fn made_good(&self, failed: u64) -> bool {
         let mut state = self.state.lock();
-        if state.failed == failed {
+        let good = state.failed == failed;
+        if good {
             (state.lossy, state.doubtful) = (false, false);
         }
+        good
     }
 }
 
@@ -137,7 +150,13 @@ impl Engine {
     /// tells of is gone here, for whatever reason, and the peer may have it: so a primary makes
     /// a peer that can take over do so, else this copy would be the source of the next resync.
     pub(super) fn sync_counted(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        self.syncs.run(sync).inspect_err(|e| {
+        let done = self.syncs.run(sync);
+        self.heed(done)
+    }
+
+    /// What a failed sync means for this node.
+    fn heed(&self, done: io::Result<()>) -> io::Result<()> {
+        done.inspect_err(|e| {
             if has_lost(e) {
                 self.disk_failed("a flush of the store", e);
             }
@@ -146,17 +165,43 @@ impl Engine {
 
     /// Syncs one file, for somebody who asks for it.
     pub(super) fn sync_file(&self, node: &Node, data_only: bool) -> io::Result<()> {
-        // The kernel would say nothing more of it.
-        match self.foresight.take_untold(node.file()) {
-            Some(error) => Err(error),
-            None => self.sync_file_now(node, data_only),
-        }
+        let done = self.sync_timed(|| self.store.sync(node, data_only));
+        self.told(node, done)
     }
 
-    /// Syncs one file, whether or not somebody has asked for it.
-    pub(super) fn sync_file_now(&self, node: &Node, data_only: bool) -> io::Result<()> {
+    /// Syncs one file before somebody asks for it, unless it cannot be begun. Who asks then has
+    /// to look [whether all is there](Engine::all_is_there).
+    pub(super) fn sync_ahead(&self, node: &Arc<Node>, data_only: bool) -> Option<io::Result<()>> {
+        let ahead = self.store.ahead(node).ok()?;
+        Some(self.sync_timed(|| ahead.sync(data_only)))
+    }
+
+    /// Fails as a sync of this file would that finds nothing to write.
+    pub(super) fn all_is_there(&self, node: &Node) -> io::Result<()> {
+        let done = self.store.failed_before(node);
+        self.syncs.count(&done);
+        self.told(node, self.heed(done))
+    }
+
+    /// The kernel has said what there is to say of this file to who asks for syncs of it;
+    /// returns what to tell.
+    fn told(&self, node: &Node, done: io::Result<()>) -> io::Result<()> {
+        if done.is_err() {
+            self.store.forget_ahead(node);
+        }
+        self.foresight.told(node.file(), done)
+    }
+
+    /// Whether the kernel knows of nothing lost of a file that was synced ahead, on a secondary.
+    pub(super) fn standby_all_is_there(&self, node: &Node) -> bool {
+        let done = self.store.failed_before(node);
+        self.syncs.count(&done);
+        self.told(node, done).is_ok()
+    }
+
+    fn sync_timed(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let began = clock::now();
-        let done = self.sync_counted(|| self.store.sync(node, data_only));
+        let done = self.sync_counted(sync);
         let took = clock::now().since(began).as_nanos() as u64;
         self.syncs.took.store(took, Ordering::Relaxed);
         done
@@ -225,7 +270,9 @@ impl Engine {
     /// A resync of this copy, or of the peer's from it, has ended: what syncs had lost before
     /// is there again.
     pub(super) fn copy_is_made_good(&self, failures: u64) {
-        self.syncs.made_good(failures);
+        if self.syncs.made_good(failures) {
+            self.foresight.made_good();
+        }
     }
 }
 

@@ -10,8 +10,9 @@ mod ranges;
 mod unix;
 #[cfg(unix)]
 pub use unix::{
-    Adoption, ApplyError, DirectoryHandle, Entry, FORGOTTEN, Layout, Listed, Lost, Node, Opening,
-    Readers, SpaceUse, Store, Visited, is_disk_failure, mark_as_seed, may_have_changed, strip_ids,
+    Adoption, Ahead, ApplyError, DirectoryHandle, Entry, FORGOTTEN, Layout, Listed, Lost, Node,
+    Opening, Readers, SpaceUse, Store, Visited, is_disk_failure, mark_as_seed, may_have_changed,
+    strip_ids,
 };
 
 #[cfg(unix)]

@@ -79,7 +79,10 @@ impl Foresight {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use twinfold_protocol::attr::Kind;
+    use twinfold_protocol::ids::SessionId;
     use twinfold_protocol::op::{Name, Stability};
     use twinfold_protocol::time::Timestamp;
     use twinfold_protocol::wire::Receipt;
@@ -284,6 +287,21 @@ mod tests {
         bed.fail();
         bed.end_sync(job).unwrap();
         assert!(bed.sync(sync()).is_err());
+    }
+
+    #[test]
+    fn one_that_fails_is_told_to_its_session_or_else_to_who_asks_next() {
+        for over in [false, true] {
+            let (bed, job) = foreseeing();
+            let engine = &bed.engine;
+            let node = engine.store.object(FILE).unwrap().unwrap();
+            let session = SessionId(job.session.0 + u128::from(over));
+            let error = io::Error::from_raw_os_error(5);
+            engine.foreseen_has_failed(session, &node, error);
+            let failed = engine.standby.lock().as_ref().unwrap().failed;
+            assert_eq!(failed, !over);
+            assert_eq!(engine.foresight.told(FILE, Ok(())).is_err(), over);
+        }
     }
 
     #[test]

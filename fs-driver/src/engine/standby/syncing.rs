@@ -10,6 +10,7 @@ use twinfold_protocol::wire::Receipt;
 use super::super::Engine;
 use super::super::habit::Target;
 use super::{Standby, StandbyError, SyncJob, SyncWhat, of_session};
+use crate::store::Node;
 
 impl Engine {
     /// Runs a sync on a thread that may wait; `done` gets the receipt, if one is due.
@@ -61,7 +62,11 @@ impl Engine {
     /// Whether a sync that is asked for is done already, and none has failed.
     pub(super) fn is_foreseen(&self, standby: &mut Standby, file: FileId, data_only: bool) -> bool {
         let done = standby.foresight.asked(Target { file, data_only });
-        done && standby.is_flushed(self.syncs.failed())
+        let is_there = || match self.store.object(file) {
+            Ok(Some(node)) => self.standby_all_is_there(&node),
+            _ => false,
+        };
+        done && is_there() && standby.is_flushed(self.syncs.failed())
     }
 
     /// A sync failed. Asked for again, it might succeed with what was lost forgotten: so
@@ -76,20 +81,52 @@ impl Engine {
         let _ = self.fall_behind();
     }
 
+    /// A foreseen sync has failed so. A session hears of it, and the next one has nothing to do
+    /// with that; where this node is primary meanwhile, the application hears of it.
+    pub(super) fn foreseen_has_failed(
+        &self,
+        session: SessionId,
+        node: &Arc<Node>,
+        source: io::Error,
+    ) -> StandbyError {
+        let mut standby = self.standby.lock();
+        match of_session(&mut standby, session) {
+            Ok(standby) => {
+                standby.failed = true;
+                let _ = self.store.failed_before(node);
+                StandbyError::Put { op: "sync", source }
+            }
+            Err(gone) => {
+                self.foresight.keep_untold(node, source);
+                gone
+            }
+        }
+    }
+
     fn run_sync(&self, job: SyncJob) -> Result<Option<Receipt>, StandbyError> {
         let failed = |source| StandbyError::Put { op: "sync", source };
-        let object = |file, data_only| match self.store.object(file).map_err(failed)? {
+        let sync = |file, data_only| match self.store.object(file).map_err(failed)? {
             Some(node) => self.sync_file(&node, data_only).map_err(failed),
             // Removed meanwhile: nothing of it has to last.
             None => Ok(()),
         };
         match job.what {
             SyncWhat::Object { file, data_only } => {
-                object(file, data_only)?;
+                sync(file, data_only)?;
                 self.none_failed(job.session)?;
             }
             SyncWhat::Foreseen(Target { file, data_only }) => {
-                object(file, data_only)?;
+                let Some(node) = self.store.object(file).map_err(failed)? else {
+                    return Ok(None);
+                };
+                match self.sync_ahead(&node, data_only) {
+                    Some(Ok(())) => {}
+                    Some(Err(e)) => {
+                        return Err(self.foreseen_has_failed(job.session, &node, e));
+                    }
+                    // It is done when it is asked for.
+                    None => return Ok(None),
+                }
                 let mut standby = self.standby.lock();
                 let standby = of_session(&mut standby, job.session)?;
                 standby.foresight.ended(job.seq);
@@ -141,7 +178,7 @@ impl Engine {
             SyncWhat::Stable { files } => {
                 match files {
                     Some(files) => {
-                        files.into_iter().try_for_each(|f| object(f, true))?;
+                        files.into_iter().try_for_each(|f| sync(f, true))?;
                         self.none_failed(job.session)?;
                     }
                     None => self.flush_session(job.session)?,

@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, FallocateFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use twinfold_protocol::attr::Kind;
@@ -63,6 +64,21 @@ impl Lost {
             seen: seen.to_vec(),
             blocks: vec![(0, seen.len())],
         }
+    }
+}
+
+/// A file that is synced before anybody asks.
+#[derive(Debug)]
+pub struct Ahead(OwnedFd);
+
+impl Ahead {
+    /// Brings it to stable storage.
+    pub fn sync(&self, data_only: bool) -> io::Result<()> {
+        let done = match data_only {
+            true => rustix::fs::fdatasync(&self.0),
+            false => rustix::fs::fsync(&self.0),
+        };
+        Ok(done?)
     }
 }
 
@@ -339,6 +355,37 @@ impl Store {
             // Nothing of these can be open for data; their names are their directory's.
             _ => Ok(()),
         }
+    }
+
+    /// A descriptor to sync a regular file by before anybody asks: of what could not be brought
+    /// to the disk the kernel tells each descriptor, and once (`fsync(2)`), so that what it tells
+    /// this one it tells [`Store::sync`] as well. The last one is kept.
+    pub fn ahead(&self, node: &Arc<Node>) -> io::Result<Arc<Ahead>> {
+        if let Some(ahead) = &*node.ahead.lock() {
+            return Ok(ahead.clone());
+        }
+        if node.kind() != Kind::Regular {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let ahead = Arc::new(Ahead(sys::reopen(node.path(), OFlags::RDONLY)?));
+        *node.ahead.lock() = Some(ahead.clone());
+        let before = std::mem::replace(&mut *self.ahead.lock(), Arc::downgrade(node));
+        if let Some(before) = before.upgrade().filter(|before| !Arc::ptr_eq(before, node)) {
+            before.ahead.lock().take();
+        }
+        Ok(ahead)
+    }
+
+    /// [`Store::sync`] has told of something that [`Store::ahead`] may not have told of yet:
+    /// the next one begins anew.
+    pub fn forget_ahead(&self, node: &Node) {
+        node.ahead.lock().take();
+    }
+
+    /// Fails if something of a regular file could not be brought to the disk, and
+    /// [`Store::sync`] has not said so yet. Nothing is written, and nobody waited for.
+    pub fn failed_before(&self, node: &Node) -> io::Result<()> {
+        sys::failed_before(node.data()?.as_fd())
     }
 
     fn set_mode(&self, node: &Node, mode: u32) -> io::Result<()> {

@@ -1,4 +1,6 @@
-//! A write arrives whole, however it is cut.
+//! A write arrives whole, however it is cut; what a file is synced by before anybody asks.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use twinfold_protocol::attr::Kind;
@@ -6,12 +8,12 @@ use twinfold_protocol::ids::FileId;
 use twinfold_protocol::op::{Name, NewObject, Payload};
 
 use super::scratch::scratch;
+use super::{Node, Store};
 
-#[test]
-fn a_write_arrives_whole_however_it_came_and_wherever_it_begins() {
-    let (_place, store) = scratch();
+/// A file.
+fn made(store: &Store, file: u64) -> Arc<Node> {
     let object = NewObject {
-        file: FileId(5000),
+        file: FileId(file),
         kind: Kind::Regular,
         target: Bytes::new(),
         mode: 0o644,
@@ -19,8 +21,14 @@ fn a_write_arrives_whole_however_it_came_and_wherever_it_begins() {
         uid: 0,
         gid: 0,
     };
-    let name = Name::new(b"file").unwrap();
-    let node = store.create(&store.root, &name, &object).unwrap();
+    let name = Name::new(format!("file-{file}").as_bytes()).unwrap();
+    store.create(&store.root, &name, &object).unwrap()
+}
+
+#[test]
+fn a_write_arrives_whole_however_it_came_and_wherever_it_begins() {
+    let (_place, store) = scratch();
+    let node = made(&store, 5000);
     // Longer and shorter than what is written at once, with more chunks than go into one
     // call, and with an empty one.
     let content: Vec<u8> = (0..300_000u32).map(|n| (n * 7 + n / 256) as u8).collect();
@@ -51,4 +59,22 @@ fn a_write_arrives_whole_however_it_came_and_wherever_it_begins() {
     let mut before = [0; 10];
     store.read(&node, 0, &mut before).unwrap();
     assert_eq!(before, content[..10]);
+}
+
+#[test]
+fn one_descriptor_is_kept_to_sync_a_file_before_anybody_asks() {
+    let (_place, store) = scratch();
+    let [one, other] = [1, 2].map(|n| made(&store, 5000 + n));
+    let is_kept = |node: &Node| node.ahead.lock().is_some();
+    let first = store.ahead(&one).unwrap();
+    first.sync(true).unwrap();
+    assert!(Arc::ptr_eq(&first, &store.ahead(&one).unwrap()));
+    // Of the last one.
+    store.ahead(&other).unwrap().sync(false).unwrap();
+    assert!(is_kept(&other) && !is_kept(&one));
+    store.forget_ahead(&other);
+    assert!(!is_kept(&other));
+    assert!(store.ahead(&store.root).is_err());
+    store.ahead(&one).unwrap();
+    assert!(is_kept(&one));
 }

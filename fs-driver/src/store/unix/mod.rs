@@ -39,7 +39,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
@@ -50,7 +50,7 @@ use twinfold_protocol::op::Name;
 
 pub use adoption::{Adoption, strip_ids};
 pub use apply::ApplyError;
-pub use data::{FORGOTTEN, Lost};
+pub use data::{Ahead, FORGOTTEN, Lost};
 pub(crate) use disk::Disk;
 pub use names::{DirectoryHandle, Entry, Listed};
 pub use node::{Node, Opening, Readers};
@@ -146,6 +146,8 @@ pub struct Store {
     aside: OwnedFd,
     index: Index,
     nodes: Mutex<Nodes>,
+    /// Whose descriptor to be synced by ahead is open.
+    ahead: Mutex<Weak<Node>>,
     /// Nodes cached at most, unless more are in use.
     capacity: usize,
     /// The application gets no descriptor from this number on.
@@ -250,6 +252,7 @@ impl Store {
             aside,
             index,
             nodes: Mutex::default(),
+            ahead: Mutex::default(),
             capacity,
             descriptors,
             largest_file,

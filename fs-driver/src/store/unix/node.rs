@@ -6,11 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use rustix::fs::{FileType, OFlags, Stat};
 use twinfold_protocol::attr::{Attributes, Device, Kind};
 use twinfold_protocol::ids::FileId;
 use twinfold_protocol::time::Timestamp;
 
+use super::data::Ahead;
 use super::sys;
 use crate::store::RangeLocks;
 
@@ -22,6 +24,8 @@ pub struct Node {
     path: OwnedFd,
     kind: Kind,
     data: OnceLock<File>,
+    /// What it is synced by before anybody asks, see [`Store::ahead`](super::Store::ahead).
+    pub(super) ahead: Mutex<Option<Arc<Ahead>>>,
     /// What is being changed in it right now.
     pub ranges: RangeLocks,
     touched: AtomicBool,
@@ -99,6 +103,7 @@ impl Node {
             kind: kind_of(&stat)?,
             path,
             data: OnceLock::new(),
+            ahead: Mutex::default(),
             ranges: RangeLocks::default(),
             touched: AtomicBool::new(true),
             orphan: AtomicBool::new(false),
