@@ -193,20 +193,14 @@ const FIGURES: &[(&str, Figure, bool, f64, bool)] = &[
     ),
     (
         "4 KiB O_DIRECT, depth 32 / depth 1",
-        |v| {
-            let one = v.rate("direct-4k-d1", System::Twinfold)?;
-            Some(v.rate("direct-4k-d32", System::Twinfold)? / one)
-        },
+        |v| depth(v, "direct-4k-d32"),
         false,
         4.0,
         false,
     ),
     (
         "4 KiB O_DIRECT, asynchronous, depth 32 / depth 1",
-        |v| {
-            let one = v.rate("direct-4k-d1", System::Twinfold)?;
-            Some(v.rate("queue-4k-d32", System::Twinfold)? / one)
-        },
+        |v| depth(v, "queue-4k-d32"),
         false,
         4.0,
         false,
@@ -337,6 +331,12 @@ fn with_trip(view: &View, workload: &str, system: System) -> Option<f64> {
 fn stream(view: &View, wire: System) -> Option<f64> {
     let stream = view.throughput("write-1m", wire)?;
     Some(view.throughput("write-1m", System::Twinfold)? / stream)
+}
+
+/// Our rate of direct writes at once relative to that of one after the other.
+fn depth(view: &View, workload: &str) -> Option<f64> {
+    let one = view.rate("direct-4k-d1", System::Twinfold)?;
+    Some(view.rate(workload, System::Twinfold)? / one)
 }
 
 /// Our rate relative to that of `GlusterFS`, run in one of its ways.

@@ -178,9 +178,15 @@ impl Engine {
 
     /// Fails as a sync of this file would that finds nothing to write.
     pub(super) fn all_is_there(&self, node: &Node) -> io::Result<()> {
+        let done = self.heed(self.failed_before(node));
+        self.told(node, done)
+    }
+
+    /// What the kernel has not told yet who asks for syncs of this file.
+    fn failed_before(&self, node: &Node) -> io::Result<()> {
         let done = self.store.failed_before(node);
         self.syncs.count(&done);
-        self.told(node, self.heed(done))
+        done
     }
 
     /// The kernel has said what there is to say of this file to who asks for syncs of it;
@@ -194,9 +200,7 @@ impl Engine {
 
     /// Whether the kernel knows of nothing lost of a file that was synced ahead, on a secondary.
     pub(super) fn standby_all_is_there(&self, node: &Node) -> bool {
-        let done = self.store.failed_before(node);
-        self.syncs.count(&done);
-        self.told(node, done).is_ok()
+        self.told(node, self.failed_before(node)).is_ok()
     }
 
     fn sync_timed(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
